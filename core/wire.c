@@ -1,0 +1,391 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+/*
+ * wire.c - the frame codec, see wire.h
+ *
+ * One walk serves both directions: each body is described once, as a sequence of
+ * fields, and a cursor either stores or loads them. So the two directions cannot
+ * disagree about a layout, and a new field is added in one place.
+ */
+#include "dmaplane.h"
+#include "wire.h"
+
+#define WIRE_MAGIC	0x46504d44U	/* "DMPF" */
+#define WIRE_CHECKSUM_OFFSET 44
+#define WIRE_ERRNO_MAX	4095
+
+struct cursor {
+	__u8 *store;		/* encoding: where to write, else NULL */
+	const __u8 *load;	/* decoding: where to read, else NULL */
+	__u32 used;
+	bool bad;		/* a field that must be zero was not */
+};
+
+/* Body bytes of each type; 0xffff marks a number that is no type. */
+static const __u16 body_bytes_of[DMP_FRAME_TYPES] = {
+	[0] = 0xffff,
+	[DMP_FRAME_HELLO] = 64,
+	[DMP_FRAME_WELCOME] = 168,
+	[DMP_FRAME_CONFIRM] = 72,
+	[DMP_FRAME_REFUSE] = 40,
+	[DMP_FRAME_GRANT] = 24,
+	[DMP_FRAME_OPERATION] = 104,
+	[DMP_FRAME_RESPONSE] = 24,
+	[DMP_FRAME_COMPLETE] = 24,
+	[DMP_FRAME_CANCEL] = 8,
+	[DMP_FRAME_CANCELLED] = 24,
+	[DMP_FRAME_PING] = 8,
+	[DMP_FRAME_PONG] = 8,
+	[DMP_FRAME_DRAIN] = 0,
+	[DMP_FRAME_GOODBYE] = 8,
+};
+
+/* CRC32C four bits at a time: frames are short, and 64 bytes of table are cheap. */
+static __u32 checksum_step(__u32 crc, __u8 byte)
+{
+	static const __u32 table[16] = {
+		0x00000000U, 0x105ec76fU, 0x20bd8edeU, 0x30e349b1U,
+		0x417b1dbcU, 0x5125dad3U, 0x61c69362U, 0x7198540dU,
+		0x82f63b78U, 0x92a8fc17U, 0xa24bb5a6U, 0xb21572c9U,
+		0xc38d26c4U, 0xd3d3e1abU, 0xe330a81aU, 0xf36e6f75U,
+	};
+
+	crc ^= byte;
+	crc = crc >> 4 ^ table[crc & 15];
+	return crc >> 4 ^ table[crc & 15];
+}
+
+/* Over the frame less the checksum field itself. */
+static __u32 frame_checksum(const __u8 *bytes, __u32 length)
+{
+	__u32 crc = 0xffffffffU;
+	__u32 i;
+
+	for (i = 0; i < WIRE_CHECKSUM_OFFSET; i++)
+		crc = checksum_step(crc, bytes[i]);
+	for (i = DMP_WIRE_HEADER_BYTES; i < length; i++)
+		crc = checksum_step(crc, bytes[i]);
+	return ~crc;
+}
+
+static __u64 walk(struct cursor *at, __u64 value, __u32 width)
+{
+	__u32 i;
+
+	if (at->store) {
+		for (i = 0; i < width; i++)
+			at->store[at->used + i] = (__u8)(value >> (8 * i));
+	} else {
+		value = 0;
+		for (i = 0; i < width; i++)
+			value |= (__u64)at->load[at->used + i] << (8 * i);
+	}
+	at->used += width;
+	return value;
+}
+
+static void walk16(struct cursor *at, __u16 *value)
+{
+	*value = (__u16)walk(at, *value, 2);
+}
+
+static void walk32(struct cursor *at, __u32 *value)
+{
+	*value = (__u32)walk(at, *value, 4);
+}
+
+static void walk_s32(struct cursor *at, __s32 *value)
+{
+	*value = (__s32)(__u32)walk(at, (__u32)*value, 4);
+}
+
+static void walk64(struct cursor *at, __u64 *value)
+{
+	*value = walk(at, *value, 8);
+}
+
+static void walk_zero(struct cursor *at, __u32 width)
+{
+	if (walk(at, 0, width))
+		at->bad = true;
+}
+
+static void walk_bytes(struct cursor *at, __u8 *bytes, __u32 count)
+{
+	if (at->store)
+		__builtin_memcpy(at->store + at->used, bytes, count);
+	else
+		__builtin_memcpy(bytes, at->load + at->used, count);
+	at->used += count;
+}
+
+static void walk_limits(struct cursor *at, struct dmp_wire_limits *limits)
+{
+	walk32(at, &limits->operations);
+	walk32(at, &limits->window_slots);
+	walk64(at, &limits->window_bytes);
+}
+
+static void walk_hello(struct cursor *at, struct dmp_wire_hello *hello)
+{
+	walk16(at, &hello->version_min);
+	walk16(at, &hello->version_max);
+	walk_zero(at, 4);
+	walk64(at, &hello->features);
+	walk_limits(at, &hello->limits);
+	walk_bytes(at, hello->nonce, DMP_WIRE_NONCE_BYTES);
+}
+
+static void walk_welcome(struct cursor *at, struct dmp_wire_welcome *welcome)
+{
+	walk16(at, &welcome->version);
+	walk16(at, &welcome->proof_bytes);
+	walk_zero(at, 4);
+	walk64(at, &welcome->features);
+	walk_limits(at, &welcome->limits);
+	walk64(at, &welcome->hello_incarnation);
+	walk_bytes(at, welcome->hello_nonce, DMP_WIRE_NONCE_BYTES);
+	walk_bytes(at, welcome->nonce, DMP_WIRE_NONCE_BYTES);
+	walk_bytes(at, welcome->proof, DMP_WIRE_PROOF_BYTES);
+}
+
+static void walk_operation(struct cursor *at, struct dmp_wire_operation *operation)
+{
+	walk64(at, &operation->tag);
+	walk16(at, &operation->operation);
+	walk16(at, &operation->flags);
+	walk32(at, &operation->key_bytes);
+	walk64(at, &operation->offset);
+	walk64(at, &operation->length_bytes);
+	walk32(at, &operation->immediate);
+	walk32(at, &operation->checksum);
+	walk_bytes(at, operation->key, DMP_WIRE_KEY_BYTES);
+}
+
+static void walk_body(struct cursor *at, struct dmp_frame *frame)
+{
+	switch (frame->type) {
+	case DMP_FRAME_HELLO:
+		walk_hello(at, &frame->hello);
+		break;
+	case DMP_FRAME_WELCOME:
+		walk_welcome(at, &frame->welcome);
+		break;
+	case DMP_FRAME_CONFIRM:
+		walk32(at, &frame->confirm.proof_bytes);
+		walk_zero(at, 4);
+		walk_bytes(at, frame->confirm.proof, DMP_WIRE_PROOF_BYTES);
+		break;
+	case DMP_FRAME_REFUSE:
+		walk_s32(at, &frame->refuse.reason);
+		walk_zero(at, 4);
+		walk_bytes(at, frame->refuse.hello_nonce, DMP_WIRE_NONCE_BYTES);
+		break;
+	case DMP_FRAME_GRANT:
+		walk64(at, &frame->grant.sequence);
+		walk64(at, &frame->grant.slots);
+		walk64(at, &frame->grant.bytes);
+		break;
+	case DMP_FRAME_OPERATION:
+		walk_operation(at, &frame->operation);
+		break;
+	case DMP_FRAME_RESPONSE:
+		walk64(at, &frame->response.tag);
+		walk64(at, &frame->response.length_bytes);
+		walk32(at, &frame->response.checksum);
+		walk32(at, &frame->response.flags);
+		break;
+	case DMP_FRAME_COMPLETE:
+	case DMP_FRAME_CANCELLED:
+		walk64(at, &frame->result.tag);
+		walk64(at, &frame->result.length_bytes);
+		walk_s32(at, &frame->result.result);
+		walk_zero(at, 4);
+		break;
+	case DMP_FRAME_CANCEL:
+		walk64(at, &frame->tag);
+		break;
+	case DMP_FRAME_PING:
+	case DMP_FRAME_PONG:
+		walk64(at, &frame->stamp);
+		break;
+	case DMP_FRAME_GOODBYE:
+		walk_s32(at, &frame->reason);
+		walk_zero(at, 4);
+		break;
+	default:
+		break;
+	}
+}
+
+static bool errno_is_sound(__s32 result)
+{
+	return result <= 0 && result >= -WIRE_ERRNO_MAX;
+}
+
+static bool limits_are_sound(const struct dmp_wire_limits *limits)
+{
+	return limits->operations && limits->window_slots && limits->window_bytes;
+}
+
+static bool operation_is_sound(const struct dmp_frame *frame)
+{
+	const struct dmp_wire_operation *operation = &frame->operation;
+	__u64 inline_bytes = operation->length_bytes;
+	__u64 end;
+
+	if (operation->flags & ~DMP_WIRE_OPERATION_FLAGS)
+		return false;
+	if (operation->key_bytes > DMP_WIRE_KEY_BYTES)
+		return false;
+	if (__builtin_add_overflow(operation->offset, operation->length_bytes, &end))
+		return false;
+	if (!(operation->flags & DMP_WIRE_CHECKSUM) && operation->checksum)
+		return false;
+	switch (operation->operation) {
+	case DMP_OP_SEND:
+		if (operation->flags & DMP_WIRE_PLACED || operation->offset ||
+		    operation->key_bytes)
+			return false;
+		break;
+	case DMP_OP_WRITE:
+	case DMP_OP_WRITE_IMM:
+		if (operation->flags & DMP_WIRE_PLACED)
+			inline_bytes = 0;
+		break;
+	case DMP_OP_READ:
+		if (operation->flags & DMP_WIRE_PLACED)
+			return false;
+		inline_bytes = 0;
+		break;
+	default:
+		return false;
+	}
+	return frame->payload_bytes == inline_bytes;
+}
+
+/* Values, whatever the direction: the encoder refuses what the decoder would. */
+static bool frame_is_sound(const struct dmp_frame *frame)
+{
+	switch (frame->type) {
+	case DMP_FRAME_OPERATION:
+		return operation_is_sound(frame);
+	case DMP_FRAME_RESPONSE:
+		if (frame->response.flags & ~DMP_WIRE_CHECKSUM)
+			return false;
+		return frame->payload_bytes == frame->response.length_bytes;
+	default:
+		break;
+	}
+	if (frame->payload_bytes)
+		return false;
+	switch (frame->type) {
+	case DMP_FRAME_HELLO:
+		return frame->hello.version_min <= frame->hello.version_max &&
+		       limits_are_sound(&frame->hello.limits);
+	case DMP_FRAME_WELCOME:
+		return frame->welcome.proof_bytes <= DMP_WIRE_PROOF_BYTES &&
+		       limits_are_sound(&frame->welcome.limits);
+	case DMP_FRAME_CONFIRM:
+		return frame->confirm.proof_bytes <= DMP_WIRE_PROOF_BYTES;
+	case DMP_FRAME_REFUSE:
+		return errno_is_sound(frame->refuse.reason) && frame->refuse.reason;
+	case DMP_FRAME_COMPLETE:
+		return errno_is_sound(frame->result.result);
+	case DMP_FRAME_CANCELLED:
+		return frame->result.result == -ECANCELED;
+	case DMP_FRAME_GOODBYE:
+		return errno_is_sound(frame->reason);
+	default:
+		return true;
+	}
+}
+
+/* The header less its checksum. */
+static void walk_header(struct cursor *at, struct dmp_frame *frame,
+			__u32 *magic, __u32 *version, __u32 *body_bytes)
+{
+	walk32(at, magic);
+	*version = (__u32)walk(at, *version, 1);
+	frame->type = (__u32)walk(at, frame->type, 1);
+	walk_zero(at, 2);
+	walk32(at, &frame->epoch);
+	walk32(at, body_bytes);
+	walk64(at, &frame->sequence);
+	walk64(at, &frame->incarnation);
+	walk64(at, &frame->payload_bytes);
+	walk_zero(at, 4);
+}
+
+int dmp_wire_encode(const struct dmp_frame *frame, void *bytes, size_t room)
+{
+	struct cursor at = { .store = bytes };
+	struct dmp_frame copy = *frame;
+	__u32 version = DMP_WIRE_VERSION;
+	__u32 magic = WIRE_MAGIC;
+	__u32 body_bytes;
+	__u32 length;
+
+	if (!frame->type || frame->type >= DMP_FRAME_TYPES || !frame_is_sound(frame))
+		return -EINVAL;
+	body_bytes = body_bytes_of[frame->type];
+	length = DMP_WIRE_HEADER_BYTES + body_bytes;
+	if (room < length)
+		return -ENOSPC;
+	walk_header(&at, &copy, &magic, &version, &body_bytes);
+	at.used = DMP_WIRE_HEADER_BYTES;
+	walk_body(&at, &copy);
+	at.used = WIRE_CHECKSUM_OFFSET;
+	walk(&at, frame_checksum(bytes, length), 4);
+	return (int)length;
+}
+
+int dmp_wire_peek(const void *header, size_t length, __u32 *frame_bytes)
+{
+	struct cursor at = { .load = header };
+	struct dmp_frame frame;
+	__u32 body_bytes = 0;
+	__u32 version = 0;
+	__u32 magic = 0;
+
+	if (length < DMP_WIRE_HEADER_BYTES)
+		return -EPROTO;
+	frame.type = 0;
+	frame.epoch = 0;
+	frame.sequence = 0;
+	frame.incarnation = 0;
+	frame.payload_bytes = 0;
+	walk_header(&at, &frame, &magic, &version, &body_bytes);
+	if (at.bad || magic != WIRE_MAGIC || version != DMP_WIRE_VERSION)
+		return -EPROTO;
+	if (!frame.type || frame.type >= DMP_FRAME_TYPES)
+		return -EPROTO;
+	if (body_bytes != body_bytes_of[frame.type])
+		return -EPROTO;
+	*frame_bytes = DMP_WIRE_HEADER_BYTES + body_bytes;
+	return 0;
+}
+
+int dmp_wire_decode(const void *bytes, size_t length, struct dmp_frame *frame)
+{
+	struct cursor at = { .load = bytes };
+	struct dmp_frame copy = { .type = 0 };
+	__u32 body_bytes = 0;
+	__u32 version = 0;
+	__u32 expected;
+	__u32 magic = 0;
+	int error;
+
+	error = dmp_wire_peek(bytes, length, &expected);
+	if (error)
+		return error;
+	if (length != expected)
+		return -EPROTO;
+	walk_header(&at, &copy, &magic, &version, &body_bytes);
+	if ((__u32)walk(&at, 0, 4) != frame_checksum(bytes, expected))
+		return -EPROTO;
+	walk_body(&at, &copy);
+	if (at.bad || at.used != expected || !frame_is_sound(&copy))
+		return -EPROTO;
+	*frame = copy;
+	return 0;
+}
