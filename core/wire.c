@@ -247,13 +247,16 @@ static bool operation_is_sound(const struct dmp_frame *frame)
 		    operation->key_bytes)
 			return false;
 		break;
-	case DMP_OP_WRITE:
 	case DMP_OP_WRITE_IMM:
 		if (operation->flags & DMP_WIRE_PLACED)
 			inline_bytes = 0;
 		break;
-	case DMP_OP_READ:
+	case DMP_OP_WRITE:
 		if (operation->flags & DMP_WIRE_PLACED)
+			return false;
+		break;
+	case DMP_OP_READ:
+		if (operation->flags)
 			return false;
 		inline_bytes = 0;
 		break;

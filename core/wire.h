@@ -57,7 +57,7 @@
 #define DMP_FRAME_TYPES		15
 
 /* Flags of an OPERATION. */
-#define DMP_WIRE_PLACED		(1U << 0)	/* the bytes are at the target already */
+#define DMP_WIRE_PLACED		(1U << 0)	/* WRITE_IMM: the bytes are there already */
 #define DMP_WIRE_CHECKSUM	(1U << 1)	/* `checksum` is the CRC32C of the bytes */
 #define DMP_WIRE_OPERATION_FLAGS (DMP_WIRE_PLACED | DMP_WIRE_CHECKSUM)
 

@@ -87,11 +87,11 @@ static struct dmp_frame sample(__u32 type, int variant)
 			fill(frame.operation.key, DMP_WIRE_KEY_BYTES, 9);
 			frame.operation.immediate = 0x61626364;
 		}
-		if (variant & 4) {
+		if (variant & 4 && variant % 4 != 3) {
 			frame.operation.flags |= DMP_WIRE_CHECKSUM;
 			frame.operation.checksum = 0x71727374;
 		}
-		if (variant & 8 && (variant % 4 == 1 || variant % 4 == 2)) {
+		if (variant & 8 && variant % 4 == 2) {
 			frame.operation.flags |= DMP_WIRE_PLACED;
 			frame.payload_bytes = 0;
 		}
@@ -283,6 +283,7 @@ static void test_values_out_of_range_are_refused_by_both_directions(void)
 	REFUSED(DMP_FRAME_OPERATION, 1, frame.operation.key_bytes = 65);
 	REFUSED(DMP_FRAME_OPERATION, 1, frame.operation.offset = ~0ULL);
 	REFUSED(DMP_FRAME_OPERATION, 1, frame.payload_bytes = 0);
+	REFUSED(DMP_FRAME_OPERATION, 1, frame.operation.flags = DMP_WIRE_PLACED);
 	REFUSED(DMP_FRAME_OPERATION, 3, frame.payload_bytes = 4096);
 	REFUSED(DMP_FRAME_OPERATION, 3, frame.operation.flags = DMP_WIRE_PLACED);
 	REFUSED(DMP_FRAME_RESPONSE, 0, frame.payload_bytes = 998);
