@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: MIT
+"""dmaplane: buffers that are pinned, placed, shared and safe, and channels that move them.
+
+with dmaplane.open() as plane:
+    src = plane.buffer(1 << 20)
+    dst = plane.buffer(1 << 20)
+    with plane.channel() as ch:
+        ch.copy(dst, src).wait(timeout=1.0)
+"""
+
+from dmaplane import _abi as abi
+from dmaplane._abi import COMPLETION, SUBMISSION
+from dmaplane._buffer import Buffer, BufferRange, Export, Holders, Placement
+from dmaplane._channel import Channel, Operation
+from dmaplane._completion import Completion
+from dmaplane._errors import (
+    BusyError,
+    ChecksumError,
+    ClosedError,
+    DmaplaneError,
+    InvalidError,
+    LimitError,
+    NoMemoryError,
+    NotAllowedError,
+    NotFoundError,
+    OperationCancelledError,
+    ProtocolError,
+    StaleEpochError,
+    SystemCallError,
+    TimedOutError,
+    UnsupportedError,
+    WouldBlock,
+)
+from dmaplane._library import crc32c, now_ns
+from dmaplane._open import open
+from dmaplane._plane import Capability, Limits, Plane
+from dmaplane._statistics import Histogram, Statistics
+from dmaplane._topology import Device, Node, Topology
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "COMPLETION",
+    "SUBMISSION",
+    "Buffer",
+    "BufferRange",
+    "BusyError",
+    "Capability",
+    "Channel",
+    "ChecksumError",
+    "ClosedError",
+    "Completion",
+    "Device",
+    "DmaplaneError",
+    "Export",
+    "Histogram",
+    "Holders",
+    "InvalidError",
+    "LimitError",
+    "Limits",
+    "NoMemoryError",
+    "Node",
+    "NotAllowedError",
+    "NotFoundError",
+    "Operation",
+    "OperationCancelledError",
+    "Placement",
+    "Plane",
+    "ProtocolError",
+    "StaleEpochError",
+    "Statistics",
+    "SystemCallError",
+    "TimedOutError",
+    "Topology",
+    "UnsupportedError",
+    "WouldBlock",
+    "__version__",
+    "abi",
+    "crc32c",
+    "now_ns",
+    "open",
+]

@@ -1,0 +1,818 @@
+# SPDX-License-Identifier: MIT
+"""Buffers: pinned memory with an id, a length, a proven place, and known holders.
+
+Two objects, because a handle may go before the memory can:
+
+  Storage  the buffer inside the plane and its one mapping. Owned by the plane.
+           Knows every live view (numpy array, tensor, memoryview, DLPack
+           capsule) by a weak reference to the object all of them hang on.
+  Buffer   the handle a user has. close() retires the storage: no new use, and
+           it is freed when the last view, operation or export is gone.
+
+Invariant: the mapping is taken away only when no view is alive, so no view ever
+dangles (L3). Storage callbacks run inside the garbage collector, in any thread:
+they take no locks and use only single dict operations.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import errno
+import os
+import sys
+import time
+import types
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+
+from dmaplane import _abi
+from dmaplane._errors import (
+    BusyError,
+    ClosedError,
+    InvalidError,
+    TimedOutError,
+    UnsupportedError,
+    error_from,
+)
+from dmaplane._plane import Capability, deadline_of, mask_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from types import TracebackType
+
+    import numpy.typing as npt
+    from typing_extensions import Self
+
+    from dmaplane._plane import Plane
+
+Kind = Literal["pages", "huge", "coherent", "user", "imported", "peer"]
+Policy = Literal["any", "prefer", "bind", "interleave"]
+Verification = Literal["unknown", "counted", "single"]
+
+KINDS: Final[tuple[Kind, ...]] = ("pages", "huge", "coherent", "user", "imported", "peer")
+POLICIES: Final[tuple[Policy, ...]] = ("any", "prefer", "bind", "interleave")
+VERIFICATIONS: Final[tuple[Verification, ...]] = ("unknown", "counted", "single")
+_NEEDED: Final[dict[str, Capability]] = {
+    "huge": Capability.HUGE,
+    "coherent": Capability.COHERENT,
+    "user": Capability.USER,
+    "peer": Capability.PEER,
+}
+PROT_READ: Final = 1
+PROT_WRITE: Final = 2
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the pages of a buffer are (L6)."""
+
+    nodes: Mapping[int, int]
+    """Node -> pages on it."""
+    page_bytes: int
+    pages: int
+    misplaced: int
+    """Pages that are not where the policy wants them."""
+    verified: Verification
+    """"counted": asked page by page; "single": the machine has one node; "unknown"."""
+
+    def __str__(self) -> str:
+        where = ", ".join(f"node {node}: {pages}" for node, pages in self.nodes.items()) or "?"
+        return (
+            f"{self.pages} pages of {self.page_bytes >> 10} KiB ({where}; "
+            f"{self.misplaced} misplaced, {self.verified})"
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Holders:
+    """Who can still reach a buffer, and how many of each."""
+
+    views: int
+    """numpy arrays, tensors, memoryviews and DLPack capsules of this process."""
+    mappings: int
+    """Mappings of the plane other than the one behind the views."""
+    regions: int
+    exports: int
+    operations: int
+    """In flight."""
+    view_names: tuple[str, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """0 if nothing holds it."""
+        return self.views + self.mappings + self.regions + self.exports + self.operations
+
+    def __bool__(self) -> bool:
+        return self.total > 0
+
+    def __str__(self) -> str:
+        parts = [
+            f"{count} {name if count != 1 else name[:-1]}"
+            for name, count in (
+                ("views", self.views),
+                ("mappings", self.mappings),
+                ("regions", self.regions),
+                ("exports", self.exports),
+                ("operations", self.operations),
+            )
+            if count
+        ]
+        text = ", ".join(parts) or "nothing"
+        return f"{text} ({'; '.join(self.view_names)})" if self.view_names else text
+
+
+class Storage:
+    """A buffer inside the plane, its mapping, and the views of it that are alive."""
+
+    __slots__ = (
+        "__weakref__",
+        "_freeing",
+        "address",
+        "identity",
+        "keep",
+        "length_bytes",
+        "map_bytes",
+        "map_offset",
+        "plane",
+        "read_only",
+        "retired",
+        "views",
+    )
+
+    def __init__(
+        self,
+        plane: Plane,
+        identity: int,
+        *,
+        length_bytes: int,
+        map_offset: int,
+        map_bytes: int,
+        read_only: bool,
+        keep: memoryview | None = None,
+    ) -> None:
+        self.plane = plane
+        self.identity = identity
+        self.length_bytes = length_bytes
+        self.map_offset = map_offset
+        self.map_bytes = map_bytes
+        self.read_only = read_only
+        self.keep = keep
+        self.retired = False
+        self.address = 0
+        self.views: dict[int, tuple[weakref.ref[Any], str]] = {}
+        self._freeing = [True]  # popped by whoever frees: list.pop() happens once
+        plane._storages[identity] = self
+        if keep is not None:
+            self.address = np.frombuffer(keep, dtype=np.uint8).ctypes.data
+
+    def _address(self) -> int:
+        if not self.address:
+            protection = PROT_READ if self.read_only else PROT_READ | PROT_WRITE
+            answer = self.plane._map(self.map_bytes, protection, self.map_offset)
+            if answer < 0:
+                raise error_from(answer, "mmap", f"buffer {self.identity}")
+            self.address = answer
+        return self.address
+
+    def view(self, offset: int, length_bytes: int, name: str) -> memoryview:
+        """A view of a range. It, and all that is made from it, hang on one tracked object."""
+        root = (ctypes.c_ubyte * length_bytes).from_address(self._address() + offset)
+        if self.keep is not None:
+            root._keep = self.keep  # type: ignore[attr-defined]  # the user's memory stays too
+        key = id(root)
+        self.views[key] = (weakref.ref(root, lambda _, key=key: self._view_gone(key)), name)  # type: ignore[misc]
+        shown = memoryview(root).cast("B")
+        return shown.toreadonly() if self.read_only else shown
+
+    def _view_gone(self, key: int) -> None:
+        self.views.pop(key, None)
+        if self.retired and not self.views:
+            self.free()
+            self.plane.end_if_unused()
+
+    def view_names(self) -> tuple[str, ...]:
+        """What the live views are, for messages."""
+        return tuple(name for _, name in list(self.views.values()))
+
+    def unmap(self) -> None:
+        """Gives the mapping back; only without views. A later view maps again."""
+        address, self.address = self.address, 0
+        if address and self.keep is None:
+            answer = self.plane._unmap(address, self.map_bytes)
+            if answer:
+                raise error_from(answer, "munmap", f"buffer {self.identity}")
+        elif self.keep is not None:
+            self.address = address
+
+    def destroy(self, flags: int, deadline_ns: int) -> int:
+        """BUFFER_DESTROY; 0 or a negative errno. Repeats after signals."""
+        request = _abi.Destroy(
+            size=ctypes.sizeof(_abi.Destroy), flags=flags, id=self.identity, deadline_ns=deadline_ns
+        )
+        answer = -errno.EINTR
+        while answer == -errno.EINTR:
+            answer = self.plane._command(_abi.BUFFER_DESTROY, request)
+        return answer
+
+    def forget(self) -> None:
+        """The plane has freed it."""
+        self.plane._storages.pop(self.identity, None)
+        self.keep = None
+
+    def free(self) -> bool:
+        """Frees what nothing holds any more; what is held by the plane itself is drained.
+
+        True once it is gone. Never waits. Only one caller at a time gets in.
+        """
+        plane = self.plane
+        if self.views or plane._ended or plane._process != os.getpid():
+            return plane._ended
+        try:
+            self._freeing.pop()
+        except IndexError:
+            return False
+        try:
+            self.unmap()
+            answer = self.destroy(0, 0)
+            if answer == -errno.EBUSY:
+                answer = self.destroy(_abi.DESTROY_DRAIN, 1)
+            if answer in (0, -errno.ENOENT):
+                self.forget()
+                return True
+            return False
+        finally:
+            self._freeing.append(True)
+
+    def retire(self) -> None:
+        """No new use from here; freed now or when the last holder is gone."""
+        self.retired = True
+        self.free()
+
+
+def free_retired(plane: Plane) -> None:
+    """Frees retired storage whose operations or exports have ended meanwhile."""
+    for storage in list(plane._storages.values()):
+        if storage.retired and not storage.views:
+            storage.free()
+
+
+class BufferRange:
+    """A part of a buffer: `buffer[a:b]`. Names bytes, holds nothing."""
+
+    __slots__ = ("buffer", "length_bytes", "offset")
+
+    def __init__(self, buffer: Buffer, offset: int, length_bytes: int) -> None:
+        self.buffer = buffer
+        self.offset = offset
+        self.length_bytes = length_bytes
+
+    def __len__(self) -> int:
+        return self.length_bytes
+
+    def __getitem__(self, part: slice) -> BufferRange:
+        start, length = _part(part, self.length_bytes)
+        return BufferRange(self.buffer, self.offset + start, length)
+
+    def memory(self) -> memoryview:
+        """A memoryview of these bytes; a holder while it lives."""
+        return self.buffer._view(self, "memoryview")
+
+    def numpy(
+        self, shape: int | Sequence[int] | None = None, dtype: npt.DTypeLike = np.uint8
+    ) -> npt.NDArray[Any]:
+        """A numpy array of these bytes, without a copy; a holder while it lives."""
+        kind = np.dtype(dtype)
+        if kind.hasobject or kind.itemsize == 0:
+            raise InvalidError("dtype", f"{kind} has no fixed layout", fix="a plain number type")
+        shape, count = _shape_of(shape, kind.itemsize, self.length_bytes)
+        flat = self.buffer._view(self, f"numpy {kind} {list(shape)}")
+        return np.frombuffer(flat, dtype=kind, count=count).reshape(shape)
+
+    def tensor(self, shape: int | Sequence[int] | None = None, dtype: Any = None) -> Any:
+        """A torch tensor of these bytes, without a copy; a holder while it lives.
+
+        @dtype: a torch dtype or its name ("bfloat16"); uint8 if left out. Imports torch.
+        """
+        torch = _torch()
+        if isinstance(dtype, str):
+            named = getattr(torch, dtype, None)
+            if not isinstance(named, torch.dtype):
+                raise InvalidError("dtype", f"torch has no {dtype!r}", fix='e.g. "bfloat16"')
+            dtype = named
+        dtype = torch.uint8 if dtype is None else dtype
+        if self.buffer.read_only:
+            raise UnsupportedError("a tensor of a read-only buffer", "a writable one, or numpy()")
+        shape, count = _shape_of(shape, dtype.itemsize, self.length_bytes)
+        flat = self.buffer._view(self, f"tensor {dtype} {list(shape)}")
+        return torch.frombuffer(flat, dtype=dtype, count=count).reshape(shape)
+
+    def __repr__(self) -> str:
+        return f"{self.buffer!r}[{self.offset}:{self.offset + self.length_bytes}]"
+
+
+class Buffer:
+    """Pinned memory of a plane. Use it in a `with` block; made by `plane.buffer()`."""
+
+    __slots__ = (
+        "__weakref__",
+        "_refusal",
+        "_storage",
+        "kind",
+        "length_bytes",
+        "page_bytes",
+        "plane",
+        "policy",
+    )
+
+    def __init__(
+        self, plane: Plane, storage: Storage, *, kind: Kind, policy: Policy, page_bytes: int
+    ) -> None:
+        self.plane = plane
+        self.kind: Kind = kind
+        self.policy: Policy = policy
+        self.length_bytes = storage.length_bytes
+        self.page_bytes = page_bytes
+        self._storage = storage
+        self._refusal: str | None = None
+
+    @property
+    def id(self) -> int:
+        """Names the buffer in submissions. Never reused on its plane."""
+        return self._storage.identity
+
+    @property
+    def read_only(self) -> bool:
+        """True if views cannot write."""
+        return self._storage.read_only
+
+    @property
+    def allocated_bytes(self) -> int:
+        """`length_bytes` in whole pages, as the plane allocated it."""
+        return self._storage.map_bytes
+
+    @property
+    def closed(self) -> bool:
+        """True after close() or destroy(), or once the plane is closed."""
+        return self._refusal is not None or self.plane.closed
+
+    def _check(self) -> None:
+        self.plane._check()
+        if self._refusal is not None:
+            raise ClosedError(self._refusal)
+
+    def _view(self, part: BufferRange, name: str) -> memoryview:
+        self._check()
+        return self._storage.view(part.offset, part.length_bytes, name)
+
+    def __len__(self) -> int:
+        return self.length_bytes
+
+    def __getitem__(self, part: slice) -> BufferRange:
+        start, length = _part(part, self.length_bytes)
+        return BufferRange(self, start, length)
+
+    @property
+    def all(self) -> BufferRange:
+        """The whole of it as a range."""
+        return BufferRange(self, 0, self.length_bytes)
+
+    def memory(self) -> memoryview:
+        """A memoryview of the whole buffer; a holder while it lives."""
+        return self.all.memory()
+
+    def numpy(
+        self, shape: int | Sequence[int] | None = None, dtype: npt.DTypeLike = np.uint8
+    ) -> npt.NDArray[Any]:
+        """A numpy array on this memory, without a copy; a holder while it lives.
+
+        @shape: by default all that fits; a smaller one shows the first bytes.
+        """
+        return self.all.numpy(shape, dtype)
+
+    def tensor(self, shape: int | Sequence[int] | None = None, dtype: Any = None) -> Any:
+        """A torch tensor on this memory, without a copy; a holder while it lives."""
+        return self.all.tensor(shape, dtype)
+
+    def __buffer__(self, flags: int, /) -> memoryview:
+        return self.memory()
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)  # kDLCPU
+
+    def __dlpack__(
+        self,
+        *,
+        stream: Any = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        array = self.numpy()
+        if max_version is None and dl_device is None and copy is None:
+            return array.__dlpack__(stream=stream)
+        options: dict[str, Any] = {"stream": stream, "max_version": max_version}
+        return array.__dlpack__(**options, dl_device=dl_device, copy=copy)
+
+    def _query(self, flags: int = 0) -> _abi.BufferQuery:
+        self._check()
+        answer = _abi.BufferQuery(flags=flags, buffer_id=self.id)
+        self.plane.call("BUFFER_QUERY", _abi.BUFFER_QUERY, answer)
+        return answer
+
+    @property
+    def placement(self) -> Placement:
+        """Where the pages were found at creation; one command."""
+        return _placement(self._query())
+
+    def recheck(self) -> Placement:
+        """Where the pages are now, counted again; costs a look at every page."""
+        return _placement(self._query(_abi.BUFFER_RECHECK))
+
+    @property
+    def holders(self) -> Holders:
+        """Who can still reach it; one command."""
+        answer = self._query()
+        storage = self._storage
+        ours = 1 if storage.address and storage.keep is None else 0
+        names = storage.view_names()
+        return Holders(
+            views=len(names),
+            mappings=max(0, answer.mappings - ours),
+            regions=answer.regions,
+            exports=answer.exports,
+            operations=answer.operations,
+            view_names=names,
+        )
+
+    def sync(
+        self,
+        part: slice | None = None,
+        *,
+        read: bool = False,
+        write: bool = False,
+        end: bool = False,
+    ) -> None:
+        """Orders CPU access to a range against devices: before it, and with @end after it."""
+        if not (read or write):
+            raise InvalidError("read, write", "neither is set", fix="say what the access does")
+        span = self.all if part is None else self[part]
+        flags = (
+            (_abi.SYNC_FOR_READ if read else 0)
+            | (_abi.SYNC_FOR_WRITE if write else 0)
+            | (_abi.SYNC_END if end else 0)
+        )
+        self._check()
+        self.plane.call(
+            "BUFFER_SYNC",
+            _abi.BUFFER_SYNC,
+            _abi.BufferSync(
+                flags=flags,
+                buffer_id=self.id,
+                offset=span.offset,
+                length_bytes=span.length_bytes,
+            ),
+        )
+
+    def export(self, *, read_only: bool = False, dmabuf: bool = False) -> Export:
+        """An fd that shares the whole buffer with other processes; yours to close."""
+        self._check()
+        self.plane.require(Capability.EXPORT_DMABUF if dmabuf else Capability.EXPORT)
+        flags = (_abi.EXPORT_READ_ONLY if read_only else 0) | (_abi.EXPORT_DMABUF if dmabuf else 0)
+        request = _abi.BufferExport(flags=flags, buffer_id=self.id)
+        self.plane.call("BUFFER_EXPORT", _abi.BUFFER_EXPORT, request)
+        return Export(request.fd, length_bytes=self.length_bytes, read_only=read_only)
+
+    def destroy(self, *, drain: bool = False, timeout: float | None = None) -> None:
+        """Frees it now, or says why not: BusyError names the holders, and nothing changed.
+
+        With @drain: refuses new use at once, waits up to @timeout seconds for every
+        holder to go, then frees; TimedOutError leaves it draining, and freed by the last.
+        """
+        self._check()
+        if timeout is not None and not drain:
+            raise InvalidError("timeout", "only waiting has a limit", fix="destroy(drain=True)")
+        storage = self._storage
+        deadline = deadline_of(timeout)
+        if drain:
+            self._drain(deadline)
+            return
+        if storage.views:
+            raise BusyError(f"buffer {self.id}", self.holders, errno=errno.EBUSY)
+        storage.unmap()
+        answer = storage.destroy(0, 0)
+        if answer == -errno.EBUSY:
+            raise BusyError(f"buffer {self.id}", self.holders, errno=errno.EBUSY)
+        if answer:
+            raise error_from(answer, "BUFFER_DESTROY", f"buffer {self.id}")
+        storage.forget()
+        self._refusal = f"buffer {self.id} is destroyed"
+
+    def _drain(self, deadline_ns: int) -> None:
+        storage = self._storage
+        self._refusal = f"buffer {self.id} is draining or destroyed"
+        answer = storage.destroy(_abi.DESTROY_DRAIN, 1) if storage.views else -errno.ETIMEDOUT
+        while storage.views and (not deadline_ns or time.monotonic_ns() < deadline_ns):
+            time.sleep(0.0005)
+        if not storage.views:
+            storage.unmap()
+            answer = storage.destroy(_abi.DESTROY_DRAIN, deadline_ns)
+        if answer == -errno.ETIMEDOUT:
+            storage.retired = True
+            raise TimedOutError(
+                f"buffer {self.id} is still held by {Holders(len(storage.views), 0, 0, 0, 0)}"
+                if storage.views
+                else f"buffer {self.id} is still held by operations or exports; it stays draining",
+                errno=errno.ETIMEDOUT,
+            )
+        if answer:
+            raise error_from(answer, "BUFFER_DESTROY", f"buffer {self.id}")
+        storage.forget()
+
+    def close(self) -> None:
+        """Ends this handle; idempotent. Memory still shown or in flight is freed by the last."""
+        if self._refusal is None:
+            self._refusal = f"buffer {self.id} is closed"
+            if not self.plane.closed:
+                self._storage.retire()
+
+    def __enter__(self) -> Self:
+        self._check()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_refusal", "") is None and not self.plane.closed:
+            warnings.warn(
+                f"{self!r} was never closed; its memory stays until the plane closes",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{self.length_bytes} bytes"
+        return f"<buffer {self.id} {self.kind}, {state}>"
+
+
+class Export:
+    """An fd of a buffer. Owns it: close(), a `with` block, or detach() to take it over."""
+
+    __slots__ = ("__weakref__", "_fd", "length_bytes", "read_only")
+
+    def __init__(self, fd: int, *, length_bytes: int, read_only: bool) -> None:
+        self._fd = fd
+        self.length_bytes = length_bytes
+        self.read_only = read_only
+
+    def fileno(self) -> int:
+        """The fd; ClosedError if it is closed or detached."""
+        if self._fd < 0:
+            raise ClosedError("this export is closed or detached")
+        return self._fd
+
+    @property
+    def fd(self) -> int:
+        """The fd."""
+        return self.fileno()
+
+    def detach(self) -> int:
+        """The fd, which the caller closes from here on."""
+        fd, self._fd = self.fileno(), -1
+        return fd
+
+    def close(self) -> None:
+        """Closes the fd; idempotent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        self.fileno()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
+
+    def __repr__(self) -> str:
+        return f"<export of {self.length_bytes} bytes, fd {self._fd}>"
+
+
+def _placement(answer: _abi.BufferQuery) -> Placement:
+    nodes = {node: pages for node, pages in enumerate(answer.node_pages) if pages}
+    return Placement(
+        nodes=types.MappingProxyType(nodes),
+        page_bytes=answer.page_bytes,
+        pages=answer.pages,
+        misplaced=answer.pages_misplaced,
+        verified=VERIFICATIONS[answer.placement],
+    )
+
+
+def _part(part: slice, length_bytes: int) -> tuple[int, int]:
+    if not isinstance(part, slice):
+        raise InvalidError("index", f"{part!r} is no range", fix="slice it: buffer[0:4096]")
+    start, stop, step = part.indices(length_bytes)
+    if step != 1:
+        raise InvalidError("step", f"{step} is not 1", fix="a range is contiguous")
+    if stop <= start:
+        raise InvalidError("range", f"[{start}:{stop}] is empty", fix="at least one byte")
+    for name, bound in (("start", part.start), ("stop", part.stop)):
+        if bound is not None and bound > length_bytes:
+            raise InvalidError(name, f"{bound} is past the end", fix=f"at most {length_bytes}")
+    return start, stop - start
+
+
+def _shape_of(
+    shape: int | Sequence[int] | None, item_bytes: int, length_bytes: int
+) -> tuple[tuple[int, ...], int]:
+    room = length_bytes // item_bytes
+    sides = (room,) if shape is None else (shape,) if isinstance(shape, int) else tuple(shape)
+    count = 1
+    for side in sides:
+        if side < 0:
+            raise InvalidError("shape", f"{list(sides)} has a negative side", fix="sizes >= 0")
+        count *= side
+    if count > room:
+        raise InvalidError(
+            "shape",
+            f"{list(sides)} of {item_bytes}-byte items needs {count * item_bytes} bytes",
+            fix=f"there are {length_bytes}",
+        )
+    if count == 0:
+        raise InvalidError("shape", f"{list(sides)} holds nothing", fix="at least one item")
+    return sides, count
+
+
+def _torch() -> Any:
+    loaded = sys.modules.get("torch")
+    if loaded is not None:
+        return loaded
+    try:
+        import torch  # type: ignore[import-not-found,unused-ignore]
+    except ImportError as reason:
+        raise UnsupportedError("tensor()", "torch: pip install dmaplane[torch]") from reason
+    return torch
+
+
+def _chosen_kind(
+    kind: Kind | None, huge: Literal["prefer", "require"] | None, user: object
+) -> Kind:
+    if kind is not None and kind not in KINDS:
+        raise InvalidError("kind", f"{kind!r} is none", fix=f"one of {', '.join(KINDS)}")
+    if kind == "imported":
+        raise InvalidError("kind", "imported buffers are not created", fix="plane.import_buffer()")
+    if huge not in (None, "prefer", "require"):
+        raise InvalidError("huge", f"{huge!r} is none", fix='"prefer", "require" or None')
+    if huge is not None and kind not in (None, "huge"):
+        raise InvalidError("huge", f"contradicts kind {kind!r}", fix="leave kind out")
+    if (user is None) == (kind == "user"):
+        raise InvalidError("user", "kind user and user= go together", fix="give user= alone")
+    if user is not None:
+        if kind not in (None, "user") or huge is not None:
+            raise InvalidError("user", "this memory already has its pages", fix="give user= alone")
+        return "user"
+    return "huge" if huge is not None else kind or "pages"
+
+
+def _chosen_place(
+    node: int | None, nodes: Iterable[int] | None, policy: Policy | None, strict: bool
+) -> tuple[Policy, int, int]:
+    if policy is not None and policy not in POLICIES:
+        raise InvalidError("policy", f"{policy!r} is none", fix=f"one of {', '.join(POLICIES)}")
+    if node is not None and nodes is not None:
+        raise InvalidError("node, nodes", "both are given", fix="one node, or several")
+    mask = mask_of(nodes) if nodes is not None else 0
+    if nodes is not None and not mask:
+        raise InvalidError("nodes", "it names no node", fix="at least one")
+    if nodes is not None:
+        if policy not in (None, "bind", "interleave"):
+            raise InvalidError("policy", f"{policy!r} takes no nodes", fix="bind or interleave")
+        return policy or "bind", -1, mask
+    if node is not None:
+        single = mask_of([node])
+        if policy in ("bind", "interleave") or (policy is None and strict):
+            return policy or "bind", -1, single
+        if policy == "any":
+            raise InvalidError("policy", "any takes no node", fix="leave policy out")
+        return "prefer", node, 0
+    if policy not in (None, "any"):
+        raise InvalidError("node", f"policy {policy!r} names none", fix="give node= or nodes=")
+    return "any", -1, 0
+
+
+def _user_memory(user: Any, read_only: bool) -> memoryview:
+    try:
+        memory = memoryview(user)
+    except TypeError as reason:
+        raise InvalidError(
+            "user", f"{type(user).__name__} has no buffer protocol", fix="e.g. a numpy array"
+        ) from reason
+    if not memory.c_contiguous:
+        raise InvalidError("user", "the memory is not contiguous", fix="np.ascontiguousarray()")
+    if memory.readonly and not read_only:
+        raise InvalidError("user", "the memory is read-only", fix="read_only=True")
+    if memory.nbytes == 0:
+        raise InvalidError("user", "the memory is empty", fix="at least one byte")
+    return memory.cast("B") if memory.ndim != 1 or memory.format != "B" else memory
+
+
+def create(
+    plane: Plane,
+    length_bytes: int | None,
+    *,
+    kind: Kind | None,
+    node: int | None,
+    nodes: Iterable[int] | None,
+    policy: Policy | None,
+    strict: bool,
+    huge: Literal["prefer", "require"] | None,
+    user: Any,
+    read_only: bool,
+) -> Buffer:
+    """Plane.buffer(): checks every argument here, so that the plane is never asked nonsense."""
+    free_retired(plane)
+    chosen = _chosen_kind(kind, huge, user)
+    place, preferred, mask = _chosen_place(node, nodes, policy, strict)
+    keep: memoryview | None = None
+    if user is not None:
+        if place != "any" or strict:
+            raise InvalidError("user", "this memory already has its place", fix="no node, policy")
+        keep = _user_memory(user, read_only)
+        if length_bytes is not None and not 0 < length_bytes <= keep.nbytes:
+            raise InvalidError("length_bytes", f"{length_bytes}", fix=f"1 .. {keep.nbytes}")
+        keep = keep[:length_bytes]
+        length_bytes = keep.nbytes
+    elif read_only:
+        raise InvalidError("read_only", "nothing could ever be written", fix="only with user=")
+    if length_bytes is None:
+        raise InvalidError("length_bytes", "it is missing", fix="bytes wanted, > 0")
+    if not 0 < length_bytes <= plane.limits.buffer_bytes_max:
+        raise InvalidError(
+            "length_bytes", f"{length_bytes}", fix=f"1 .. {plane.limits.buffer_bytes_max}"
+        )
+    if chosen in _NEEDED and not (chosen == "huge" and huge == "prefer"):
+        plane.require(_NEEDED[chosen])
+    if chosen == "huge" and huge == "prefer" and Capability.HUGE not in plane.capabilities:
+        chosen, huge = "pages", None
+    request = _abi.BufferCreate(
+        flags=(_abi.BUFFER_STRICT if strict else 0)
+        | (_abi.BUFFER_HUGE_PREFER if huge == "prefer" else 0)
+        | (_abi.BUFFER_READ_ONLY if read_only else 0),
+        length_bytes=length_bytes,
+        kind=KINDS.index(chosen),
+        policy=POLICIES.index(place),
+        node=preferred,
+        node_mask=mask,
+        user_addr=np.frombuffer(keep, dtype=np.uint8).ctypes.data if keep is not None else 0,
+    )
+    plane.call("BUFFER_CREATE", _abi.BUFFER_CREATE, request)
+    storage = Storage(
+        plane,
+        request.buffer_id,
+        length_bytes=length_bytes,
+        map_offset=request.map_offset,
+        map_bytes=request.map_bytes,
+        read_only=read_only,
+        keep=keep,
+    )
+    return Buffer(plane, storage, kind=chosen, policy=place, page_bytes=request.page_bytes)
+
+
+def import_from(plane: Plane, source: Any, *, read_only: bool) -> Buffer:
+    """Plane.import_buffer()."""
+    free_retired(plane)
+    plane.require(Capability.IMPORT)
+    fd = source if isinstance(source, int) else source.fileno()
+    if fd < 0:
+        raise InvalidError("source", f"{fd} is no fd", fix="an fd, or an object with fileno()")
+    request = _abi.BufferImport(flags=_abi.IMPORT_READ_ONLY if read_only else 0, fd=fd)
+    plane.call("BUFFER_IMPORT", _abi.BUFFER_IMPORT, request)
+    storage = Storage(
+        plane,
+        request.buffer_id,
+        length_bytes=request.length_bytes,
+        map_offset=request.map_offset,
+        map_bytes=request.length_bytes,
+        read_only=read_only,
+    )
+    return Buffer(plane, storage, kind="imported", policy="any", page_bytes=request.page_bytes)

@@ -1,0 +1,829 @@
+# SPDX-License-Identifier: MIT
+"""Channels: a submission ring, a completion ring, and a worker behind them.
+
+Two ways to use one, freely mixed on the same channel:
+
+  operations  ch.copy(dst, src) gives an Operation: wait() for it, or await it.
+  rows        ch.submit(rows) takes a numpy array of SUBMISSION and gives one of
+              COMPLETION; no Python runs per element.
+
+user_data tells them apart: its highest bit belongs to operations.
+
+Invariants
+ - One thread pushes at a time (_push_lock), one takes completions at a time
+   (_take_lock); the two do not exclude each other. Whoever takes completions hands
+   them to all who wait; who waits and is not taking is woken by who is.
+ - Taking is restartable. An exception can arrive between any two steps (a signal
+   handler that raises), so completions are popped into _scratch, which stays valid
+   until _taken, the number handed out, has caught up with the ring's own head.
+   Handing out twice is harmless: operations are found by number and leave their
+   table once, rows are kept under the position they were popped at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import itertools
+import os
+import struct
+import threading
+import time
+import warnings
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import numpy as np
+
+from dmaplane import _abi, _buffer, _library, _rows
+from dmaplane._completion import ENTRY, Completion
+from dmaplane._errors import (
+    ClosedError,
+    InvalidError,
+    NotFoundError,
+    TimedOutError,
+    WouldBlock,
+    error_from,
+)
+from dmaplane._plane import Capability, deadline_of
+from dmaplane._statistics import Histogram, Statistics, read_histogram, read_statistics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from types import TracebackType
+
+    import numpy.typing as npt
+    from typing_extensions import Self
+
+    from dmaplane._buffer import Buffer, BufferRange
+    from dmaplane._plane import Plane
+
+OPERATION_BIT: Final = 1 << 63
+_ROW: Final = struct.Struct("<HHIQQIIQQQII")
+_NOTHING: Final = (-errno.EINTR, -errno.ETIMEDOUT, -errno.EAGAIN)
+_PROT_BOTH: Final = _buffer.PROT_READ | _buffer.PROT_WRITE
+
+
+class Operation:
+    """One accepted submission. wait() for it, `await` it, or cancel() it."""
+
+    __slots__ = ("__weakref__", "_channel", "_completion", "_futures", "user_data")
+
+    def __init__(self, channel: Channel, user_data: int) -> None:
+        self._channel = channel
+        self._completion: Completion | None = None
+        self._futures: list[asyncio.Future[None]] | None = None
+        self.user_data = user_data
+
+    @property
+    def done(self) -> bool:
+        """True once its completion was taken; never blocks, takes what there is."""
+        if self._completion is None:
+            self._channel._take_now()
+        return self._completion is not None
+
+    @property
+    def completion(self) -> Completion | None:
+        """Its completion, if there is one yet; does not look for it."""
+        return self._completion
+
+    def wait(self, timeout: float | None = None, *, check: bool = True) -> Completion:
+        """Blocks until it has completed, and raises its failure unless @check is False.
+
+        TimedOutError after @timeout seconds leaves it in flight; a limit for the
+        operation itself is given where it is made.
+        """
+        if self._completion is None:
+            self._channel._wait_for(self, deadline_of(timeout))
+        completion = cast("Completion", self._completion)
+        if check and completion.result:
+            raise cast("Exception", completion.error)
+        return completion
+
+    def cancel(self, timeout: float | None = None) -> bool:
+        """A fence: when it returns, nothing touches the buffers any more (L5).
+
+        True if this stopped it, False if it had finished by itself.
+        """
+        if self._completion is not None:
+            return False
+        try:
+            stopped = self._channel._cancel(0, self.user_data, timeout)
+        except NotFoundError:
+            stopped = 0
+        self._channel._take_now()
+        return stopped > 0
+
+    def __await__(self) -> Generator[Any, None, Completion]:
+        """Waits in asyncio; raises its failure. Cancelling the only waiter cancels it."""
+        if self._completion is None:
+            loop = asyncio.get_running_loop()
+            future: asyncio.Future[None] = loop.create_future()
+            if self._futures is None:
+                self._futures = []
+            self._futures.append(future)
+            try:
+                self._channel._watch(loop)
+                while self._completion is None:
+                    yield from future
+            except BaseException:
+                self._futures.remove(future)
+                if not self._futures and self._completion is None:
+                    self.cancel()
+                raise
+            finally:
+                self._channel._unwatch(loop)
+        completion = self._completion
+        if completion.result:
+            raise cast("Exception", completion.error)
+        return completion
+
+    def __repr__(self) -> str:
+        if self._completion is None:
+            return f"<operation {self.user_data & ~OPERATION_BIT}, in flight>"
+        return f"<operation {self.user_data & ~OPERATION_BIT}, result {self._completion.result}>"
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class Channel:
+    """A pair of rings and a worker. Use it in a `with` block; made by `plane.channel()`."""
+
+    def __init__(self, plane: Plane, made: _abi.ChannelCreate, eventfd: int) -> None:
+        self.plane = plane
+        self.id: int = made.channel_id
+        self.slots: int = made.slots
+        self._eventfd = eventfd
+        self._refusal: str | None = None
+        self._map_bytes: int = made.map_bytes
+        address = plane._map(made.map_bytes, _PROT_BOTH, made.map_offset)
+        if address < 0:
+            raise error_from(address, "mmap", f"channel {self.id}")
+        self._address = address
+        self._control = _abi.RingControl.from_address(address)
+        self.completion_slots: int = made.completion_slots or 2 * made.slots
+        self._client = _library.Client(
+            control=address,
+            submissions=address + made.submissions_offset,
+            completions=address + made.completions_offset,
+            slots=self.slots,
+            completion_slots=self.completion_slots,
+            channel_id=self.id,
+        )
+        library = plane._attach(self._client)
+        self._client_at = ctypes.addressof(self._client)
+        self._push_exchange: Callable[..., int] = library.quick.dmp_client_exchange
+        self._take_exchange: Callable[..., int] = library.waiting.dmp_client_exchange
+        self._arm: Callable[..., int] = library.quick.dmp_client_arm
+
+        self._push_lock = threading.Lock()
+        self._row = (ctypes.c_char * _ROW.size)()
+        self._row_at = ctypes.addressof(self._row)
+        self._pushed = ctypes.c_uint32()
+        self._pushed_at = ctypes.addressof(self._pushed)
+        self._numbers = itertools.count(OPERATION_BIT)
+        self._rows_pushed = 0
+
+        self._take_lock = threading.Lock()
+        self._scratch = np.zeros(self.completion_slots, dtype=_abi.COMPLETION)
+        self._scratch_at = self._scratch.ctypes.data
+        self._scratch_bytes = self._scratch.view(np.uint8).data
+        self._scratch_head = 0
+        self._taken = 0
+        self._unused = ctypes.c_uint32()
+        self._unused_at = ctypes.addressof(self._unused)
+        self._operations: dict[int, Operation] = {}
+        self._rows: dict[int, npt.NDArray[np.void]] = {}
+        self._rows_taken = 0
+
+        self._turn = threading.Condition()
+        self._followers = 0
+        self._loops: dict[asyncio.AbstractEventLoop, int] = {}
+        plane._channels[self.id] = self
+
+    # Submitting one.
+
+    def nop(
+        self, *, link: bool = False, timeout: float | None = None, nowait: bool = False
+    ) -> Operation:
+        """Does nothing, in order; measures what a submission costs."""
+        return self._start(_abi.OP_NOP, link * _abi.SUBMIT_LINK, timeout, nowait)
+
+    def fence(
+        self, *, link: bool = False, timeout: float | None = None, nowait: bool = False
+    ) -> Operation:
+        """Completes when all before it have; nothing after it starts earlier."""
+        return self._start(_abi.OP_FENCE, link * _abi.SUBMIT_LINK, timeout, nowait)
+
+    def copy(
+        self,
+        dst: Buffer | BufferRange,
+        src: Buffer | BufferRange,
+        *,
+        link: bool = False,
+        checksum: bool = False,
+        verify: int | None = None,
+        timeout: float | None = None,
+        nowait: bool = False,
+    ) -> Operation:
+        """Copies @src to @dst, which are of one length and do not overlap.
+
+        @link: the next submission starts only if this one succeeds. @checksum: CRC32C of
+        the bytes, computed inside the copy, in Completion.checksum. @verify: and it must be
+        this value, else ChecksumError. @timeout: seconds from now by which it has completed,
+        with TimedOutError if need be. @nowait: WouldBlock instead of waiting for a slot.
+        """
+        target, source = self._range(dst, "dst"), self._range(src, "src")
+        if target.length_bytes != source.length_bytes:
+            raise InvalidError(
+                "dst, src",
+                f"{target.length_bytes} and {source.length_bytes} bytes",
+                fix="one length: slice the longer one, as in dst[:len(src)]",
+            )
+        if target.buffer.read_only:
+            raise InvalidError("dst", "this buffer is read-only", fix="a writable one")
+        if target.buffer is source.buffer and (
+            abs(target.offset - source.offset) < source.length_bytes
+        ):
+            raise InvalidError("dst, src", "they overlap", fix="ranges that do not")
+        return self._start(
+            _abi.OP_COPY,
+            self._flags(link, checksum, verify),
+            timeout,
+            nowait,
+            source.buffer.id,
+            target.buffer.id,
+            source.offset,
+            target.offset,
+            source.length_bytes,
+            0,
+            verify or 0,
+        )
+
+    def fill(
+        self,
+        dst: Buffer | BufferRange,
+        pattern: int = 0,
+        *,
+        link: bool = False,
+        checksum: bool = False,
+        verify: int | None = None,
+        timeout: float | None = None,
+        nowait: bool = False,
+    ) -> Operation:
+        """Fills @dst with a 32-bit @pattern; start and length are multiples of 4 bytes."""
+        target = self._range(dst, "dst")
+        if not 0 <= pattern < 1 << 32:
+            raise InvalidError("pattern", f"{pattern}", fix="0 .. 2**32 - 1")
+        if target.offset % 4 or target.length_bytes % 4:
+            raise InvalidError(
+                "dst", f"[{target.offset}:+{target.length_bytes}]", fix="multiples of 4 bytes"
+            )
+        if target.buffer.read_only:
+            raise InvalidError("dst", "this buffer is read-only", fix="a writable one")
+        return self._start(
+            _abi.OP_FILL,
+            self._flags(link, checksum, verify),
+            timeout,
+            nowait,
+            0,
+            target.buffer.id,
+            0,
+            target.offset,
+            target.length_bytes,
+            pattern,
+            verify or 0,
+        )
+
+    def _range(self, given: Buffer | BufferRange, field: str) -> BufferRange:
+        if isinstance(given, _buffer.Buffer):
+            part = _buffer.BufferRange(given, 0, given.length_bytes)
+        elif isinstance(given, _buffer.BufferRange):
+            part = given
+        else:
+            raise InvalidError(
+                field,
+                f"{type(given).__name__} is no buffer",
+                fix="plane.buffer(), or plane.buffer(user=...) for memory you already have",
+            )
+        if part.buffer.plane is not self.plane:
+            raise InvalidError(field, "it belongs to another plane", fix="export and import it")
+        part.buffer._check()
+        return part
+
+    def _flags(self, link: bool, checksum: bool, verify: int | None) -> int:
+        if not checksum and verify is None:
+            return link * _abi.SUBMIT_LINK
+        self.plane.require(Capability.CHECKSUM)
+        if verify is None:
+            return link * _abi.SUBMIT_LINK | _abi.SUBMIT_CHECKSUM
+        if not 0 <= verify < 1 << 32:
+            raise InvalidError("verify", f"{verify} is no CRC32C", fix="0 .. 2**32 - 1")
+        return link * _abi.SUBMIT_LINK | _abi.SUBMIT_CHECKSUM | _abi.SUBMIT_VERIFY
+
+    def _start(
+        self,
+        operation: int,
+        flags: int,
+        timeout: float | None,
+        nowait: bool,
+        source: int = 0,
+        target: int = 0,
+        source_offset: int = 0,
+        target_offset: int = 0,
+        length_bytes: int = 0,
+        immediate: int = 0,
+        checksum: int = 0,
+    ) -> Operation:
+        deadline = deadline_of(timeout) if timeout is not None else 0
+        user_data = next(self._numbers)
+        started = Operation(self, user_data)
+        while True:
+            with self._push_lock:
+                if self._refusal is not None:
+                    raise ClosedError(self._refusal)
+                _ROW.pack_into(
+                    self._row,
+                    0,
+                    operation,
+                    flags,
+                    0,
+                    user_data,
+                    deadline,
+                    source,
+                    target,
+                    source_offset,
+                    target_offset,
+                    length_bytes,
+                    immediate,
+                    checksum,
+                )
+                self._operations[user_data] = started
+                answer = self._push_exchange(
+                    self._client_at, self._row_at, 1, self._pushed_at, 0, 0, 0, 0
+                )
+                if answer >= 0 and self._pushed.value:
+                    return started
+                del self._operations[user_data]
+            if answer < 0 and answer not in _NOTHING:
+                raise error_from(answer, "ENTER", f"channel {self.id}")
+            self._make_room(deadline, nowait)
+
+    def _make_room(self, deadline: int, nowait: bool) -> None:
+        """Takes completions, so that a slot gets free; waits for one unless @nowait."""
+        if self._take_now():
+            return
+        if nowait:
+            raise WouldBlock(
+                f"all {self.slots} slots of channel {self.id} are taken; "
+                "wait for a completion, or create the channel with more slots",
+                errno=errno.EAGAIN,
+            )
+        if not self._take(1, deadline) and deadline and time.monotonic_ns() >= deadline:
+            raise TimedOutError(f"no slot of channel {self.id} got free", errno=errno.ETIMEDOUT)
+
+    # Taking completions.
+
+    def _take_now(self) -> int:
+        """Takes what is there, without waiting; how many. 0 if another thread is taking."""
+        if self._refusal is not None or not self._take_lock.acquire(blocking=False):
+            return 0
+        try:
+            return self._pop(0, 1)
+        finally:
+            self._release_take()
+
+    def _take(self, wait_count: int, deadline: int) -> int:
+        """Waits for completions, or for another thread that is taking them to do so."""
+        if self._take_lock.acquire(blocking=False):
+            try:
+                return self._pop(wait_count, deadline)
+            finally:
+                self._release_take()
+        with self._turn:
+            self._followers += 1
+            try:
+                if self._take_lock.locked():
+                    self._turn.wait(_remaining(deadline))
+            finally:
+                self._followers -= 1
+        return 0
+
+    def _release_take(self) -> None:
+        self._take_lock.release()
+        if self._followers:
+            with self._turn:
+                self._turn.notify_all()
+
+    def _pop(self, wait_count: int, deadline: int) -> int:
+        """One exchange; the take lock is held. How many completions were handed out."""
+        if self._refusal is not None:
+            raise ClosedError(self._refusal)
+        left = self._hand_out()
+        if left:
+            return left
+        answer = self._take_exchange(
+            self._client_at,
+            0,
+            0,
+            self._unused_at,
+            self._scratch_at,
+            self.completion_slots,
+            wait_count,
+            deadline,
+        )
+        if answer > 0:
+            return self._hand_out()
+        if answer == 0 or answer in _NOTHING:
+            return 0
+        raise error_from(answer, "ENTER", f"channel {self.id}")
+
+    def _hand_out(self) -> int:
+        """Gives popped completions to whom they belong. May be entered again after a raise."""
+        head = self._control.complete_head
+        count = (head - self._taken) & 0xFFFFFFFF
+        if not count:
+            self._scratch_head = head
+            return 0
+        first = (self._taken - self._scratch_head) & 0xFFFFFFFF
+        woken = False
+        if self._rows_taken == self._rows_pushed:
+            for entry in range(first, first + count):
+                fields = ENTRY.unpack_from(self._scratch_bytes, entry * 32)
+                if fields[0] & OPERATION_BIT:
+                    woken |= self._finish(fields)
+                else:
+                    self._keep(self._scratch[entry : entry + 1], self._taken)
+                self._taken = (self._taken + 1) & 0xFFFFFFFF
+        else:
+            popped = self._scratch[first : first + count]
+            if self._operations:
+                ours = popped["user_data"] >= np.uint64(OPERATION_BIT)
+                for entry in np.flatnonzero(ours).tolist():
+                    woken |= self._finish(
+                        ENTRY.unpack_from(self._scratch_bytes, (first + entry) * 32)
+                    )
+                popped = popped[~ours]
+            if len(popped):
+                self._keep(popped, self._taken)
+            self._taken = head
+        self._scratch_head = head
+        if self._followers:
+            with self._turn:
+                self._turn.notify_all()
+        return count
+
+    def _keep(self, popped: npt.NDArray[np.void], position: int) -> None:
+        if position not in self._rows:
+            self._rows[position] = popped.copy()
+            self._rows_taken += len(popped)
+
+    def _finish(self, fields: tuple[Any, ...]) -> bool:
+        operation = self._operations.pop(fields[0], None)
+        if operation is None:
+            return False
+        operation._completion = Completion._make(fields)
+        for future in operation._futures or ():
+            future.get_loop().call_soon_threadsafe(_wake, future)
+        return True
+
+    def _wait_for(self, operation: Operation, deadline: int) -> None:
+        while operation._completion is None:
+            self._take(1, deadline)
+            if operation._completion is None and deadline and time.monotonic_ns() >= deadline:
+                raise TimedOutError(
+                    f"{operation!r} of channel {self.id} has not completed yet; "
+                    "it goes on: wait again, or cancel() it",
+                    errno=errno.ETIMEDOUT,
+                )
+
+    # Rows: many at once.
+
+    def push_nowait(self, rows: npt.NDArray[np.void]) -> int:
+        """Submits as many of @rows as there is room for, in order; how many.
+
+        WouldBlock if there is room for none. Their completions come from completions().
+        """
+        accepted = self._push_rows(_rows.checked(rows))
+        if not accepted and len(rows):
+            self._take_now()
+            accepted = self._push_rows(rows)
+            if not accepted:
+                raise WouldBlock(
+                    f"all {self.slots} slots of channel {self.id} are taken; take completions",
+                    errno=errno.EAGAIN,
+                )
+        return accepted
+
+    def push(self, rows: npt.NDArray[np.void], *, timeout: float | None = None) -> None:
+        """Submits all of @rows, in order, waiting for room as needed.
+
+        What completes meanwhile is kept for completions(). TimedOutError says how many
+        went in.
+        """
+        rows = _rows.checked(rows)
+        deadline = deadline_of(timeout)
+        done = self._push_rows(rows)
+        while done < len(rows):
+            try:
+                self._make_room(deadline, nowait=False)
+            except TimedOutError:
+                raise TimedOutError(
+                    f"{done} of {len(rows)} rows were accepted before the time passed",
+                    errno=errno.ETIMEDOUT,
+                ) from None
+            done += self._push_rows(rows[done:])
+
+    def _push_rows(self, rows: npt.NDArray[np.void]) -> int:
+        with self._push_lock:
+            if self._refusal is not None:
+                raise ClosedError(self._refusal)
+            count = len(rows)
+            if not count:
+                return 0
+            self._rows_pushed += count
+            self._pushed.value = 0
+            try:
+                answer = self._push_exchange(
+                    self._client_at, rows.ctypes.data, count, self._pushed_at, 0, 0, 0, 0
+                )
+            finally:
+                self._rows_pushed -= count - self._pushed.value
+            if answer < 0 and answer not in _NOTHING:
+                raise error_from(answer, "ENTER", f"channel {self.id}")
+            return self._pushed.value
+
+    def completions(
+        self, limit: int | None = None, *, wait: int = 0, timeout: float | None = None
+    ) -> npt.NDArray[np.void]:
+        """Completions of rows, at most @limit, in the order they came.
+
+        Does not block, unless @wait completions are asked for; then TimedOutError after
+        @timeout seconds, with what has come kept for the next call.
+        """
+        in_flight = self._rows_pushed - self._rows_taken + self._rows_kept()
+        if wait > in_flight:
+            raise InvalidError("wait", f"{wait} rows", fix=f"{in_flight} can still come")
+        deadline = deadline_of(timeout)
+        if not wait:
+            self._take_now()
+        while (kept := self._rows_kept()) < wait:
+            self._take(1 if self._operations else wait - kept, deadline)
+            if self._rows_kept() < wait and deadline and time.monotonic_ns() >= deadline:
+                raise TimedOutError(
+                    f"{self._rows_kept()} of {wait} completions came in time; "
+                    "they are kept for the next call",
+                    errno=errno.ETIMEDOUT,
+                )
+        return self._kept_rows(limit)
+
+    def submit(
+        self,
+        rows: npt.NDArray[np.void],
+        *,
+        wait: int | None = None,
+        timeout: float | None = None,
+    ) -> npt.NDArray[np.void]:
+        """Submits all of @rows with one ENTER where they fit, and gives completions.
+
+        @wait: return when so many have come; by default all of the rows in flight, those
+        of an earlier push() included. A failed row is a completion with a negative
+        `result`, not an exception. InvalidError names the first row that is malformed.
+        """
+        deadline = deadline_of(timeout)
+        self.push(rows, timeout=timeout)
+        in_flight = self._rows_pushed - self._rows_taken + self._rows_kept()
+        left = None if not deadline else max(0.0, (deadline - time.monotonic_ns()) / 1e9)
+        return self.completions(wait=in_flight if wait is None else wait, timeout=left)
+
+    def _rows_kept(self) -> int:
+        return sum(map(len, self._rows.values())) if self._rows else 0
+
+    def _kept_rows(self, limit: int | None) -> npt.NDArray[np.void]:
+        parts: list[npt.NDArray[np.void]] = []
+        room = limit if limit is not None else 1 << 62
+        with self._push_lock:
+            for position in list(self._rows):
+                part = self._rows.pop(position)
+                if len(part) > room:
+                    self._rows = {position: part[room:], **self._rows}
+                    part = part[:room]
+                parts.append(part)
+                room -= len(part)
+                if not room:
+                    break
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if parts else np.empty(0, dtype=_abi.COMPLETION)
+
+    # Cancelling, and asyncio.
+
+    def cancel(
+        self,
+        user_data: int | None = None,
+        *,
+        everything: bool = False,
+        timeout: float | None = None,
+    ) -> int:
+        """Cancels rows by their @user_data, or everything; a fence (L5).
+
+        How many were stopped by this; others finished by themselves. Each still has its
+        completion. NotFoundError if none was in flight.
+        """
+        if (user_data is None) != everything:
+            raise InvalidError(
+                "user_data, everything", "one of them", fix="a number, or everything=True"
+            )
+        flags = _abi.CANCEL_ALL if everything else 0
+        return self._cancel(flags, user_data or 0, timeout)
+
+    def _cancel(self, flags: int, user_data: int, timeout: float | None) -> int:
+        if self._refusal is not None:
+            raise ClosedError(self._refusal)
+        request = _abi.Cancel(
+            flags=flags,
+            channel_id=self.id,
+            user_data=user_data,
+            deadline_ns=deadline_of(timeout),
+        )
+        self.plane.call("CANCEL", _abi.CANCEL, request)
+        return int(request.cancelled)
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        watchers = self._loops.get(loop, 0)
+        self._loops[loop] = watchers + 1
+        if not watchers:
+            loop.add_reader(self._eventfd, self._on_event)
+        self._arm_or_take()
+
+    def _unwatch(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loops[loop] -= 1
+        if not self._loops[loop]:
+            del self._loops[loop]
+            loop.remove_reader(self._eventfd)
+
+    def _on_event(self) -> None:
+        try:
+            os.read(self._eventfd, 8)
+        except BlockingIOError:
+            pass  # another loop, or an earlier turn of this one, has read it
+        self._arm_or_take()
+
+    def _arm_or_take(self) -> None:
+        """Takes what is there; armed for the next completion when it returns."""
+        while self._refusal is None:
+            if self._arm(self._client_at) == 0:
+                return
+            if not self._take_now():
+                return  # another thread is taking: it wakes the futures
+
+    # Looking at it, and ending it.
+
+    @property
+    def in_flight(self) -> int:
+        """Operations and rows submitted whose completion was not taken yet."""
+        return len(self._operations) + self._rows_pushed - self._rows_taken
+
+    def statistics(self) -> Statistics:
+        """Counters of this channel; one command."""
+        self._check()
+        return read_statistics(self.plane, _abi.SCOPE_CHANNEL, self.id)
+
+    def histogram(self) -> Histogram:
+        """Nanoseconds from acceptance to completion; 18 commands."""
+        self._check()
+        return read_histogram(self.plane, _abi.SCOPE_CHANNEL, self.id, _abi.HISTOGRAM_LATENCY)
+
+    @property
+    def closed(self) -> bool:
+        """True after close(), or once the plane is closed."""
+        return self._refusal is not None
+
+    def _check(self) -> None:
+        if self._refusal is not None:
+            raise ClosedError(self._refusal)
+
+    def _forked(self) -> None:
+        self._refusal = (
+            "this channel belongs to the process that made it; a forked child opens its own plane"
+        )
+
+    def close(self, *, drain: bool = False, timeout: float | None = None) -> None:
+        """Ends it; idempotent. What is in flight is cancelled, or with @drain finished first.
+
+        Operations still waited for complete: nobody is left hanging.
+        """
+        if self._refusal is not None:
+            return
+        request = _abi.Destroy(
+            flags=_abi.DESTROY_DRAIN if drain else 0,
+            id=self.id,
+            deadline_ns=deadline_of(timeout) if drain else 0,
+        )
+        if drain:
+            deadline = deadline_of(timeout)
+            while self.in_flight:
+                if not self._take(1, deadline) and deadline and time.monotonic_ns() >= deadline:
+                    raise TimedOutError(
+                        f"{self.in_flight} still in flight on channel {self.id}",
+                        errno=errno.ETIMEDOUT,
+                    )
+        else:
+            try:
+                self._cancel(_abi.CANCEL_ALL, 0, None)
+            except NotFoundError:
+                pass  # nothing was in flight
+        while self._take_now():
+            pass
+        self._refusal = f"channel {self.id} is closed"
+        with self._push_lock, self._take_lock:
+            pass  # nobody is inside the rings from here on
+        answer = self.plane._unmap(self._address, self._map_bytes)
+        self._address = 0
+        try:
+            self.plane.call("CHANNEL_DESTROY", _abi.CHANNEL_DESTROY, request)
+        finally:
+            for loop in list(self._loops):
+                loop.remove_reader(self._eventfd)
+            self._loops.clear()
+            fd, self._eventfd = self._eventfd, -1
+            os.close(fd)
+        if answer:
+            raise error_from(answer, "munmap", f"channel {self.id}")
+
+    def __enter__(self) -> Self:
+        self._check()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_refusal", "") is None and not self.plane.closed:
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{self.in_flight} in flight"
+        return f"<channel {self.id}, {self.slots} slots, {state}>"
+
+
+def _remaining(deadline_ns: int) -> float | None:
+    return max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9) if deadline_ns else None
+
+
+def create(
+    plane: Plane,
+    *,
+    slots: int,
+    completion_slots: int | None,
+    cpu: int | None,
+    node: int | None,
+    workers: int,
+    spin_us: int | None,
+) -> Channel:
+    """Plane.channel()."""
+    slots_max = plane.limits.slots_max
+    for field, count in (("slots", slots), ("completion_slots", completion_slots or slots)):
+        if count <= 0 or count & (count - 1) or count > slots_max:
+            raise InvalidError(field, f"{count}", fix=f"a power of two, 1 .. {slots_max}")
+    if completion_slots is not None and completion_slots < slots:
+        raise InvalidError("completion_slots", f"{completion_slots}", fix=f"at least {slots}")
+    if cpu is not None and node is not None:
+        raise InvalidError("cpu, node", "both are given", fix="one of them")
+    if workers < 1:
+        raise InvalidError("workers", f"{workers}", fix="at least 1")
+    if spin_us is not None and not 0 <= spin_us <= 1_000_000:
+        raise InvalidError("spin_us", f"{spin_us}", fix="0 .. 1000000 microseconds")
+    if cpu is not None or node is not None:
+        plane.require(Capability.BIND)
+    for field, number in (("cpu", cpu), ("node", node)):
+        if number is not None and number < 0:
+            raise InvalidError(field, f"{number}", fix="a number of plane.topology(), or None")
+    eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    try:
+        request = _abi.ChannelCreate(
+            flags=_abi.CHANNEL_EVENTFD
+            | (_abi.CHANNEL_BIND_CPU if cpu is not None else 0)
+            | (_abi.CHANNEL_BIND_NODE if node is not None else 0)
+            | (_abi.CHANNEL_SPIN if spin_us is not None else 0),
+            slots=slots,
+            completion_slots=completion_slots or 0,
+            workers=workers,
+            spin_us=spin_us or 0,
+            cpu=cpu or 0,
+            node=node or 0,
+            eventfd=eventfd,
+        )
+        plane.call("CHANNEL_CREATE", _abi.CHANNEL_CREATE, request)
+        return Channel(plane, request, eventfd)
+    except BaseException:
+        os.close(eventfd)
+        raise

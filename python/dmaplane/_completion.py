@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: MIT
+"""Completions: what a plane says about a finished operation, and what a caller raises of it."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, NamedTuple
+
+from dmaplane import _abi
+from dmaplane._errors import DmaplaneError, error_from
+from dmaplane._plane import PATHS, Path
+
+OPERATIONS: Final = {
+    _abi.OP_NOP: "nop",
+    _abi.OP_FILL: "fill",
+    _abi.OP_COPY: "copy",
+    _abi.OP_FENCE: "fence",
+    _abi.OP_SEND: "send",
+    _abi.OP_RECV: "recv",
+    _abi.OP_WRITE: "write",
+    _abi.OP_WRITE_IMM: "write_imm",
+    _abi.OP_READ: "read",
+}
+ENTRY: Final = struct.Struct("<QiBBHQII")
+
+
+class Completion(NamedTuple):
+    """One completion; the fields are those of struct dmp_completion."""
+
+    user_data: int
+    result: int
+    """0, or a negative errno."""
+    operation: int
+    path_number: int
+    flags: int
+    length_bytes: int
+    """Bytes moved."""
+    immediate: int
+    checksum_bits: int
+
+    @property
+    def ok(self) -> bool:
+        """True if the operation succeeded."""
+        return self.result == 0
+
+    @property
+    def path(self) -> Path:
+        """What carried the bytes; "none" if none moved (L8)."""
+        return PATHS[self.path_number]
+
+    @property
+    def checksum(self) -> int | None:
+        """CRC32C of the bytes, if it was asked for."""
+        return self.checksum_bits if self.flags & _abi.COMPLETE_CHECKSUM else None
+
+    @property
+    def error(self) -> DmaplaneError | None:
+        """The exception of a failed operation, not raised."""
+        if self.result == 0:
+            return None
+        return error_from(
+            self.result,
+            OPERATIONS.get(self.operation, f"operation {self.operation}"),
+            f"{self.length_bytes} bytes were moved" if self.length_bytes else "",
+        )

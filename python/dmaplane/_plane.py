@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: MIT
+"""A plane: who serves requests, and the parent of every buffer and channel.
+
+`Plane` holds all that is the same for any plane; what differs is the seven
+methods that start with an underscore and are abstract here. A plane of another
+kind is another subclass, and nobody above asks which one it is.
+
+Who owns what. The plane owns every `Storage` (a buffer of the plane and its
+mapping), however its `Buffer` handle ended, and knows its channels. close()
+ends channels, then storage; if views of memory are still alive, the plane
+itself is ended by the last of them, so that no view ever dangles.
+"""
+
+from __future__ import annotations
+
+import abc
+import ctypes
+import dataclasses
+import enum
+import errno
+import functools
+import operator
+import os
+import time
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from dmaplane import _abi
+from dmaplane._errors import ClosedError, InvalidError, UnsupportedError, error_from
+from dmaplane._statistics import Statistics, read_statistics
+from dmaplane._topology import Topology, read_topology, text_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from dmaplane._buffer import Buffer, Kind, Policy, Storage
+    from dmaplane._channel import Channel
+    from dmaplane._library import Client, Library
+
+Path = Literal["none", "local", "shm", "tcp", "verbs", "peer"]
+PATHS: tuple[Path, ...] = ("none", "local", "shm", "tcp", "verbs", "peer")
+
+
+class Capability(enum.IntFlag):
+    """What a plane offers beyond buffers of kind pages and channels."""
+
+    HUGE = _abi.CAP_HUGE
+    COHERENT = _abi.CAP_COHERENT
+    USER = _abi.CAP_USER
+    PEER = _abi.CAP_PEER
+    WRITE_COMBINE = _abi.CAP_WRITE_COMBINE
+    EXPORT = _abi.CAP_EXPORT
+    EXPORT_DMABUF = _abi.CAP_EXPORT_DMABUF
+    IMPORT = _abi.CAP_IMPORT
+    IMPORT_DMABUF = _abi.CAP_IMPORT_DMABUF
+    EXPORT_TRACKED = _abi.CAP_EXPORT_TRACKED
+    PLACEMENT = _abi.CAP_PLACEMENT
+    BIND = _abi.CAP_BIND
+    CHECKSUM = _abi.CAP_CHECKSUM
+    REGION = _abi.CAP_REGION
+    ENDPOINT = _abi.CAP_ENDPOINT
+    REVOKE = _abi.CAP_REVOKE
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limits:
+    """How far a plane goes."""
+
+    page_bytes: int
+    huge_page_bytes: int
+    """0 if there are none."""
+    buffer_bytes_max: int
+    buffers_max: int
+    channels_max: int
+    slots_max: int
+    endpoints_max: int
+    regions_max: int
+
+
+def deadline_of(timeout: float | None, field: str = "timeout") -> int:
+    """Seconds from now as an absolute time: 0 is no limit, 1 is long past (do not wait)."""
+    if timeout is None:
+        return 0
+    if timeout != timeout or timeout < 0:
+        raise InvalidError(field, f"{timeout} is not a time to wait", fix="seconds >= 0, or None")
+    if timeout == 0:
+        return 1
+    if timeout > 1e9:
+        return 0
+    return time.monotonic_ns() + int(timeout * 1e9)
+
+
+class Plane(abc.ABC):
+    """A plane that is open. Use it in a `with` block; made by `dmaplane.open()`."""
+
+    name: ClassVar[str]
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        self._refusal: str | None = None
+        self._ended = False
+        self._storages: dict[int, Storage] = {}
+        self._channels: weakref.WeakValueDictionary[int, Channel] = weakref.WeakValueDictionary()
+        self._process = os.getpid()
+        _planes.add(self)
+        answer = _abi.Query()
+        self.call("QUERY", _abi.QUERY, answer)
+        if answer.abi_major != _abi.ABI_MAJOR:
+            self._end()
+            self._ended, self._refusal = True, "this plane speaks another version of the contract"
+            raise UnsupportedError(
+                f"a plane of ABI {answer.abi_major}.{answer.abi_minor}",
+                f"a dmaplane package for that version; this one speaks "
+                f"{_abi.ABI_MAJOR}.{_abi.ABI_MINOR}",
+            )
+        self.capabilities = Capability(answer.capabilities)
+        self.nodes: int = answer.nodes
+        self.incarnation: int = answer.incarnation
+        self.version = text_of(answer.version)
+        self.paths: tuple[Path, ...] = tuple(
+            path for bit, path in enumerate(PATHS) if answer.fabrics >> bit & 1
+        )
+        self.limits = Limits(
+            **{field.name: getattr(answer, field.name) for field in dataclasses.fields(Limits)}
+        )
+
+    # What differs from plane to plane. Each returns a negative errno on failure.
+
+    @abc.abstractmethod
+    def _command(self, number: int, struct: ctypes.Structure | ctypes.Array[ctypes.c_char]) -> int:
+        """One command with its struct."""
+
+    @abc.abstractmethod
+    def _map(self, length_bytes: int, protection: int, map_offset: int) -> int:
+        """Maps; returns the address."""
+
+    @abc.abstractmethod
+    def _unmap(self, address: int, length_bytes: int) -> int:
+        """Takes back what _map gave."""
+
+    @abc.abstractmethod
+    def _poll(self, deadline_ns: int) -> int:
+        """1 if any channel has an unread completion, 0 if the time passed."""
+
+    @abc.abstractmethod
+    def _end(self) -> int:
+        """Returns all of the plane to the system."""
+
+    @abc.abstractmethod
+    def _attach(self, client: Client) -> Library:
+        """Tells a ring client how to enter this plane."""
+
+    # What is the same for all of them.
+
+    @property
+    def path(self) -> Path:
+        """The path a copy between two buffers of this plane takes."""
+        return "local" if "local" in self.paths else "none"
+
+    @property
+    def closed(self) -> bool:
+        """True after close(), and in a forked child."""
+        return self._refusal is not None
+
+    def _check(self) -> None:
+        if self._refusal is not None:
+            raise ClosedError(self._refusal)
+
+    def command(self, number: int, struct: ctypes.Structure | ctypes.Array[ctypes.c_char]) -> int:
+        """A command of the contract as it stands: 0, or a negative errno.
+
+        For tools and tests; @struct is passed unchanged, `size` included.
+        """
+        self._check()
+        return self._command(number, struct)
+
+    def call(self, name: str, number: int, struct: ctypes.Structure) -> None:
+        """A command with its size filled in, repeated after signals, its errno raised."""
+        struct.size = ctypes.sizeof(struct)
+        while True:
+            answer = self.command(number, struct)
+            if answer >= 0:
+                return
+            if answer != -errno.EINTR:
+                raise error_from(answer, name)
+
+    def require(self, capability: Capability) -> None:
+        """UnsupportedError, naming what is missing, unless the plane has all of @capability."""
+        missing = capability & ~self.capabilities
+        if missing:
+            raise UnsupportedError(
+                f"{missing.name or missing!r} on the {self.name} plane",
+                "another plane or machine; `dmaplane doctor` says what is missing and why",
+            )
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """True when any channel has an unread completion; False if @timeout seconds passed."""
+        deadline = deadline_of(timeout)
+        while True:
+            self._check()
+            answer = self._poll(deadline)
+            if answer >= 0:
+                return answer > 0
+            if answer != -errno.EINTR:
+                raise error_from(answer, "poll")
+
+    def topology(self) -> Topology:
+        """NUMA nodes, NICs and GPUs; one command a row."""
+        self._check()
+        return read_topology(self)
+
+    def statistics(self) -> Statistics:
+        """Counters of all that this plane did; one command."""
+        return read_statistics(self, _abi.SCOPE_PLANE, 0)
+
+    def buffer(
+        self,
+        length_bytes: int | None = None,
+        *,
+        kind: Kind | None = None,
+        node: int | None = None,
+        nodes: Iterable[int] | None = None,
+        policy: Policy | None = None,
+        strict: bool = False,
+        huge: Literal["prefer", "require"] | None = None,
+        user: Any = None,
+        read_only: bool = False,
+    ) -> Buffer:
+        """Allocates pinned, zeroed, resident memory; or, with @user, takes memory of yours.
+
+        @length_bytes: usable bytes; the plane rounds the allocation up to whole pages.
+        @kind: "pages" (default), "huge", "user", ... ; @huge is the short way to "huge".
+        @node: the node preferred (with @strict: required). @nodes: the nodes @policy
+        "bind" or "interleave" is about; "bind" if no policy is named.
+        @strict: every page where it was asked for, verified, or NoMemoryError.
+        @user: any object with the buffer protocol; @read_only: the plane never writes there.
+        Raises InvalidError, UnsupportedError, NoMemoryError, LimitError. Costs the
+        page faults of the whole length.
+        """
+        from dmaplane import _buffer
+
+        self._check()
+        return _buffer.create(
+            self,
+            length_bytes,
+            kind=kind,
+            node=node,
+            nodes=nodes,
+            policy=policy,
+            strict=strict,
+            huge=huge,
+            user=user,
+            read_only=read_only,
+        )
+
+    def import_buffer(self, source: Any, *, read_only: bool = False) -> Buffer:
+        """A buffer from an fd (or an object with fileno()) that BUFFER_EXPORT or memfd gave.
+
+        The fd stays the caller's and may be closed afterwards.
+        """
+        from dmaplane import _buffer
+
+        self._check()
+        return _buffer.import_from(self, source, read_only=read_only)
+
+    def channel(
+        self,
+        slots: int = 256,
+        *,
+        completion_slots: int | None = None,
+        cpu: int | None = None,
+        node: int | None = None,
+        workers: int = 1,
+        spin_us: int | None = None,
+    ) -> Channel:
+        """A pair of rings and a worker.
+
+        @slots: submissions the ring holds, a power of two. @completion_slots: by default
+        twice that. @cpu, @node: where the worker runs. @workers: threads that share large
+        copies. @spin_us: microseconds worker and waiters poll before they sleep; None lets
+        the plane adapt.
+        """
+        from dmaplane import _channel
+
+        self._check()
+        return _channel.create(
+            self,
+            slots=slots,
+            completion_slots=completion_slots,
+            cpu=cpu,
+            node=node,
+            workers=workers,
+            spin_us=spin_us,
+        )
+
+    @property
+    def buffers(self) -> int:
+        """Buffers of this plane not yet freed, retired ones included."""
+        return len(self._storages)
+
+    def close(self) -> None:
+        """Ends channels, then buffers, then the plane. Idempotent.
+
+        Memory that numpy arrays or other views still show stays until they are gone.
+        """
+        if self._refusal is not None:
+            return
+        try:
+            for channel in list(self._channels.values()):
+                channel.close()
+        finally:
+            self._refusal = f"the {self.name} plane is closed"
+            for storage in list(self._storages.values()):
+                storage.retire()
+            self.end_if_unused()
+
+    def end_if_unused(self) -> None:
+        """Ends a closed plane once no view shows its memory any more."""
+        if self._refusal is None or self._ended or self._process != os.getpid():
+            return
+        if any(storage.views for storage in list(self._storages.values())):
+            return
+        self._ended = True
+        self._storages.clear()
+        answer = self._end()
+        if answer:
+            raise error_from(answer, "close")
+
+    def __enter__(self) -> Self:
+        self._check()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_refusal", "") is None:
+            warnings.warn(
+                f"{self!r} was never closed; use `with dmaplane.open() as plane:`",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{len(self._storages)} buffers"
+        return f"<dmaplane {self.name} plane, {state}>"
+
+
+_planes: weakref.WeakSet[Plane] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for plane in list(_planes):
+        if plane._refusal is None:
+            plane._refusal = (
+                "this plane belongs to the process that opened it; "
+                "a forked child opens its own with dmaplane.open()"
+            )
+        for channel in list(plane._channels.values()):
+            channel._forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def mask_of(nodes: Iterable[int]) -> int:
+    """A node mask; InvalidError names the node that does not fit."""
+    listed = list(nodes)
+    for node in listed:
+        if not 0 <= node < _abi.NODES_MAX:
+            raise InvalidError("nodes", f"{node} is no node", fix=f"0 .. {_abi.NODES_MAX - 1}")
+    return functools.reduce(operator.or_, (1 << node for node in listed), 0)
