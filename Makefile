@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: MIT
+#
+# Every target prepares the machine itself; nothing has to be installed by hand.
+# `make` alone lists the targets.
+
+PY := .venv/bin/python
+BENCHES := copy ring alloc observe scale
+SEED ?= $(shell date +%s)
+
+.PHONY: help demo test test-one vmtest bench tidy fuzz lint clean setup setup-test
+
+help:
+	@echo "make demo            a stream between two processes, one of them killed, on this machine"
+	@echo "make test            every check and test; ends with one total"
+	@echo "make test-one T=name the C and Python tests whose name contains T"
+	@echo "make bench           every benchmark, results in build/bench/, fails if a claim does not hold"
+	@echo "make tidy            the rules of the house"
+	@echo "make lint            mypy and ruff"
+	@echo "make fuzz SEED=n     the fuzzer at full length; a seed replays exactly"
+	@echo "make vmtest          the kernel plane in a virtual machine"
+	@echo "make clean           removes build/ and .venv/"
+
+setup:
+	@tools/setup.sh demo
+
+setup-test:
+	@tools/setup.sh test
+
+demo: setup
+	@.venv/bin/dmaplane demo
+
+test: setup-test
+	@$(PY) tools/verify.py
+
+test-one: setup-test
+	@$(if $(T),,$(error say which: make test-one T=name))$(PY) tools/verify.py --one "$(T)"
+
+vmtest:
+	@echo "vmtest: the kernel plane is not there yet, so there is no kernel to boot; nothing was run"
+
+bench: setup
+	@mkdir -p build/bench; status=0; for name in $(BENCHES); do \
+		.venv/bin/dmaplane bench $$name --check --out build/bench/$$name.json || status=1; \
+	done; exit $$status
+
+tidy: setup-test
+	@$(PY) tools/tidy.py
+
+lint: setup-test
+	@$(PY) tools/verify.py --stage mypy --stage ruff
+
+fuzz: setup-test
+	@$(PY) tools/verify.py --stage fuzz --seed $(SEED)
+
+clean:
+	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
