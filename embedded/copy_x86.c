@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: MIT
+/*
+ * copy_x86.c - the loops of x86-64
+ *
+ * CRC inside a copy: the bytes are loaded once into registers, stored from there, and
+ * folded there. A fold multiplies an accumulator without carries by x to the power
+ * of the distance (in bits) between it and the next block, modulo the polynomial;
+ * what remains at the end is 16 bytes that have the same CRC as everything before,
+ * and the crc32 instruction finishes those. Constants: fold by D bits has
+ * x^(D+32) mod P for the low half and x^(D-32) mod P for the high one, reflected and
+ * shifted left by one (V. Gopal et al., Fast CRC Computation Using PCLMULQDQ, 2009).
+ */
+#include "copy_loops.h"
+
+#ifdef __x86_64__
+
+#include <immintrin.h>
+#include <string.h>
+
+#define TARGET_STREAM	__attribute__((target("sse2")))
+#define TARGET_CRC	__attribute__((target("sse4.2")))
+#define TARGET_NARROW	__attribute__((target("sse4.2,pclmul")))
+#define TARGET_WIDE	__attribute__((target("sse4.2,pclmul,avx2,vpclmulqdq")))
+
+#define FOLD_128	0xf20c0dfeULL, 0x14cd00bd6ULL
+#define FOLD_256	0x1384aa63aULL, 0xba4fc28eULL
+#define FOLD_512	0x740eef02ULL, 0x9e4addf8ULL
+#define FOLD_1024	0x6992cea2ULL, 0xd3b6092ULL
+
+/* How far ahead of the loads lines are fetched; farther than the end is not fetched. */
+#define AHEAD_BYTES	2048
+
+unsigned int dmp_loop_features(void)
+{
+	unsigned int features = DMP_LOOP_STREAM;
+
+	__builtin_cpu_init();
+	if (__builtin_cpu_supports("sse4.2"))
+		features |= DMP_LOOP_CRC;
+	if ((features & DMP_LOOP_CRC) && __builtin_cpu_supports("pclmul"))
+		features |= DMP_LOOP_COPY_CRC;
+	if ((features & DMP_LOOP_COPY_CRC) && __builtin_cpu_supports("avx2") &&
+	    __builtin_cpu_supports("vpclmulqdq"))
+		features |= DMP_LOOP_WIDE;
+	return features;
+}
+
+const char *dmp_loop_describe(unsigned int features)
+{
+	if (features & DMP_LOOP_WIDE)
+		return "streaming stores, vpclmulqdq";
+	if (features & DMP_LOOP_COPY_CRC)
+		return "streaming stores, pclmulqdq";
+	if (features & DMP_LOOP_CRC)
+		return "streaming stores, crc32";
+	return features & DMP_LOOP_STREAM ? "streaming stores" : "portable";
+}
+
+/* ---- copy around the caches */
+
+static inline void stream_line(char *target, const char *source)
+{
+	__m128i a = _mm_loadu_si128((const __m128i *)source);
+	__m128i b = _mm_loadu_si128((const __m128i *)(source + 16));
+	__m128i c = _mm_loadu_si128((const __m128i *)(source + 32));
+	__m128i d = _mm_loadu_si128((const __m128i *)(source + 48));
+
+	_mm_stream_si128((__m128i *)target, a);
+	_mm_stream_si128((__m128i *)(target + 16), b);
+	_mm_stream_si128((__m128i *)(target + 32), c);
+	_mm_stream_si128((__m128i *)(target + 48), d);
+}
+
+TARGET_STREAM void dmp_loop_stream(void *target, const void *source, size_t length)
+{
+	const char *from = source;
+	char *to = target;
+	size_t head = -(uintptr_t)to & 63;
+
+	if (head > length)
+		head = length;
+	memcpy(to, from, head);
+	to += head, from += head, length -= head;
+	for (; length >= AHEAD_BYTES + 128; to += 128, from += 128, length -= 128) {
+		_mm_prefetch(from + AHEAD_BYTES, _MM_HINT_NTA);
+		_mm_prefetch(from + AHEAD_BYTES + 64, _MM_HINT_NTA);
+		stream_line(to, from);
+		stream_line(to + 64, from + 64);
+	}
+	for (; length >= 64; to += 64, from += 64, length -= 64)
+		stream_line(to, from);
+	memcpy(to, from, length);
+	/* Orders the streaming stores before the release that publishes them. */
+	_mm_sfence();
+}
+
+/* ---- CRC32C. "crc" below is the bare register, not inverted. */
+
+/* Up to the end, 8 bytes and then 1 at a time; copies if there is a target. */
+TARGET_CRC static uint32_t crc_words(uint32_t crc, char *target, const char *source,
+				     size_t length)
+{
+	uint64_t wide = crc;
+
+	for (; length >= 8; length -= 8, source += 8) {
+		uint64_t word = *(const volatile uint64_t __attribute__((aligned(1))) *)source;
+
+		wide = _mm_crc32_u64(wide, word);
+		if (target) {
+			memcpy(target, &word, 8);
+			target += 8;
+		}
+	}
+	crc = (uint32_t)wide;
+	for (; length > 0; length--, source++) {
+		unsigned char byte = *(const volatile unsigned char *)source;
+
+		crc = _mm_crc32_u8(crc, byte);
+		if (target)
+			*target++ = (char)byte;
+	}
+	return crc;
+}
+
+TARGET_NARROW static inline __m128i fold(__m128i sum, uint64_t low, uint64_t high)
+{
+	__m128i by = _mm_set_epi64x((long long)high, (long long)low);
+
+	return _mm_xor_si128(_mm_clmulepi64_si128(sum, by, 0x00),
+			     _mm_clmulepi64_si128(sum, by, 0x11));
+}
+
+TARGET_NARROW static inline uint32_t finish(__m128i sum)
+{
+	uint64_t crc = _mm_crc32_u64(0, (uint64_t)_mm_cvtsi128_si64(sum));
+
+	return (uint32_t)_mm_crc32_u64(crc, (uint64_t)_mm_extract_epi64(sum, 1));
+}
+
+TARGET_NARROW static inline __m128i take(char *target, const char *source, int stream)
+{
+	__m128i bytes = _mm_loadu_si128((const __m128i *)source);
+
+	/* One load only: what is stored is what is folded. */
+	__asm__ volatile("" : "+x"(bytes));
+	if (target && stream)
+		_mm_stream_si128((__m128i *)target, bytes);
+	else if (target)
+		_mm_storeu_si128((__m128i *)target, bytes);
+	return bytes;
+}
+
+/* @length is a multiple of 64 and not 0; @target is aligned to 16 if streaming. */
+TARGET_NARROW static inline __attribute__((always_inline)) uint32_t
+narrow_loop(uint32_t crc, char *target, const char *source, size_t length, int stream)
+{
+	__m128i sum[4];
+	size_t at;
+	int lane;
+
+#define AT(offset) (target ? target + (offset) : NULL), source + (offset), stream
+	for (lane = 0; lane < 4; lane++)
+		sum[lane] = take(AT(16 * lane));
+	sum[0] = _mm_xor_si128(sum[0], _mm_cvtsi32_si128((int)crc));
+	for (at = 64; at < length; at += 64) {
+		if (length - at > AHEAD_BYTES)
+			_mm_prefetch(source + at + AHEAD_BYTES, _MM_HINT_NTA);
+		for (lane = 0; lane < 4; lane++)
+			sum[lane] = _mm_xor_si128(fold(sum[lane], FOLD_512),
+						  take(AT(at + 16 * lane)));
+	}
+	for (lane = 1; lane < 4; lane++)
+		sum[lane] = _mm_xor_si128(sum[lane], fold(sum[lane - 1], FOLD_128));
+	return finish(sum[3]);
+}
+
+TARGET_WIDE static inline __m256i fold_wide(__m256i sum, uint64_t low, uint64_t high)
+{
+	__m256i by = _mm256_set_epi64x((long long)high, (long long)low, (long long)high,
+				       (long long)low);
+
+	return _mm256_xor_si256(_mm256_clmulepi64_epi128(sum, by, 0x00),
+				_mm256_clmulepi64_epi128(sum, by, 0x11));
+}
+
+TARGET_WIDE static inline __m256i take_wide(char *target, const char *source, int stream)
+{
+	__m256i bytes = _mm256_loadu_si256((const __m256i *)source);
+
+	__asm__ volatile("" : "+x"(bytes));
+	if (target && stream)
+		_mm256_stream_si256((__m256i *)target, bytes);
+	else if (target)
+		_mm256_storeu_si256((__m256i *)target, bytes);
+	return bytes;
+}
+
+/* @length is a multiple of 128 and not 0; @target is aligned to 32 if streaming. */
+TARGET_WIDE static inline __attribute__((always_inline)) uint32_t
+wide_loop(uint32_t crc, char *target, const char *source, size_t length, int stream)
+{
+	__m256i sum[4];
+	__m128i last;
+	size_t at;
+	int lane;
+
+	for (lane = 0; lane < 4; lane++)
+		sum[lane] = take_wide(AT(32 * lane));
+	sum[0] = _mm256_xor_si256(sum[0], _mm256_zextsi128_si256(_mm_cvtsi32_si128((int)crc)));
+	for (at = 128; at < length; at += 128) {
+		if (length - at > AHEAD_BYTES) {
+			_mm_prefetch(source + at + AHEAD_BYTES, _MM_HINT_NTA);
+			_mm_prefetch(source + at + AHEAD_BYTES + 64, _MM_HINT_NTA);
+		}
+		for (lane = 0; lane < 4; lane++)
+			sum[lane] = _mm256_xor_si256(fold_wide(sum[lane], FOLD_1024),
+						     take_wide(AT(at + 32 * lane)));
+	}
+#undef AT
+	for (lane = 1; lane < 4; lane++)
+		sum[lane] = _mm256_xor_si256(sum[lane], fold_wide(sum[lane - 1], FOLD_256));
+	last = _mm_xor_si128(_mm256_extracti128_si256(sum[3], 1),
+			     fold(_mm256_castsi256_si128(sum[3]), FOLD_128));
+	return finish(last);
+}
+
+/* The constants that steer each loop are known where it is called, so each is its own. */
+TARGET_NARROW static uint32_t narrow(uint32_t crc, char *target, const char *source,
+				     size_t length, int stream)
+{
+	if (!target)
+		return narrow_loop(crc, NULL, source, length, 0);
+	if (stream)
+		return narrow_loop(crc, target, source, length, 1);
+	return narrow_loop(crc, target, source, length, 0);
+}
+
+TARGET_WIDE static uint32_t wide(uint32_t crc, char *target, const char *source,
+				 size_t length, int stream)
+{
+	if (!target)
+		return wide_loop(crc, NULL, source, length, 0);
+	if (stream)
+		return wide_loop(crc, target, source, length, 1);
+	return wide_loop(crc, target, source, length, 0);
+}
+
+static uint32_t crc_any(unsigned int features, uint32_t seed, char *target,
+			const char *source, size_t length, int stream)
+{
+	size_t block = features & DMP_LOOP_WIDE ? 128 : 64;
+	uint32_t crc = ~seed;
+	size_t head, body;
+
+	head = target ? -(uintptr_t)target & 63 : 0;
+	if (length >= head + block) {
+		body = (length - head) & ~(block - 1);
+		crc = crc_words(crc, target, source, head);
+		source += head;
+		target = target ? target + head : NULL;
+		if (features & DMP_LOOP_WIDE)
+			crc = wide(crc, target, source, body, stream);
+		else
+			crc = narrow(crc, target, source, body, stream);
+		source += body;
+		target = target ? target + body : NULL;
+		length -= head + body;
+	}
+	return ~crc_words(crc, target, source, length);
+}
+
+uint32_t dmp_loop_copy_crc32c(unsigned int features, uint32_t seed, void *target,
+			      const void *source, size_t length, int stream)
+{
+	uint32_t crc = crc_any(features, seed, target, source, length, stream);
+
+	if (stream)
+		_mm_sfence();
+	return crc;
+}
+
+uint32_t dmp_loop_crc32c(unsigned int features, uint32_t seed, const void *bytes, size_t length)
+{
+	if (features & DMP_LOOP_COPY_CRC)
+		return crc_any(features, seed, NULL, bytes, length, 0);
+	return ~crc_words(~seed, NULL, bytes, length);
+}
+
+#endif /* __x86_64__ */
