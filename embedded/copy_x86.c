@@ -103,8 +103,10 @@ TARGET_CRC static uint32_t crc_words(uint32_t crc, char *target, const char *sou
 	uint64_t wide = crc;
 
 	for (; length >= 8; length -= 8, source += 8) {
-		uint64_t word = *(const volatile uint64_t __attribute__((aligned(1))) *)source;
+		uint64_t word;
 
+		memcpy(&word, source, 8);
+		__asm__ volatile("" : "+r"(word));	/* one load: summed is stored */
 		wide = _mm_crc32_u64(wide, word);
 		if (target) {
 			memcpy(target, &word, 8);
@@ -113,8 +115,9 @@ TARGET_CRC static uint32_t crc_words(uint32_t crc, char *target, const char *sou
 	}
 	crc = (uint32_t)wide;
 	for (; length > 0; length--, source++) {
-		unsigned char byte = *(const volatile unsigned char *)source;
+		unsigned char byte = (unsigned char)*source;
 
+		__asm__ volatile("" : "+r"(byte));
 		crc = _mm_crc32_u8(crc, byte);
 		if (target)
 			*target++ = (char)byte;
