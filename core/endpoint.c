@@ -283,6 +283,7 @@ static int die(struct dmp_endpoint *endpoint)
 	if (error)
 		return error;
 	endpoint->cut = false;
+	endpoint->placing.active = false;
 	dmp_inflight_release_all(endpoint);
 	return 0;
 }
@@ -415,10 +416,10 @@ int dmp_endpoint_receive(struct dmp_endpoint *endpoint, __u64 now_ns,
 	struct dmp_frame frame;
 	int error;
 
-	if (endpoint->authenticate || endpoint->placing.active)
-		return -EBUSY;
 	if (!dmp_endpoint_is_up(endpoint) && !dmp_endpoint_is_greeting(endpoint))
 		return -ESTALE;
+	if (endpoint->authenticate || endpoint->placing.active)
+		return -EBUSY;
 	error = dmp_wire_decode(bytes, length, &frame);
 	if (error)
 		return dmp_endpoint_break(endpoint, error);
@@ -490,10 +491,7 @@ int dmp_endpoint_next_request(struct dmp_endpoint *endpoint,
 	index = dmp_queue_pop(&endpoint->work);
 	if (index == DMP_QUEUE_NONE)
 		return -EAGAIN;
-	dmp_inflight_hold(endpoint, index);
-	dmp_inflight_request(endpoint, index,
-			     endpoint->operations[index].state == OPERATION_MOVING ?
-				     DMP_REQUEST_MOVE : DMP_REQUEST_COPY, request);
+	dmp_inflight_work(endpoint, index, request);
 	return 0;
 }
 

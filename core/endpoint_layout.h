@@ -50,6 +50,7 @@ struct dmp_operation {
 	bool charged;		/* holds credit of the peer */
 	bool held;		/* the owner touches the buffer */
 	bool sending;		/* held because its payload is being written */
+	bool copying;		/* held because a staged message is copied in */
 	bool cancel_sent;	/* CANCEL is on its way, or was */
 	bool decided;		/* result is final */
 	bool delivered;		/* the completion was pushed */
@@ -93,6 +94,7 @@ struct dmp_stage {
 struct dmp_placing {
 	bool active;
 	bool taken;
+	bool held;		/* a local buffer is being filled from it */
 	__u32 target;		/* DMP_TARGET_* */
 	__u32 operation;	/* LOCAL: own operation */
 	__u32 incoming;		/* the peer's operation, if is_incoming */
@@ -217,6 +219,8 @@ int dmp_inflight_moved(struct dmp_endpoint *endpoint,
 int dmp_inflight_stopped(struct dmp_endpoint *endpoint, __u64 tag);
 void dmp_inflight_request(struct dmp_endpoint *endpoint, __u32 index, __u32 kind,
 			  struct dmp_endpoint_request *request);
+void dmp_inflight_work(struct dmp_endpoint *endpoint, __u32 index,
+		       struct dmp_endpoint_request *request);
 
 /* incoming.c */
 int dmp_incoming_operation(struct dmp_endpoint *endpoint, const struct dmp_frame *frame);

@@ -93,6 +93,8 @@ static int accept_hello(struct dmp_endpoint *endpoint, __u64 now_ns,
 	endpoint->peer = hello->limits;
 	endpoint->peer_incarnation = frame->incarnation;
 	endpoint->sequence_in = 1;
+	endpoint->honoured += 1;
+	endpoint->heard_ns = now_ns;
 	if (hello->version_min > VERSION_MAX || hello->version_max < VERSION_MIN)
 		return refuse(endpoint, now_ns, -EOPNOTSUPP);
 	endpoint->features = hello->features & endpoint->config.features;

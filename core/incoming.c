@@ -303,6 +303,11 @@ int dmp_incoming_placed(struct dmp_endpoint *endpoint, __u64 now_ns,
 	if (!placing.active || !placing.taken || placing.tag != from->tag)
 		return -ESTALE;
 	endpoint->placing.active = false;
+	if (placing.held && !dmp_endpoint_is_up(endpoint)) {
+		dmp_inflight_let_go(endpoint, placing.operation);
+		dmp_inflight_settle(endpoint, placing.operation);
+		return 0;
+	}
 	if (placing.target == DMP_TARGET_LOCAL) {
 		operation = &endpoint->operations[placing.operation];
 		operation->checksum = from->checksum;
@@ -330,9 +335,10 @@ int dmp_incoming_copied(struct dmp_endpoint *endpoint, __u64 now_ns,
 	__u32 index = (__u32)from->tag;
 	struct dmp_stage *stage;
 
-	if (!operation || !operation->held || !operation->staged_copy)
+	if (!operation || !operation->held || !operation->copying)
 		return -ESTALE;
 	dmp_inflight_let_go(endpoint, index);
+	operation->copying = false;
 	if (dmp_endpoint_is_up(endpoint)) {
 		stage = &endpoint->stages[operation->stage];
 		if (from->result) {
@@ -356,7 +362,8 @@ void dmp_incoming_break(struct dmp_endpoint *endpoint)
 {
 	__u32 index;
 
-	endpoint->placing.active = false;
+	/* a buffer that is being filled right now is still waited for */
+	endpoint->placing.active = endpoint->placing.active && endpoint->placing.held;
 	endpoint->copying = false;
 	for (index = 0; index < endpoint->config.incoming_max; index++) {
 		endpoint->incoming[index].state = INCOMING_FREE;
@@ -400,6 +407,7 @@ void dmp_incoming_place_request(struct dmp_endpoint *endpoint,
 	if (placing->target == DMP_TARGET_LOCAL) {
 		request->local = endpoint->operations[placing->operation].submission.local;
 		dmp_inflight_hold(endpoint, placing->operation);
+		placing->held = true;
 	}
 	if (placing->is_incoming)
 		request->operation = endpoint->incoming[placing->incoming].operation.operation;

@@ -406,6 +406,9 @@ int dmp_inflight_stopped(struct dmp_endpoint *endpoint, __u64 tag)
 		sent(endpoint, index);
 		return 0;
 	}
+	if (endpoint->placing.active && endpoint->placing.operation == index)
+		endpoint->placing.held = false;
+	operation->copying = false;
 	dmp_inflight_let_go(endpoint, index);
 	finish(endpoint, index, operation->expired ? -ETIMEDOUT : -ECANCELED);
 	return 0;
@@ -592,4 +595,17 @@ void dmp_inflight_request(struct dmp_endpoint *endpoint, __u32 index, __u32 kind
 		request->target = DMP_TARGET_STAGE;
 		request->stage = placing->stage;
 	}
+}
+
+/* Hand out a MOVE or a COPY; the buffer is held from here on. */
+void dmp_inflight_work(struct dmp_endpoint *endpoint, __u32 index,
+		       struct dmp_endpoint_request *request)
+{
+	struct dmp_operation *operation = &endpoint->operations[index];
+
+	operation->copying = operation->state == OPERATION_FILLING;
+	dmp_inflight_hold(endpoint, index);
+	dmp_inflight_request(endpoint, index,
+			     operation->copying ? DMP_REQUEST_COPY : DMP_REQUEST_MOVE,
+			     request);
 }
