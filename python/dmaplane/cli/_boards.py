@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: MIT
+"""Counters of other processes: the boards that open planes publish.
+
+A plane keeps its counters in a memfd of a known name. Whoever may look at a
+process finds it under /proc/PID/fd and reads it there. The file belongs to the
+process alone, so it is gone with it, however it ended, and a reader leaves
+nothing behind either. It is read with pread and not mapped: a file that a
+stranger truncates cannot then kill the reader.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import os
+import time
+from typing import TYPE_CHECKING, Final
+
+from dmaplane import _abi
+from dmaplane._statistics import Statistics
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_LINK: Final = "/memfd:dmaplane-board (deleted)"
+_MAGIC: Final = 0x42504D44
+_VERSION: Final = 1
+_COUNTERS: Final = tuple(field.name for field in dataclasses.fields(Statistics))
+
+
+class _Board(ctypes.Structure):
+    """struct dmp_board of libdmaplane.h."""
+
+    _fields_ = (
+        ("magic", ctypes.c_uint32),
+        ("version", ctypes.c_uint32),
+        ("incarnation", ctypes.c_uint64),
+        ("opened_ns", ctypes.c_uint64),
+        ("statistics", _abi.Statistics),
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sample:
+    """Counters of one plane at one moment."""
+
+    pid: int
+    command: str
+    incarnation: int
+    age_s: float
+    taken_s: float
+    """time.monotonic()"""
+    statistics: Statistics
+
+
+def samples(*, everyone: bool = False) -> list[Sample]:
+    """Every plane open now in processes of this user; with @everyone, of all we may read."""
+    user = os.geteuid()
+    found: dict[int, Sample] = {}
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit():
+            continue
+        try:
+            if everyone or entry.stat().st_uid == user:
+                for sample in _of_process(int(entry.name)):
+                    found.setdefault(sample.incarnation, sample)
+        except OSError:
+            continue  # The process ended while we looked, or is not ours to look at.
+    return sorted(found.values(), key=lambda sample: (sample.pid, sample.incarnation))
+
+
+def _of_process(pid: int) -> Iterator[Sample]:
+    folder = f"/proc/{pid}/fd"
+    for name in os.listdir(folder):
+        try:
+            if os.readlink(f"{folder}/{name}") != _LINK:
+                continue
+            fd = os.open(f"{folder}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            content = os.pread(fd, ctypes.sizeof(_Board), 0)
+        finally:
+            os.close(fd)
+        if len(content) < ctypes.sizeof(_Board):
+            continue
+        board = _Board.from_buffer_copy(content)
+        if board.magic != _MAGIC or board.version != _VERSION:
+            continue
+        if _started_after(pid, board.opened_ns):
+            continue
+        now = time.monotonic()
+        yield Sample(
+            pid=pid,
+            command=_command(pid),
+            incarnation=board.incarnation,
+            age_s=max(0.0, now - board.opened_ns / 1e9),
+            taken_s=now,
+            statistics=Statistics(
+                **{counter: getattr(board.statistics, counter) for counter in _COUNTERS}
+            ),
+        )
+
+
+def _started_after(pid: int, opened_ns: int) -> bool:
+    """A process younger than the plane has the board by fork only; the plane is its parent's."""
+    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+        # The name in brackets may hold anything, brackets and spaces included.
+        ticks = int(file.read().rpartition(")")[2].split()[19])
+    started = ticks / os.sysconf("SC_CLK_TCK")
+    asleep = time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
+    return started > opened_ns / 1e9 + asleep
+
+
+def _command(pid: int) -> str:
+    """The command line, shortened to what tells processes apart."""
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        words = [word.decode(errors="replace") for word in file.read().split(b"\0") if word]
+    if not words:
+        return "?"
+    return " ".join([os.path.basename(words[0]), *words[1:]])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rates:
+    """What grew between two samples, per second."""
+
+    submissions_per_s: float
+    completions_per_s: float
+    bytes_per_s: float
+    errors_per_s: float
+    wakeups_per_s: float
+    stalls_per_s: float
+
+
+def rates(before: Sample | None, after: Sample) -> Rates:
+    """Rates since @before; all 0 if there is none."""
+    if before is None or after.taken_s <= before.taken_s:
+        return Rates(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    elapsed = after.taken_s - before.taken_s
+    return Rates(
+        **{
+            field.name: max(
+                0,
+                getattr(after.statistics, field.name.removesuffix("_per_s"))
+                - getattr(before.statistics, field.name.removesuffix("_per_s")),
+            )
+            / elapsed
+            for field in dataclasses.fields(Rates)
+        }
+    )

@@ -1,0 +1,621 @@
+# SPDX-License-Identifier: MIT
+"""Doctor in front of machines that are broken in known ways.
+
+Each case is a healthy server with one thing changed; the check in question has
+to notice, name the cause, and give a fix that fits this machine, and no other
+check may change its verdict.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import pathlib
+from typing import Any
+
+import pytest
+
+from dmaplane import doctor
+
+GIB = 1 << 30
+RELEASE = "6.12.0-test"
+NODE = "/sys/devices/system/node"
+CARD = "/sys/bus/pci/devices/0000:3b:00.0"
+RXE = "/sys/class/infiniband/mlx5_0"
+
+# A server on which every check is "ok".
+HEALTHY: dict[str, str] = {
+    "/proc/sys/kernel/osrelease": RELEASE,
+    "/proc/sys/vm/nr_hugepages": "512",
+    "/proc/sys/vm/nr_overcommit_hugepages": "0",
+    "/proc/sys/kernel/numa_balancing": "0",
+    "/proc/meminfo": "MemTotal: 268435456 kB\nHugePages_Total: 512\nHugePages_Free: 500\n"
+    "Hugepagesize: 2048 kB\n",
+    "/proc/self/status": "Seccomp:\t0\nMems_allowed_list:\t0-1\n",
+    "/proc/self/cgroup": "0::/user.slice\n",
+    "/proc/self/environ": "HOME=/root\0",
+    "/proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX Open Kernel Module  570.86.15  x\n",
+    "/sys/fs/cgroup/user.slice/memory.max": "max",
+    "/sys/kernel/mm/transparent_hugepage/enabled": "always [madvise] never",
+    "/sys/kernel/mm/transparent_hugepage/shmem_enabled": "always within_size [advise] never",
+    f"{NODE}/node0/meminfo": "Node 0 MemTotal: 134217728 kB\n",
+    f"{NODE}/node1/meminfo": "Node 1 MemTotal: 134217728 kB\n",
+    f"{CARD}/class": "0x030200",
+    f"{CARD}/vendor": "0x10de",
+    f"{RXE}/device/vendor": "0x15b3",
+    f"{RXE}/ports/1/state": "4: ACTIVE",
+    f"{RXE}/ports/1/link_layer": "Ethernet",
+    "/sys/module/nvidia_peermem/refcnt": "0",
+    "/sys/module/dmaplane/refcnt": "0",
+    f"/lib/modules/{RELEASE}/modules.dep": "kernel/drivers/dma-buf/udmabuf.ko.xz:\n"
+    "extra/dmaplane.ko: kernel/drivers/infiniband/core/ib_core.ko\n",
+    "/etc/os-release": 'PRETTY_NAME="Test Linux 1"\n',
+    "/dev/shm/.keep": "",
+    "/dev/dmaplane": "",
+    "/dev/udmabuf": "",
+    "/dev/dma_heap/system": "",
+    "/dev/infiniband/uverbs0": "",
+    "/dev/infiniband/rdma_cm": "",
+    "/dev/nvidia0": "",
+}
+
+
+WORKS = doctor.Trial(True, "opened")
+
+
+@dataclasses.dataclass
+class Calls:
+    """What the system calls of a made-up machine answer."""
+
+    user_id: int = 1000
+    architecture: str = "x86_64"
+    memlock_limit_bytes: int = -1
+    lock_errno: int = 0
+    place_errnos: tuple[int, int] | None = (0, 0)
+    open_files: tuple[int, int] = (65536, 65536)
+    shm_bytes: int = 64 * GIB
+    embedded: doctor.Trial = WORKS
+    kernel: doctor.Trial = WORKS
+    python: tuple[int, int, int] = (3, 12, 1)
+    packages: tuple[str, ...] = ("numpy", "rich", "typer", "dmaplane")
+    numpy: str = "2.1.0"
+    closed: tuple[str, ...] = ()
+
+
+class FakeMachine(doctor.Machine):
+    """A machine of files below a folder and answers from a table."""
+
+    def __init__(self, root: pathlib.Path, files: dict[str, str], calls: Calls) -> None:
+        super().__init__(root)
+        self.calls = calls
+        for name, text in files.items():
+            path = self.path(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+
+    def usable(self, name: str) -> bool:
+        return self.exists(name) and name not in self.calls.closed
+
+    def user_id(self) -> int:
+        return self.calls.user_id
+
+    def architecture(self) -> str:
+        return self.calls.architecture
+
+    def cpus(self) -> int:
+        return 8
+
+    def python_version(self) -> tuple[int, int, int]:
+        return self.calls.python
+
+    def package_version(self, package: str) -> str | None:
+        if package not in self.calls.packages:
+            return None
+        return self.calls.numpy if package == "numpy" else "1.0"
+
+    def memlock_limit_bytes(self) -> int:
+        return self.calls.memlock_limit_bytes
+
+    def open_files_limit(self) -> tuple[int, int]:
+        return self.calls.open_files
+
+    def filesystem_bytes(self, name: str) -> tuple[int, int]:
+        return self.calls.shm_bytes, self.calls.shm_bytes
+
+    def lock_memory(self, length_bytes: int) -> int:
+        assert length_bytes == 64 << 20
+        return self.calls.lock_errno
+
+    def place_memory(self) -> tuple[int, int] | None:
+        return self.calls.place_errnos
+
+    def try_embedded(self) -> doctor.Trial:
+        return self.calls.embedded
+
+    def try_kernel(self) -> doctor.Trial:
+        return self.calls.kernel
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One change to the healthy server and what has to be said about it."""
+
+    name: str
+    check: str
+    verdict: str
+    cause: str
+    """A part of the cause."""
+    fix: str
+    """A part of the fix."""
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
+    gone: tuple[str, ...] = ()
+    """Files, or beginnings of their names."""
+    calls: dict[str, Any] = dataclasses.field(default_factory=dict)
+    others: tuple[str, ...] = ()
+    """Other checks that may change with it."""
+
+
+DOCKER = {"/.dockerenv": ""}
+POD = {"/proc/self/environ": "KUBERNETES_SERVICE_HOST=10.0.0.1\0"}
+
+CASES = (
+    Case(
+        "library missing",
+        "embedded-plane",
+        "lack",
+        "cannot open shared object",
+        "pip install --force-reinstall dmaplane",
+        calls={"embedded": doctor.Trial(False, "OSError: cannot open shared object file")},
+    ),
+    Case(
+        "library missing in a checkout",
+        "embedded-plane",
+        "lack",
+        "cannot open shared object",
+        "make",
+        calls={
+            "embedded": doctor.Trial(False, "OSError: cannot open shared object file"),
+            "packages": ("numpy", "rich", "typer"),
+        },
+    ),
+    Case(
+        "module not loaded",
+        "kernel-plane",
+        "lack",
+        "nothing has loaded dmaplane.ko",
+        "sudo modprobe dmaplane",
+        gone=("/dev/dmaplane", "/sys/module/dmaplane"),
+    ),
+    Case(
+        "module not installed",
+        "kernel-plane",
+        "lack",
+        f"no dmaplane.ko is installed for kernel {RELEASE}",
+        "Nothing has to be done",
+        files={f"/lib/modules/{RELEASE}/modules.dep": ""},
+        gone=("/dev/dmaplane", "/sys/module/dmaplane"),
+    ),
+    Case(
+        "device of the module not readable",
+        "kernel-plane",
+        "lack",
+        "user 1000 has no read and write right",
+        "sudo setfacl -m u:1000:rw /dev/dmaplane",
+        calls={"closed": ("/dev/dmaplane",)},
+    ),
+    Case(
+        "device not passed into the container",
+        "kernel-plane",
+        "lack",
+        "not visible in this container",
+        "docker run --device /dev/dmaplane",
+        files=DOCKER,
+        gone=("/dev/dmaplane",),
+    ),
+    Case(
+        "old Python",
+        "python",
+        "lack",
+        "3.10 or newer",
+        "sudo apt-get install python3.11",
+        calls={"python": (3, 9, 2)},
+    ),
+    Case(
+        "old Python on Fedora",
+        "python",
+        "lack",
+        "3.10 or newer",
+        "sudo dnf install python3.11",
+        files={"/usr/bin/dnf": ""},
+        calls={"python": (3, 9, 2)},
+    ),
+    Case(
+        "typer missing",
+        "python",
+        "lack",
+        "without its dependencies",
+        "pip install typer",
+        calls={"packages": ("numpy", "rich", "dmaplane")},
+    ),
+    Case("old numpy", "python", "lack", "1.23", "'numpy>=1.23'", calls={"numpy": "1.21.5"}),
+    Case(
+        "ancient kernel",
+        "kernel",
+        "lack",
+        "4.14",
+        "5.10",
+        files={
+            "/proc/sys/kernel/osrelease": "3.10.0-1160.el7",
+            "/lib/modules/3.10.0-1160.el7/modules.dep": "extra/dmaplane.ko:\n",
+        },
+    ),
+    Case(
+        "no huge pages in the pool",
+        "huge-pages",
+        "lack",
+        "both 0",
+        "sudo sysctl -w vm.nr_hugepages=512",
+        files={
+            "/proc/meminfo": "MemTotal: 268435456 kB\nHugePages_Total: 0\nHugePages_Free: 0\n"
+            "Hugepagesize: 2048 kB\n"
+        },
+    ),
+    Case(
+        "the pool is used up",
+        "huge-pages",
+        "warn",
+        "hold the whole pool",
+        "sysctl -w vm.nr_hugepages=1024  # on the host",
+        files={
+            **DOCKER,
+            "/proc/meminfo": "MemTotal: 268435456 kB\nHugePages_Total: 512\n"
+            "HugePages_Free: 0\nHugepagesize: 2048 kB\n",
+        },
+    ),
+    Case(
+        "kernel without huge pages",
+        "huge-pages",
+        "lack",
+        "CONFIG_HUGETLBFS",
+        'huge="prefer"',
+        files={"/proc/meminfo": "MemTotal: 268435456 kB\n"},
+    ),
+    Case(
+        "shared memory excluded from huge pages",
+        "transparent-huge-pages",
+        "warn",
+        "buffers are memfds",
+        "echo advise >",
+        files={"/sys/kernel/mm/transparent_hugepage/shmem_enabled": "always advise [never] deny"},
+    ),
+    Case(
+        "memlock limit of 64 KiB",
+        "memlock",
+        "lack",
+        "RLIMIT_MEMLOCK is 64 KiB",
+        "/etc/security/limits.d",
+        calls={"memlock_limit_bytes": 65536, "lock_errno": errno.ENOMEM},
+    ),
+    Case(
+        "memlock in docker",
+        "memlock",
+        "lack",
+        "lacks CAP_IPC_LOCK",
+        "docker run --ulimit memlock=-1:-1",
+        files=DOCKER,
+        calls={"memlock_limit_bytes": 8 << 20, "lock_errno": errno.ENOMEM},
+    ),
+    Case(
+        "memlock in a pod",
+        "memlock",
+        "lack",
+        "lacks CAP_IPC_LOCK",
+        "IPC_LOCK",
+        files=POD,
+        calls={"memlock_limit_bytes": 8 << 20, "lock_errno": errno.EPERM},
+    ),
+    Case(
+        "a cgroup too small to lock in",
+        "memlock",
+        "lack",
+        "free in this cgroup",
+        "memory limit",
+        calls={"lock_errno": errno.ENOMEM},
+    ),
+    Case(
+        "64 MiB of /dev/shm",
+        "shared-memory",
+        "warn",
+        "default of container engines",
+        "docker run --shm-size",
+        files=DOCKER,
+        calls={"shm_bytes": 64 << 20},
+    ),
+    Case(
+        "/dev/shm not mounted",
+        "shared-memory",
+        "lack",
+        "no tmpfs at /dev/shm",
+        "sudo mount -t tmpfs",
+        gone=("/dev/shm",),
+    ),
+    Case(
+        "cgroup v2 limit on the way up",
+        "cgroup-memory",
+        "warn",
+        "/sys/fs/cgroup/a/memory.max",
+        "Raise resources.limits.memory",
+        files={
+            **POD,
+            "/proc/self/cgroup": "0::/a/b\n",
+            "/sys/fs/cgroup/a/memory.max": str(2 * GIB),
+            "/sys/fs/cgroup/a/memory.current": str(GIB),
+            "/sys/fs/cgroup/a/b/memory.max": "max",
+        },
+    ),
+    Case(
+        "cgroup v1 limit",
+        "cgroup-memory",
+        "warn",
+        "/sys/fs/cgroup/memory/u/memory.limit_in_bytes",
+        "sudo systemctl set-property",
+        files={
+            "/proc/self/cgroup": "4:cpu:/u\n3:memory:/u\n",
+            "/sys/fs/cgroup/memory/u/memory.limit_in_bytes": str(GIB),
+            "/sys/fs/cgroup/memory/u/memory.usage_in_bytes": "4096",
+        },
+    ),
+    Case(
+        "few file descriptors",
+        "open-files",
+        "warn",
+        "every buffer is a memfd",
+        "ulimit -n 16384",
+        calls={"open_files": (1024, 524288)},
+    ),
+    Case(
+        "a socket without memory",
+        "numa-nodes",
+        "warn",
+        "no memory on node 1",
+        "memory channels",
+        files={f"{NODE}/node1/meminfo": "Node 1 MemTotal: 0 kB\n"},
+    ),
+    Case("masked /sys", "numa-nodes", "warn", "CONFIG_NUMA", "mount -t sysfs", gone=(NODE,)),
+    Case(
+        "seccomp refuses mbind",
+        "numa-calls",
+        "lack",
+        "seccomp filter refuses the call (mbind: EPERM)",
+        "docker run --cap-add SYS_NICE",
+        files={**DOCKER, "/proc/self/status": "Seccomp:\t2\n"},
+        calls={"place_errnos": (errno.EPERM, 0)},
+    ),
+    Case(
+        "seccomp refuses move_pages in a pod",
+        "numa-calls",
+        "lack",
+        "move_pages: EPERM",
+        "SYS_NICE to securityContext",
+        files={**POD, "/proc/self/status": "Seccomp:\t2\n"},
+        calls={"place_errnos": (0, errno.EPERM)},
+    ),
+    Case(
+        "kernel without NUMA",
+        "numa-calls",
+        "lack",
+        "CONFIG_NUMA",
+        "CONFIG_MIGRATION",
+        calls={"place_errnos": (errno.ENOSYS, errno.ENOSYS)},
+    ),
+    Case(
+        "unknown architecture",
+        "numa-calls",
+        "warn",
+        "system call numbers",
+        "strict buffer",
+        calls={"architecture": "s390x", "place_errnos": None},
+    ),
+    Case(
+        "automatic balancing",
+        "numa-balancing",
+        "warn",
+        "move pages",
+        "sudo sysctl -w kernel.numa_balancing=0",
+        files={"/proc/sys/kernel/numa_balancing": "1"},
+    ),
+    Case(
+        "udmabuf not loaded",
+        "udmabuf",
+        "lack",
+        "not loaded",
+        "sudo modprobe udmabuf",
+        gone=("/dev/udmabuf",),
+    ),
+    Case(
+        "udmabuf for root only",
+        "udmabuf",
+        "lack",
+        "group kvm",
+        "sudo usermod -aG kvm",
+        calls={"closed": ("/dev/udmabuf",)},
+    ),
+    Case(
+        "udmabuf not built",
+        "udmabuf",
+        "lack",
+        "CONFIG_UDMABUF",
+        "exports are memfds",
+        files={f"/lib/modules/{RELEASE}/modules.dep": ""},
+        gone=("/dev/udmabuf",),
+    ),
+    Case(
+        "heaps for root only",
+        "dma-heap",
+        "lack",
+        "belongs to root",
+        "/dev/dma_heap/system",
+        calls={"closed": ("/dev/dma_heap/system",)},
+    ),
+    Case("no heaps", "dma-heap", "lack", "CONFIG_DMABUF_HEAPS", "CONFIG", gone=("/dev/dma_heap",)),
+    Case(
+        "RDMA link down",
+        "rdma",
+        "lack",
+        "state ACTIVE",
+        "ip link set ens1 up",
+        files={f"{RXE}/ports/1/state": "1: DOWN", f"{RXE}/device/net/ens1/mtu": "1500"},
+    ),
+    Case(
+        "no RDMA, Soft-RoCE possible",
+        "rdma",
+        "lack",
+        "rdma_rxe",
+        "rdma link add rxe0 type rxe netdev eth7",
+        files={
+            f"/lib/modules/{RELEASE}/modules.dep": "kernel/sw/rdma_rxe.ko.xz:\n",
+            "/sys/class/net/eth7/mtu": "1500",
+            "/sys/class/net/lo/mtu": "65536",
+        },
+        gone=("/sys/class/infiniband", "/dev/infiniband"),
+        others=("rdma-nodes",),
+    ),
+    Case(
+        "Mellanox without driver",
+        "rdma",
+        "lack",
+        "mlx5_ib is not loaded",
+        "modprobe mlx5_ib",
+        files={
+            "/sys/bus/pci/devices/0000:5e:00.0/vendor": "0x15b3",
+            "/sys/bus/pci/devices/0000:5e:00.0/class": "0x020000",
+        },
+        gone=("/sys/class/infiniband", "/dev/infiniband"),
+        others=("rdma-nodes",),
+    ),
+    Case(
+        "rdma_ucm not loaded",
+        "rdma-nodes",
+        "lack",
+        "rdma_ucm",
+        "sudo modprobe rdma_ucm",
+        gone=("/dev/infiniband/rdma_cm",),
+    ),
+    Case(
+        "verbs not passed into the container",
+        "rdma-nodes",
+        "lack",
+        "not visible in this container",
+        "docker run --device /dev/infiniband",
+        files=DOCKER,
+        gone=("/dev/infiniband",),
+    ),
+    Case(
+        "GPU without driver",
+        "gpu",
+        "lack",
+        "/proc/driver/nvidia is not",
+        "apt-get install nvidia-driver",
+        gone=("/proc/driver/nvidia", "/dev/nvidia0"),
+    ),
+    Case(
+        "GPU not passed into the container",
+        "gpu",
+        "lack",
+        "no GPU was passed",
+        "docker run --gpus all",
+        files=DOCKER,
+        gone=("/dev/nvidia0",),
+    ),
+    Case(
+        "peermem not loaded",
+        "gpu",
+        "warn",
+        "dma-buf only",
+        "sudo modprobe nvidia-peermem",
+        gone=("/sys/module/nvidia_peermem",),
+    ),
+    Case(
+        "an accelerator we cannot use",
+        "gpu",
+        "warn",
+        "only NVIDIA",
+        "host buffers",
+        files={f"{CARD}/vendor": "0x1002"},
+        gone=("/proc/driver/nvidia", "/dev/nvidia0"),
+    ),
+)
+
+
+def examine(root: pathlib.Path, case: Case | None = None) -> doctor.Report:
+    files = {**HEALTHY, **(case.files if case else {})}
+    if case:
+        files = {
+            name: text
+            for name, text in files.items()
+            if not any(name == gone or name.startswith(gone + "/") for gone in case.gone)
+        }
+    return doctor.examine(FakeMachine(root, files, Calls(**(case.calls if case else {}))))
+
+
+def test_healthy_server_has_nothing_to_say(tmp_path: pathlib.Path) -> None:
+    report = examine(tmp_path)
+    assert [result for result in report.checks if result.verdict != "ok"] == []
+    assert report.plane == "kernel"
+    assert report.machine["distribution"] == "Test Linux 1"
+    assert report.machine["nodes"] == 2
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "-"))
+def test_broken_machine(tmp_path: pathlib.Path, case: Case) -> None:
+    report = examine(tmp_path, case)
+    result = report.result(case.check)
+    assert result.verdict == case.verdict, result
+    assert case.cause in result.cause
+    assert case.fix in result.fix
+    changed = {
+        result.name
+        for result in report.checks
+        if result.verdict != "ok" and result.name not in (case.check, *case.others)
+    }
+    assert changed == set()
+
+
+def test_no_plane_at_all(tmp_path: pathlib.Path) -> None:
+    broken = doctor.Trial(False, "broken")
+    calls = Calls(embedded=broken, kernel=broken)
+    report = doctor.examine(FakeMachine(tmp_path, HEALTHY, calls))
+    assert report.plane is None
+    assert [plane["usable"] for plane in report.as_json()["planes"].values()] == [False, False]
+
+
+def test_root_needs_no_sudo(tmp_path: pathlib.Path) -> None:
+    case = next(case for case in CASES if case.name == "udmabuf not loaded")
+    as_root = dataclasses.replace(case, calls={"user_id": 0})
+    assert examine(tmp_path, as_root).result("udmabuf").fix == "modprobe udmabuf"
+
+
+def test_an_empty_machine_crashes_no_check(tmp_path: pathlib.Path) -> None:
+    report = doctor.examine(FakeMachine(tmp_path, {}, Calls()))
+    assert len(report.checks) == len(doctor.CHECKS)
+
+
+def test_every_complaint_has_cause_and_fix(tmp_path: pathlib.Path) -> None:
+    for number, case in enumerate(CASES):
+        root = tmp_path / str(number)
+        for result in examine(root, case).checks:
+            assert result.finding
+            assert bool(result.cause) == (result.verdict != "ok"), result
+            assert bool(result.fix) == (result.verdict != "ok"), result
+            assert len(result.finding.splitlines()) == 1
+
+
+def test_reading_never_raises(tmp_path: pathlib.Path) -> None:
+    machine = doctor.Machine(tmp_path)
+    (tmp_path / "binary").write_bytes(os.urandom(4096))
+    machine.text("/binary")
+    assert machine.number("/binary") is None
+    assert machine.text("/nothing") is None
+    assert machine.names("/nothing") == ()
+    assert machine.fields("/nothing") == {}
