@@ -2,11 +2,13 @@
 /*
  * endpoint_layout.h - what an endpoint is made of, for its own files only
  *
- *	endpoint.c	memory, states, the end of a connection, time
+ *	endpoint.c	memory, states, frames and answers in, the end of a connection
  *	handshake.c	HELLO to the first GRANT
- *	inflight.c	own operations: submit, start, answer, cancel, complete
+ *	submission.c	what is accepted
+ *	inflight.c	own operations: start, answer, cancel, complete
  *	incoming.c	the peer's operations and the messages they bring
  *	emission.c	which frame goes out next
+ *	liveness.c	time; how a machine is looked at and checked
  *
  * Ownership: everything lies in the one block the owner gave to dmp_endpoint_init.
  * Every operation slot is in exactly one state; which queues it may be in follows from

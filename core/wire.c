@@ -6,6 +6,7 @@
  * fields, and a cursor either stores or loads them. So the two directions cannot
  * disagree about a layout, and a new field is added in one place.
  */
+#include "checksum.h"
 #include "dmaplane.h"
 #include "wire.h"
 
@@ -39,32 +40,13 @@ static const __u16 body_bytes_of[DMP_FRAME_TYPES] = {
 	[DMP_FRAME_GOODBYE] = 8,
 };
 
-/* CRC32C four bits at a time: frames are short, and 64 bytes of table are cheap. */
-static __u32 checksum_step(__u32 crc, __u8 byte)
-{
-	static const __u32 table[16] = {
-		0x00000000U, 0x105ec76fU, 0x20bd8edeU, 0x30e349b1U,
-		0x417b1dbcU, 0x5125dad3U, 0x61c69362U, 0x7198540dU,
-		0x82f63b78U, 0x92a8fc17U, 0xa24bb5a6U, 0xb21572c9U,
-		0xc38d26c4U, 0xd3d3e1abU, 0xe330a81aU, 0xf36e6f75U,
-	};
-
-	crc ^= byte;
-	crc = crc >> 4 ^ table[crc & 15];
-	return crc >> 4 ^ table[crc & 15];
-}
-
 /* Over the frame less the checksum field itself. */
 static __u32 frame_checksum(const __u8 *bytes, __u32 length)
 {
-	__u32 crc = 0xffffffffU;
-	__u32 i;
+	__u32 crc = dmp_checksum_crc32c(0, bytes, WIRE_CHECKSUM_OFFSET);
 
-	for (i = 0; i < WIRE_CHECKSUM_OFFSET; i++)
-		crc = checksum_step(crc, bytes[i]);
-	for (i = DMP_WIRE_HEADER_BYTES; i < length; i++)
-		crc = checksum_step(crc, bytes[i]);
-	return ~crc;
+	return dmp_checksum_crc32c(crc, bytes + DMP_WIRE_HEADER_BYTES,
+				   length - DMP_WIRE_HEADER_BYTES);
 }
 
 static __u64 walk(struct cursor *at, __u64 value, __u32 width)
