@@ -62,9 +62,9 @@ const char *dmp_loop_describe(unsigned int features)
 }
 
 /* Never announced by dmp_loop_features() here, so a call is a mistake of ours. */
-void dmp_loop_stream(void *target, const void *source, size_t length)
+void dmp_loop_stream(unsigned int features, void *target, const void *source, size_t length)
 {
-	(void)target, (void)source, (void)length;
+	(void)features, (void)target, (void)source, (void)length;
 	abort();
 }
 

@@ -17,7 +17,7 @@
 #include <immintrin.h>
 #include <string.h>
 
-#define TARGET_STREAM	__attribute__((target("sse2")))
+#define TARGET_AVX2	__attribute__((target("avx2")))
 #define TARGET_CRC	__attribute__((target("sse4.2")))
 #define TARGET_NARROW	__attribute__((target("sse4.2,pclmul")))
 #define TARGET_WIDE	__attribute__((target("sse4.2,pclmul,avx2,vpclmulqdq")))
@@ -27,27 +27,33 @@
 #define FOLD_512	0x740eef02ULL, 0x9e4addf8ULL
 #define FOLD_1024	0x6992cea2ULL, 0xd3b6092ULL
 
-/* How far ahead of the loads lines are fetched; farther than the end is not fetched. */
-#define AHEAD_BYTES	2048
+/*
+ * How far ahead of the loads lines are fetched; beyond the end nothing is. In short
+ * copies the processor's own guess is better (4 KiB: 13.7 GB/s without, 11.5 with).
+ */
+#define AHEAD_BYTES		2048
+#define AHEAD_LENGTH_MIN	8192
 
 unsigned int dmp_loop_features(void)
 {
 	unsigned int features = DMP_LOOP_STREAM;
 
 	__builtin_cpu_init();
+	if (__builtin_cpu_supports("avx2"))
+		features |= DMP_LOOP_STREAM_WIDE;
 	if (__builtin_cpu_supports("sse4.2"))
 		features |= DMP_LOOP_CRC;
 	if ((features & DMP_LOOP_CRC) && __builtin_cpu_supports("pclmul"))
 		features |= DMP_LOOP_COPY_CRC;
-	if ((features & DMP_LOOP_COPY_CRC) && __builtin_cpu_supports("avx2") &&
+	if ((features & DMP_LOOP_COPY_CRC) && (features & DMP_LOOP_STREAM_WIDE) &&
 	    __builtin_cpu_supports("vpclmulqdq"))
-		features |= DMP_LOOP_WIDE;
+		features |= DMP_LOOP_COPY_CRC_WIDE;
 	return features;
 }
 
 const char *dmp_loop_describe(unsigned int features)
 {
-	if (features & DMP_LOOP_WIDE)
+	if (features & DMP_LOOP_COPY_CRC_WIDE)
 		return "streaming stores, vpclmulqdq";
 	if (features & DMP_LOOP_COPY_CRC)
 		return "streaming stores, pclmulqdq";
@@ -71,25 +77,69 @@ static inline void stream_line(char *target, const char *source)
 	_mm_stream_si128((__m128i *)(target + 48), d);
 }
 
-TARGET_STREAM void dmp_loop_stream(void *target, const void *source, size_t length)
+TARGET_AVX2 static inline void stream_line_wide(char *target, const char *source)
+{
+	__m256i a = _mm256_loadu_si256((const __m256i *)source);
+	__m256i b = _mm256_loadu_si256((const __m256i *)(source + 32));
+
+	_mm256_stream_si256((__m256i *)target, a);
+	_mm256_stream_si256((__m256i *)(target + 32), b);
+}
+
+/* Whole lines to an aligned target; returns how many bytes that was. */
+#define STREAM_LINES(line)							\
+	size_t ahead = length >= AHEAD_LENGTH_MIN ? length - AHEAD_BYTES : 0;	\
+	size_t end = length & ~(size_t)63;					\
+	size_t at = 0;								\
+										\
+	for (; at + 256 <= ahead; at += 256) {					\
+		const char *next = source + at + AHEAD_BYTES;			\
+										\
+		_mm_prefetch(next, _MM_HINT_NTA);				\
+		_mm_prefetch(next + 64, _MM_HINT_NTA);				\
+		_mm_prefetch(next + 128, _MM_HINT_NTA);				\
+		_mm_prefetch(next + 192, _MM_HINT_NTA);				\
+		line(target + at, source + at);					\
+		line(target + at + 64, source + at + 64);			\
+		line(target + at + 128, source + at + 128);			\
+		line(target + at + 192, source + at + 192);			\
+	}									\
+	for (; at + 256 <= end; at += 256) {					\
+		line(target + at, source + at);					\
+		line(target + at + 64, source + at + 64);			\
+		line(target + at + 128, source + at + 128);			\
+		line(target + at + 192, source + at + 192);			\
+	}									\
+	for (; at < end; at += 64)						\
+		line(target + at, source + at);					\
+	return end
+
+static size_t stream_lines(char *target, const char *source, size_t length)
+{
+	STREAM_LINES(stream_line);
+}
+
+TARGET_AVX2 static size_t stream_lines_wide(char *target, const char *source, size_t length)
+{
+	STREAM_LINES(stream_line_wide);
+}
+
+void dmp_loop_stream(unsigned int features, void *target, const void *source, size_t length)
 {
 	const char *from = source;
 	char *to = target;
 	size_t head = -(uintptr_t)to & 63;
+	size_t body;
 
 	if (head > length)
 		head = length;
 	memcpy(to, from, head);
 	to += head, from += head, length -= head;
-	for (; length >= AHEAD_BYTES + 128; to += 128, from += 128, length -= 128) {
-		_mm_prefetch(from + AHEAD_BYTES, _MM_HINT_NTA);
-		_mm_prefetch(from + AHEAD_BYTES + 64, _MM_HINT_NTA);
-		stream_line(to, from);
-		stream_line(to + 64, from + 64);
-	}
-	for (; length >= 64; to += 64, from += 64, length -= 64)
-		stream_line(to, from);
-	memcpy(to, from, length);
+	if (features & DMP_LOOP_STREAM_WIDE)
+		body = stream_lines_wide(to, from, length);
+	else
+		body = stream_lines(to, from, length);
+	memcpy(to + body, from + body, length - body);
 	/* Orders the streaming stores before the release that publishes them. */
 	_mm_sfence();
 }
@@ -157,6 +207,7 @@ TARGET_NARROW static inline __m128i take(char *target, const char *source, int s
 TARGET_NARROW static inline __attribute__((always_inline)) uint32_t
 narrow_loop(uint32_t crc, char *target, const char *source, size_t length, int stream)
 {
+	size_t ahead = length >= AHEAD_LENGTH_MIN ? length - AHEAD_BYTES : 0;
 	__m128i sum[4];
 	size_t at;
 	int lane;
@@ -166,7 +217,7 @@ narrow_loop(uint32_t crc, char *target, const char *source, size_t length, int s
 		sum[lane] = take(AT(16 * lane));
 	sum[0] = _mm_xor_si128(sum[0], _mm_cvtsi32_si128((int)crc));
 	for (at = 64; at < length; at += 64) {
-		if (length - at > AHEAD_BYTES)
+		if (at < ahead)
 			_mm_prefetch(source + at + AHEAD_BYTES, _MM_HINT_NTA);
 		for (lane = 0; lane < 4; lane++)
 			sum[lane] = _mm_xor_si128(fold(sum[lane], FOLD_512),
@@ -202,6 +253,7 @@ TARGET_WIDE static inline __m256i take_wide(char *target, const char *source, in
 TARGET_WIDE static inline __attribute__((always_inline)) uint32_t
 wide_loop(uint32_t crc, char *target, const char *source, size_t length, int stream)
 {
+	size_t ahead = length >= AHEAD_LENGTH_MIN ? length - AHEAD_BYTES : 0;
 	__m256i sum[4];
 	__m128i last;
 	size_t at;
@@ -211,7 +263,7 @@ wide_loop(uint32_t crc, char *target, const char *source, size_t length, int str
 		sum[lane] = take_wide(AT(32 * lane));
 	sum[0] = _mm256_xor_si256(sum[0], _mm256_zextsi128_si256(_mm_cvtsi32_si128((int)crc)));
 	for (at = 128; at < length; at += 128) {
-		if (length - at > AHEAD_BYTES) {
+		if (at < ahead) {
 			_mm_prefetch(source + at + AHEAD_BYTES, _MM_HINT_NTA);
 			_mm_prefetch(source + at + AHEAD_BYTES + 64, _MM_HINT_NTA);
 		}
@@ -251,7 +303,7 @@ TARGET_WIDE static uint32_t wide(uint32_t crc, char *target, const char *source,
 static uint32_t crc_any(unsigned int features, uint32_t seed, char *target,
 			const char *source, size_t length, int stream)
 {
-	size_t block = features & DMP_LOOP_WIDE ? 128 : 64;
+	size_t block = features & DMP_LOOP_COPY_CRC_WIDE ? 128 : 64;
 	uint32_t crc = ~seed;
 	size_t head, body;
 
@@ -261,7 +313,7 @@ static uint32_t crc_any(unsigned int features, uint32_t seed, char *target,
 		crc = crc_words(crc, target, source, head);
 		source += head;
 		target = target ? target + head : NULL;
-		if (features & DMP_LOOP_WIDE)
+		if (features & DMP_LOOP_COPY_CRC_WIDE)
 			crc = wide(crc, target, source, body, stream);
 		else
 			crc = narrow(crc, target, source, body, stream);
