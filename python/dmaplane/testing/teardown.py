@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: MIT
+"""L4: close and kill -9 return everything within a second, in any state."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import time
+
+from dmaplane import _abi
+from dmaplane.testing import _rig
+from dmaplane.testing._case import MakePlane, case
+from dmaplane.testing._rig import MIB, Child, Mapped, Rings, copy_of, create_buffer, rows_of
+
+
+def _shared_memory_bytes() -> int:
+    """Shmem of the machine: where sealed memory files are counted."""
+    with open("/proc/meminfo", encoding="ascii") as lines:
+        for line in lines:
+            if line.startswith("Shmem:"):
+                return int(line.split()[1]) << 10
+    return 0
+
+
+def _occupy(make_plane: MakePlane, told: socket.socket) -> None:
+    """Opens a plane, puts it to work, says so, and works until it is killed."""
+    plane = make_plane()
+    length = 32 * MIB
+    source, target = create_buffer(plane, length), create_buffer(plane, length)
+    Mapped(plane, source).bytes[:] = 1
+    rings = Rings(plane, slots=16)
+    told.sendall(b"busy")
+    while True:
+        rings.put(rows_of(*([copy_of(source.buffer_id, target.buffer_id, length)] * 8)))
+        rings.enter(8, 8)
+        rings.take()
+
+
+@case("L4")
+def close_returns_every_fd_and_thread(make_plane: MakePlane) -> None:
+    with make_plane():
+        pass  # whatever is opened once and kept is open now
+    fds, tasks = _rig.open_fds(), _rig.threads()
+    for _ in range(5):
+        with make_plane() as plane:
+            mapped = [Mapped(plane, create_buffer(plane)) for _ in range(20)]
+            rings = [Rings(plane, slots=8) for _ in range(8)]
+            rings[0].put(rows_of({}, {}))
+            rings[0].enter(2)
+            for one in mapped:
+                one.bytes[:] = 1
+    assert _rig.open_fds() == fds
+    _rig.wait_until(lambda: _rig.threads() == tasks, 1.0, "all threads are gone")
+
+
+@case("L4")
+def close_with_copies_in_flight_returns_within_a_second(make_plane: MakePlane) -> None:
+    for _ in range(3):
+        plane = make_plane()
+        length = 128 * MIB
+        source, target = create_buffer(plane, length), create_buffer(plane, length)
+        rings = Rings(plane, slots=64)
+        rings.put(rows_of(*([copy_of(source.buffer_id, target.buffer_id, length)] * 50)))
+        assert rings.enter(50).accepted == 50
+        started = time.monotonic()
+        plane.close()
+        assert time.monotonic() - started < 1.0
+
+
+@case("L4")
+def killed_child_leaves_nothing_behind(make_plane: MakePlane) -> None:
+    with make_plane() as plane, Rings(plane) as rings:
+        fds, before = _rig.open_fds(), plane.statistics()
+        memory = _shared_memory_bytes()
+        chance = random.Random(4)
+        for _ in range(5):
+            with Child(lambda told: _occupy(make_plane, told)) as child:
+                assert child.hear() == b"busy"
+                time.sleep(chance.random() * 0.02)
+                child.kill()
+        _rig.wait_until(
+            lambda: _shared_memory_bytes() < memory + 32 * MIB,
+            1.0,
+            "the memory of killed children is back",
+        )
+        assert _rig.open_fds() == fds
+        assert _rig.results(rings.run(rows_of({}, {}))) == {1: 0, 2: 0}
+        after = plane.statistics()
+        assert (after.buffers, after.channels) == (before.buffers, before.channels)
+
+
+@case("L4")
+def stopped_child_does_not_stop_its_parent(make_plane: MakePlane) -> None:
+    with (
+        make_plane() as plane,
+        Rings(plane) as rings,
+        Child(lambda told: _occupy(make_plane, told)) as child,
+    ):
+        assert child.hear() == b"busy"
+        os.kill(child.pid, signal.SIGSTOP)
+        assert _rig.results(rings.run(rows_of({}))) == {1: 0}
+        os.kill(child.pid, signal.SIGCONT)
+        child.kill()
+
+
+@case("L4")
+def destroy_in_any_order_returns_everything(make_plane: MakePlane) -> None:
+    """Buffers and channels, mapped and not, idle and busy, destroyed in random order."""
+    chance = random.Random(5)
+    with make_plane() as plane:
+        for _ in range(10):
+            buffers = [create_buffer(plane, MIB) for _ in range(4)]
+            rings = [Rings(plane, slots=8) for _ in range(3)]
+            for ring in rings:
+                a, b = chance.sample(buffers, 2)
+                ring.put(rows_of(*([copy_of(a.buffer_id, b.buffer_id, MIB)] * 8)))
+                ring.enter(8)
+            chance.shuffle(rings)
+            for ring in rings:
+                ring.close()
+            chance.shuffle(buffers)
+            for made in buffers:
+                _rig.expect(_rig.destroy(plane, _abi.BUFFER_DESTROY, made.buffer_id), 0)
+            left = plane.statistics()
+            assert (left.buffers, left.channels, left.mappings) == (0, 0, 0)
+            assert left.in_flight == 0
