@@ -1,127 +1,79 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 /*
- * submission.c - what an endpoint accepts
+ * submission.c - what a submission may say, one row per operation
  *
- * Accepting takes a slot, which reserves the completion and a place in the peer's table,
- * and puts the deadline into the heap. Nothing here can fail after that, so what is
- * accepted completes. What is not accepted leaves no trace.
+ * A field an operation does not use must be zero, so that it can be given a meaning.
  */
-#include "endpoint_layout.h"
+#include "channel.h"
 
-#define SUBMIT_FLAGS	(DMP_SUBMIT_NOWAIT | DMP_SUBMIT_CHECKSUM)
+#define USES_ENDPOINT	(1U << 0)
+#define USES_SOURCE	(1U << 1)
+#define USES_TARGET	(1U << 2)
+#define USES_IMMEDIATE	(1U << 3)
+#define USES_LENGTH	(1U << 4)
+#define USES_CHECKSUM	(1U << 5)
+#define MAY_BE_EMPTY	(1U << 6)
+#define BY_WORDS	(1U << 7)
 
-static int validate(const struct dmp_endpoint *endpoint,
-		    const struct dmp_endpoint_submission *submission)
+#define SUBMIT_FLAGS                                                                    \
+	(DMP_SUBMIT_LINK | DMP_SUBMIT_CHECKSUM | DMP_SUBMIT_VERIFY | DMP_SUBMIT_NOWAIT)
+#define CHECKSUM_FLAGS (DMP_SUBMIT_CHECKSUM | DMP_SUBMIT_VERIFY)
+#define OPERATIONS (DMP_OP_READ + 1)
+#define KNOWN (1U << 31)
+
+static const __u32 operations[OPERATIONS] = {
+	[DMP_OP_NOP] = KNOWN,
+	[DMP_OP_FILL] = KNOWN | USES_TARGET | USES_IMMEDIATE | USES_LENGTH | BY_WORDS,
+	[DMP_OP_COPY] = KNOWN | USES_SOURCE | USES_TARGET | USES_LENGTH | USES_CHECKSUM,
+	[DMP_OP_FENCE] = KNOWN,
+	[DMP_OP_SEND] = KNOWN | USES_ENDPOINT | USES_SOURCE | USES_LENGTH | USES_CHECKSUM |
+			MAY_BE_EMPTY,
+	[DMP_OP_RECV] = KNOWN | USES_ENDPOINT | USES_TARGET | USES_LENGTH | USES_CHECKSUM,
+	[DMP_OP_WRITE] = KNOWN | USES_ENDPOINT | USES_SOURCE | USES_TARGET | USES_LENGTH |
+			 USES_CHECKSUM,
+	[DMP_OP_WRITE_IMM] = KNOWN | USES_ENDPOINT | USES_SOURCE | USES_TARGET | USES_LENGTH |
+			     USES_IMMEDIATE | USES_CHECKSUM,
+	[DMP_OP_READ] = KNOWN | USES_ENDPOINT | USES_SOURCE | USES_TARGET | USES_LENGTH |
+			USES_CHECKSUM,
+};
+
+static bool side_is_wrong(__u32 used, __u32 id, __u64 offset)
 {
-	__u64 end;
+	return used ? id == 0 : (id != 0 || offset != 0);
+}
 
-	if (submission->flags & ~SUBMIT_FLAGS)
+int dmp_submission_check(const struct dmp_submission *submission, __u32 served)
+{
+	__u64 length = submission->length_bytes;
+	__u32 rules;
+
+	if (submission->operation >= OPERATIONS)
 		return -EINVAL;
-	if (submission->key_bytes > DMP_WIRE_KEY_BYTES)
+	rules = operations[submission->operation];
+	if (!(rules & KNOWN) || (submission->flags & ~SUBMIT_FLAGS))
 		return -EINVAL;
-	if (submission->immediate && submission->operation != DMP_OP_WRITE_IMM)
+	if (!(served & (1U << submission->operation)))
+		return -EOPNOTSUPP;
+	if (!(rules & USES_ENDPOINT) != (submission->endpoint_id == 0) ||
+	    side_is_wrong(rules & USES_SOURCE, submission->source_id,
+			  submission->source_offset) ||
+	    side_is_wrong(rules & USES_TARGET, submission->target_id,
+			  submission->target_offset))
 		return -EINVAL;
-	if (__builtin_add_overflow(submission->offset, submission->length_bytes, &end))
+	if (!(rules & USES_IMMEDIATE) && submission->immediate != 0)
+		return -EINVAL;
+	if ((submission->flags & CHECKSUM_FLAGS) && !(rules & USES_CHECKSUM))
+		return -EINVAL;
+	if (!(submission->flags & DMP_SUBMIT_VERIFY) && submission->checksum != 0)
+		return -EINVAL;
+	if (!(rules & USES_LENGTH))
+		return length == 0 ? 0 : -EINVAL;
+	if (length == 0 && !(rules & MAY_BE_EMPTY))
+		return -EINVAL;
+	if ((rules & BY_WORDS) && ((submission->target_offset | length) & 3))
+		return -EINVAL;
+	if (submission->source_offset + length < length ||
+	    submission->target_offset + length < length)
 		return -EOVERFLOW;
-	switch (submission->operation) {
-	case DMP_OP_SEND:
-		if (submission->length_bytes > endpoint->peer.window_bytes)
-			return -EOVERFLOW;
-		break;
-	case DMP_OP_RECV:
-		if (submission->checksum)
-			return -EINVAL;
-		break;
-	case DMP_OP_WRITE:
-	case DMP_OP_WRITE_IMM:
-	case DMP_OP_READ:
-		return submission->length_bytes ? 0 : -EINVAL;
-	default:
-		return -EINVAL;
-	}
-	return submission->key_bytes || submission->offset ? -EINVAL : 0;
-}
-
-static int may_submit(const struct dmp_endpoint *endpoint)
-{
-	switch (endpoint->state) {
-	case DMP_ENDPOINT_OPEN:
-		return 0;
-	case DMP_ENDPOINT_DRAINING:
-	case DMP_ENDPOINT_DRAINED:
-		return -ESTALE;
-	case DMP_ENDPOINT_IDLE:
-	case DMP_ENDPOINT_CLOSING:
-	case DMP_ENDPOINT_CUTTING:
-	case DMP_ENDPOINT_DEAD:
-		return -ECONNRESET;
-	default:
-		return -EAGAIN;
-	}
-}
-
-/* NOWAIT: could it start at once? */
-static bool credit_is_there(const struct dmp_endpoint *endpoint,
-			    const struct dmp_endpoint_submission *submission, __u64 charge)
-{
-	const struct dmp_credit *ledger = &endpoint->sender.ledger;
-
-	if (submission->operation == DMP_OP_RECV)
-		return true;
-	if (endpoint->waiting.count)
-		return false;
-	if (submission->operation != DMP_OP_SEND &&
-	    submission->operation != DMP_OP_WRITE_IMM)
-		return true;
-	return ledger->available.slots && ledger->available.bytes >= charge;
-}
-
-int dmp_endpoint_submit(struct dmp_endpoint *endpoint, __u64 now_ns,
-			const struct dmp_endpoint_submission *submission, __u64 *tag)
-{
-	bool receive = submission->operation == DMP_OP_RECV;
-	struct dmp_queue *vacant = receive ? &endpoint->free_receives :
-					     &endpoint->free_operations;
-	struct dmp_operation *operation;
-	__u32 generation, index;
-	__u64 charge;
-	int error;
-
-	error = may_submit(endpoint);
-	if (!error)
-		error = validate(endpoint, submission);
-	if (error)
-		return error;
-	charge = dmp_incoming_charge(submission->operation, submission->length_bytes,
-				     endpoint->peer.window_bytes);
-	if (submission->flags & DMP_SUBMIT_NOWAIT &&
-	    !credit_is_there(endpoint, submission, charge))
-		return -EAGAIN;
-	if (endpoint->reserved >= endpoint->slots)
-		return -EAGAIN;
-	index = dmp_queue_pop(vacant);
-	if (index == DMP_QUEUE_NONE)
-		return -EAGAIN;
-	operation = &endpoint->operations[index];
-	generation = operation->generation + 1;
-	*operation = (struct dmp_operation){
-		.submission = *submission,
-		.generation = generation,
-		.tag = (__u64)generation << 32 | index,
-		.charge_bytes = charge,
-		.state = receive ? OPERATION_POSTED : OPERATION_WAITING,
-	};
-	endpoint->reserved += 1;
-	endpoint->in_flight += 1;
-	if (submission->deadline_ns)
-		dmp_deadline_insert(&endpoint->deadlines, index, submission->deadline_ns);
-	*tag = operation->tag;
-	if (receive) {
-		dmp_queue_push(&endpoint->posted, index);
-		dmp_incoming_match(endpoint);
-	} else {
-		dmp_queue_push(&endpoint->waiting, index);
-		dmp_inflight_pump(endpoint, now_ns);
-	}
 	return 0;
 }

@@ -1,0 +1,388 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+/* channel.c - see channel.h for the invariants */
+#include "channel.h"
+
+#include "atomic.h"
+
+#define NONE DMP_OPERATION_NONE
+
+_Static_assert(sizeof(struct dmp_operation) <= 128, "an operation fits two cache lines");
+
+static size_t operations_bytes(__u32 completion_slots)
+{
+	return sizeof(struct dmp_operation) * completion_slots;
+}
+
+size_t dmp_channel_bytes(__u32 completion_slots)
+{
+	return operations_bytes(completion_slots) + dmp_deadline_bytes(completion_slots);
+}
+
+int dmp_channel_init(struct dmp_channel *channel, void *memory, struct dmp_ring_control *control,
+		     struct dmp_submission *submissions, __u32 slots,
+		     struct dmp_completion *completions, __u32 completion_slots,
+		     struct dmp_histogram_counts *latency)
+{
+	__u32 index;
+	int error;
+
+	if (completion_slots < slots)
+		return -EINVAL;
+	__builtin_memset(channel, 0, sizeof(*channel));
+	error = dmp_ring_init(&channel->submit, &control->submit_head, &control->submit_tail,
+			      slots);
+	if (!error)
+		error = dmp_ring_init(&channel->complete, &control->complete_tail,
+				      &control->complete_head, completion_slots);
+	if (error)
+		return error;
+	channel->submissions = submissions;
+	channel->completions = completions;
+	channel->operations = memory;
+	channel->slots = slots;
+	channel->completion_slots = completion_slots;
+	channel->latency = latency;
+	dmp_deadline_init(&channel->deadlines,
+			  (char *)memory + operations_bytes(completion_slots), completion_slots);
+	for (index = 0; index < completion_slots; index++)
+		channel->operations[index].next = index + 1;
+	channel->operations[completion_slots - 1].next = NONE;
+	channel->queue_first = NONE;
+	channel->queue_last = NONE;
+	channel->link_open = NONE;
+	return 0;
+}
+
+int dmp_channel_unread(const struct dmp_channel *channel, __u32 *unread)
+{
+	__u32 room;
+	int error = dmp_ring_room(&channel->complete, &room);
+
+	if (error)
+		return error;
+	*unread = channel->completion_slots - room;
+	return 0;
+}
+
+static void enqueue(struct dmp_channel *channel, __u32 index)
+{
+	struct dmp_operation *operation = &channel->operations[index];
+
+	operation->state = DMP_OPERATION_QUEUED;
+	operation->next = NONE;
+	operation->previous = channel->queue_last;
+	if (channel->queue_last == NONE)
+		channel->queue_first = index;
+	else
+		channel->operations[channel->queue_last].next = index;
+	channel->queue_last = index;
+	channel->queued++;
+}
+
+static void dequeue(struct dmp_channel *channel, __u32 index)
+{
+	struct dmp_operation *operation = &channel->operations[index];
+
+	if (operation->previous == NONE)
+		channel->queue_first = operation->next;
+	else
+		channel->operations[operation->previous].next = operation->next;
+	if (operation->next == NONE)
+		channel->queue_last = operation->previous;
+	else
+		channel->operations[operation->next].previous = operation->previous;
+	channel->queued--;
+	if (operation->submission.deadline_ns != 0)
+		dmp_deadline_remove(&channel->deadlines, index);
+}
+
+/* Ties a new operation to the link its predecessor left open, and opens its own. */
+static void link_accepted(struct dmp_channel *channel, __u32 index)
+{
+	struct dmp_operation *operation = &channel->operations[index];
+
+	operation->leader = channel->link_open;
+	operation->follower = NONE;
+	operation->error = 0;
+	operation->linked = (operation->submission.flags & DMP_SUBMIT_LINK) != 0;
+	if (channel->link_open != NONE) {
+		channel->operations[channel->link_open].follower = index;
+	} else if (channel->link_broken) {
+		operation->error = -ECANCELED;
+	}
+	channel->link_broken = 0;
+	channel->link_open = operation->linked ? index : NONE;
+}
+
+int dmp_channel_accept(struct dmp_channel *channel, __u32 count, __u64 now_ns, __u32 *first,
+		       __u32 *accepted)
+{
+	__u32 ready, room, number;
+	int error = dmp_ring_ready(&channel->submit, &ready);
+
+	if (!error)
+		error = dmp_ring_room(&channel->complete, &room);
+	if (error)
+		return error;
+	/*
+	 * A completion that is written but not told has its slot twice in this sum (in
+	 * in_flight, and not yet in complete.own), never less than once: L2 holds. A user
+	 * who moves complete_head back only takes room from himself.
+	 */
+	room = room > channel->in_flight ? room - channel->in_flight : 0;
+	if (count > ready)
+		count = ready;
+	if (count > room)
+		count = room;
+	*first = NONE;
+	for (number = 0; number < count; number++) {
+		__u32 index = channel->free_first;
+		struct dmp_operation *operation;
+
+		if (index == NONE)
+			break;	/* the user moved complete_head past what was written */
+		operation = &channel->operations[index];
+		channel->free_first = operation->next;
+		operation->submission =
+			channel->submissions[(channel->submit.own + number) &
+					     (channel->slots - 1)];
+		operation->accepted_ns = now_ns;
+		operation->cancellation = NULL;
+		operation->cancel = 0;
+		link_accepted(channel, index);
+		enqueue(channel, index);
+		if (operation->submission.deadline_ns != 0)
+			dmp_deadline_insert(&channel->deadlines, index,
+					    operation->submission.deadline_ns);
+		if (number == 0)
+			*first = index;
+	}
+	*accepted = number;
+	channel->in_flight += number;
+	if (number != 0) {
+		dmp_ring_advance(&channel->submit, number);
+		channel->counters.submissions += number;
+		channel->counters.batches++;
+	}
+	return 0;
+}
+
+__u32 dmp_channel_take(struct dmp_channel *channel, __u32 *indices, __u32 count, __u64 bytes_max)
+{
+	__u64 bytes = 0;
+	__u32 taken = 0;
+
+	while (taken < count && bytes < bytes_max && !channel->fenced) {
+		__u32 index = channel->queue_first;
+		struct dmp_operation *operation;
+
+		if (index == NONE)
+			break;
+		operation = &channel->operations[index];
+		if (operation->leader != NONE)
+			break;
+		if (operation->submission.operation == DMP_OP_FENCE) {
+			if (channel->running != 0)
+				break;
+			channel->fenced = 1;
+		}
+		dequeue(channel, index);
+		operation->state = DMP_OPERATION_RUNNING;
+		channel->running++;
+		bytes += operation->submission.length_bytes;
+		indices[taken++] = index;
+	}
+	return taken;
+}
+
+static void count_completion(struct dmp_channel *channel, const struct dmp_operation *operation,
+			     __s32 result, __u64 length_bytes, __u64 now_ns)
+{
+	struct dmp_channel_counters *counters = &channel->counters;
+
+	counters->completions++;
+	counters->bytes += length_bytes;
+	if (operation->submission.flags & (DMP_SUBMIT_CHECKSUM | DMP_SUBMIT_VERIFY))
+		counters->checksum_bytes += length_bytes;
+	if (result != 0) {
+		counters->errors++;
+		counters->cancelled += result == -ECANCELED;
+		counters->timeouts += result == -ETIMEDOUT;
+	}
+	if (channel->latency)
+		dmp_histogram_record(channel->latency,
+				     now_ns > operation->accepted_ns ?
+					     now_ns - operation->accepted_ns : 0, 1);
+}
+
+/* Writes one completion and frees the operation, which is in no list. */
+static void complete(struct dmp_channel *channel, __u32 index, __s32 result, __u8 path,
+		     __u64 length_bytes, __u32 checksum, __u64 now_ns)
+{
+	struct dmp_operation *operation = &channel->operations[index];
+	struct dmp_completion *completion =
+		&channel->completions[(channel->complete.own + channel->written) &
+				      (channel->completion_slots - 1)];
+	__u16 flags = 0;
+
+	if ((operation->submission.flags & (DMP_SUBMIT_CHECKSUM | DMP_SUBMIT_VERIFY)) &&
+	    (result == 0 || result == -EBADMSG))
+		flags |= DMP_COMPLETE_CHECKSUM;
+	completion->user_data = operation->submission.user_data;
+	completion->result = result;
+	completion->operation = (__u8)operation->submission.operation;
+	completion->path = path;
+	completion->flags = flags;
+	completion->length_bytes = length_bytes;
+	completion->immediate = 0;
+	completion->checksum = flags & DMP_COMPLETE_CHECKSUM ? checksum : 0;
+	channel->written++;
+	count_completion(channel, operation, result, length_bytes, now_ns);
+
+	operation->state = DMP_OPERATION_FREE;
+	operation->next = channel->free_first;
+	channel->free_first = index;
+}
+
+/*
+ * Settles the link an operation leaves: lets its follower start, or completes the queued
+ * rest of the chain with -ECANCELED. A loop, so that a long chain needs no stack.
+ */
+static void settle_link(struct dmp_channel *channel, __u32 index, __s32 result, __u64 now_ns)
+{
+	while (channel->operations[index].linked) {
+		__u32 follower = channel->operations[index].follower;
+
+		if (follower == NONE) {
+			/* Not accepted yet: what comes next finds the link gone or broken. */
+			channel->link_open = NONE;
+			channel->link_broken = result != 0;
+			return;
+		}
+		channel->operations[follower].leader = NONE;
+		if (result == 0)
+			return;
+		dequeue(channel, follower);
+		complete(channel, follower, -ECANCELED, DMP_PATH_NONE, 0, 0, now_ns);
+		index = follower;
+	}
+}
+
+static void finish_queued(struct dmp_channel *channel, __u32 index, __s32 result, __u64 now_ns)
+{
+	__u32 leader = channel->operations[index].leader;
+
+	/* It leaves its chain in the middle: what follows fails with it, not with the leader. */
+	if (leader != NONE) {
+		channel->operations[leader].linked = 0;
+		channel->operations[leader].follower = NONE;
+	}
+	dequeue(channel, index);
+	complete(channel, index, result, DMP_PATH_NONE, 0, 0, now_ns);
+	settle_link(channel, index, result, now_ns);
+}
+
+void dmp_channel_finish(struct dmp_channel *channel, __u32 index, __s32 result, __u8 path,
+			__u64 length_bytes, __u32 checksum, __u64 now_ns)
+{
+	struct dmp_operation *operation = &channel->operations[index];
+
+	channel->running--;
+	if (operation->submission.operation == DMP_OP_FENCE)
+		channel->fenced = 0;
+	if (operation->cancel) {
+		channel->cancelling--;
+		if (operation->cancellation) {
+			operation->cancellation->pending--;
+			operation->cancellation->cancelled += result == -ECANCELED;
+		}
+	}
+	complete(channel, index, result, path, length_bytes, checksum, now_ns);
+	settle_link(channel, index, result, now_ns);
+}
+
+__u32 dmp_channel_flush(struct dmp_channel *channel)
+{
+	__u32 written = channel->written;
+
+	if (written != 0) {
+		channel->written = 0;
+		channel->in_flight -= written;
+		dmp_ring_advance(&channel->complete, written);
+	}
+	return written;
+}
+
+void dmp_channel_expire(struct dmp_channel *channel, __u64 now_ns)
+{
+	__u64 deadline_ns;
+	__u32 index;
+
+	while (dmp_deadline_next(&channel->deadlines, &index, &deadline_ns) &&
+	       deadline_ns <= now_ns)
+		finish_queued(channel, index, -ETIMEDOUT, now_ns);
+}
+
+bool dmp_channel_deadline(const struct dmp_channel *channel, __u64 *deadline_ns)
+{
+	__u32 index;
+
+	return dmp_deadline_next(&channel->deadlines, &index, deadline_ns);
+}
+
+static void cancel_one(struct dmp_channel *channel, __u32 index, __u64 now_ns,
+		       struct dmp_cancellation *cancellation)
+{
+	struct dmp_operation *operation = &channel->operations[index];
+
+	cancellation->found++;
+	if (operation->state == DMP_OPERATION_QUEUED) {
+		cancellation->cancelled++;
+		finish_queued(channel, index, -ECANCELED, now_ns);
+		return;
+	}
+	if (operation->cancel)
+		return;		/* another call's; cancel_done waits for `cancelling` */
+	operation->cancellation = cancellation;
+	cancellation->pending++;
+	channel->cancelling++;
+	/* Pairs with the load in dmp_operation_cancelled. */
+	dmp_store_release(&operation->cancel, 1);
+}
+
+void dmp_channel_cancel(struct dmp_channel *channel, bool all, __u64 user_data, __u64 now_ns,
+			struct dmp_cancellation *cancellation)
+{
+	__u32 index;
+
+	__builtin_memset(cancellation, 0, sizeof(*cancellation));
+	for (index = 0; index < channel->completion_slots; index++) {
+		struct dmp_operation *operation = &channel->operations[index];
+
+		if (operation->state != DMP_OPERATION_FREE &&
+		    (all || operation->submission.user_data == user_data))
+			cancel_one(channel, index, now_ns, cancellation);
+	}
+}
+
+bool dmp_channel_cancel_done(const struct dmp_channel *channel,
+			     const struct dmp_cancellation *cancellation)
+{
+	return cancellation->pending == 0 && channel->cancelling == 0;
+}
+
+void dmp_channel_cancel_abandon(struct dmp_channel *channel,
+				struct dmp_cancellation *cancellation)
+{
+	__u32 index;
+
+	for (index = 0; index < channel->completion_slots; index++)
+		if (channel->operations[index].cancellation == cancellation)
+			channel->operations[index].cancellation = NULL;
+}
+
+bool dmp_operation_cancelled(const struct dmp_operation *operation)
+{
+	/* Pairs with the store in cancel_one. */
+	return dmp_load_acquire(&operation->cancel) != 0;
+}

@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT */
+/*
+ * channel.h - what happens to a submission between its ring and its completion
+ *
+ * The same machine in both planes. It accepts submissions, keeps them in order, hands
+ * them to an executor, and writes exactly one completion for each. It moves no bytes,
+ * knows no buffers, and reads no clock.
+ *
+ * Invariants
+ *  - L1: an operation is FREE, QUEUED or RUNNING; leaving the last two writes its
+ *    completion, and nothing else does.
+ *  - L2: in_flight + unread completions <= completion_slots, checked when accepting.
+ *    Writing a completion can therefore not fail.
+ *  - A submission is copied once, when it is accepted; its ring slot is never read again.
+ *  - Queued operations start in order of acceptance. One that is linked to its
+ *    predecessor starts after that has succeeded, or completes with -ECANCELED.
+ *    A FENCE starts when nothing accepted before it is in flight, and nothing
+ *    accepted after it starts before it has completed.
+ *  - Deadlines and cancel act at once on QUEUED operations. A RUNNING one belongs to
+ *    the executor, which looks at its deadline and its `cancel` mark as it works.
+ *
+ * The caller serialises every call on one channel (one lock), except that the executor
+ * reads the operations it took without it; of these fields only `cancel` can change
+ * then, and dmp_operation_cancelled() reads it.
+ */
+#ifndef DMP_CORE_CHANNEL_H
+#define DMP_CORE_CHANNEL_H
+
+#include "deadline.h"
+#include "dmaplane.h"
+#include "histogram.h"
+#include "ring.h"
+#include "types.h"
+
+#define DMP_OPERATION_NONE 0xffffffffu
+
+enum dmp_operation_state { DMP_OPERATION_FREE, DMP_OPERATION_QUEUED, DMP_OPERATION_RUNNING };
+
+/* Of one CANCEL call, on its caller's stack until it has waited or let go. */
+struct dmp_cancellation {
+	__u32 found;		/* matched this call */
+	__u32 pending;		/* of these, still running */
+	__u32 cancelled;	/* of these, completed with -ECANCELED */
+};
+
+struct dmp_operation {
+	struct dmp_submission submission;
+	__u64 accepted_ns;
+	struct dmp_cancellation *cancellation;
+	__u32 next;		/* queue or free list */
+	__u32 previous;		/* queue */
+	__u32 leader;		/* while it waits: the operation it is linked to */
+	__u32 follower;		/* accepted operation linked to this one */
+	__s32 error;		/* decided before it starts: completes with this */
+	__u32 cancel;		/* mark for the executor */
+	__u8 state;
+	__u8 linked;		/* has LINK, and its follower has not left the chain */
+	__u8 __reserved[2];
+};
+
+struct dmp_channel_counters {
+	__u64 submissions;
+	__u64 completions;
+	__u64 errors;
+	__u64 cancelled;
+	__u64 timeouts;
+	__u64 bytes;
+	__u64 checksum_bytes;
+	__u64 batches;
+};
+
+struct dmp_channel {
+	/* immutable after init; memory is the caller's */
+	struct dmp_submission *submissions;
+	struct dmp_completion *completions;
+	struct dmp_operation *operations;	/* completion_slots of them */
+	__u32 slots;
+	__u32 completion_slots;
+	/* serialised by the caller */
+	struct dmp_ring submit;
+	struct dmp_ring complete;
+	struct dmp_deadline_heap deadlines;
+	__u32 free_first;
+	__u32 queue_first;
+	__u32 queue_last;
+	__u32 queued;
+	__u32 running;
+	__u32 in_flight;	/* accepted, completion not yet told to the user */
+	__u32 written;		/* completions written, not yet told */
+	__u32 link_open;	/* last accepted operation, if it has LINK and is in flight */
+	__u32 cancelling;	/* running operations with the cancel mark */
+	__u8 link_broken;	/* the last accepted one had LINK and has failed already */
+	__u8 fenced;		/* a FENCE is running */
+	struct dmp_channel_counters counters;
+	struct dmp_histogram_counts *latency;	/* NULL: not observed */
+};
+
+/* Memory for operations and deadlines of a channel. */
+size_t dmp_channel_bytes(__u32 completion_slots);
+
+/*
+ * @memory: dmp_channel_bytes(), zeroed, aligned for __u64. @control, @submissions and
+ * @completions are the shared rings, zeroed. -EINVAL for sizes that are not allowed.
+ */
+int dmp_channel_init(struct dmp_channel *channel, void *memory, struct dmp_ring_control *control,
+		     struct dmp_submission *submissions, __u32 slots,
+		     struct dmp_completion *completions, __u32 completion_slots,
+		     struct dmp_histogram_counts *latency);
+
+/*
+ * Accepts up to @count submissions. They are at the end of the queue from @first on, for
+ * the caller to look up what they name, and to set `error` where that fails.
+ * -EPROTO for impossible indices; 0 with @accepted 0 if there is nothing or no room.
+ */
+int dmp_channel_accept(struct dmp_channel *channel, __u32 count, __u64 now_ns, __u32 *first,
+		       __u32 *accepted);
+
+/* Completions the user has not taken yet; -EPROTO for an impossible index. */
+int dmp_channel_unread(const struct dmp_channel *channel, __u32 *unread);
+
+/*
+ * Takes up to @count operations that may start now, in order; they are RUNNING then.
+ * Stops after @bytes_max bytes of work, so that what follows can still be cancelled.
+ */
+__u32 dmp_channel_take(struct dmp_channel *channel, __u32 *indices, __u32 count, __u64 bytes_max);
+
+/* Writes the completion of a RUNNING operation. Told to the user by dmp_channel_flush(). */
+void dmp_channel_finish(struct dmp_channel *channel, __u32 index, __s32 result, __u8 path,
+			__u64 length_bytes, __u32 checksum, __u64 now_ns);
+
+/* Tells the user of all completions written. Returns how many. */
+__u32 dmp_channel_flush(struct dmp_channel *channel);
+
+/* Completes every queued operation whose deadline is not after @now_ns. */
+void dmp_channel_expire(struct dmp_channel *channel, __u64 now_ns);
+
+/* The next deadline of a queued operation; false if there is none. */
+bool dmp_channel_deadline(const struct dmp_channel *channel, __u64 *deadline_ns);
+
+/*
+ * Cancels all operations in flight, or those with @user_data. Queued ones complete here;
+ * running ones are marked. The caller then waits for dmp_channel_cancel_done(), or lets
+ * go with dmp_channel_cancel_abandon(), before @cancellation goes away.
+ */
+void dmp_channel_cancel(struct dmp_channel *channel, bool all, __u64 user_data, __u64 now_ns,
+			struct dmp_cancellation *cancellation);
+bool dmp_channel_cancel_done(const struct dmp_channel *channel,
+			     const struct dmp_cancellation *cancellation);
+void dmp_channel_cancel_abandon(struct dmp_channel *channel,
+				struct dmp_cancellation *cancellation);
+
+/* Executor, without the lock. */
+bool dmp_operation_cancelled(const struct dmp_operation *operation);
+
+/*
+ * Is the submission right in itself? 0, -EINVAL, -EOVERFLOW, or -EOPNOTSUPP for an
+ * operation of the contract that is not in @served (bit n: operation n).
+ */
+int dmp_submission_check(const struct dmp_submission *submission, __u32 served);
+
+#endif /* DMP_CORE_CHANNEL_H */
