@@ -4,7 +4,7 @@
  *
  *	endpoint.c	memory, states, frames and answers in, the end of a connection
  *	handshake.c	HELLO to the first GRANT
- *	submission.c	what is accepted
+ *	acceptance.c	what is accepted
  *	inflight.c	own operations: start, answer, cancel, complete
  *	incoming.c	the peer's operations and the messages they bring
  *	emission.c	which frame goes out next

@@ -96,6 +96,7 @@ static void born(struct world *world, struct link *link, struct side *side)
 	side->pending_count = 0;
 	side->sending = false;
 	side->honoured = 0;
+	side->epochs = 0;
 	side->connection = ++world->connections;
 	side->peer_connection = 0;
 	for (i = 0; i < BLOCK; i++)
@@ -143,7 +144,7 @@ static void reconnect(struct world *world, struct link *link, struct side *side)
 				     world->now_ns + HANDSHAKE_NS, nonce);
 	else
 		dmp_endpoint_accept(side->machine, world->now_ns,
-				    world->now_ns + 2 * HANDSHAKE_NS, ++world->epochs,
+				    world->now_ns + 2 * HANDSHAKE_NS, ++side->epochs,
 				    nonce);
 	simulator_note(world, "connect", side, side->connection, 0);
 }
@@ -174,6 +175,8 @@ void simulator_transmit(struct world *world, struct link *link, struct side *fro
 	packet->connection = from->connection;
 	packet->arrival_ns = world->now_ns + simulator_pick(world, 300000);
 	out->frames += 1;
+	if (simulator_chance(world, 128))
+		wire->ghosts[simulator_pick(world, GHOSTS)] = *packet;
 	if (faulty && simulator_chance(world, world->drop)) {
 		out->dropped += 1;
 		return;
@@ -215,6 +218,11 @@ static void check_side(struct world *world, struct side *side)
 	/* what is late must be among the completions that were not read yet */
 	LAW(done <= status.unread, "L1: %u operations vanished", done - status.unread);
 	LAW(late <= done, "L1: an operation is not completed after its deadline");
+	LAW(status.reason != -EPROTO || world->corrupt,
+	    "an honest peer was accused of breaking the protocol");
+	if (simulator_is_up(side)) {
+		LAW(world->now_ns < side->heard_ns + DETECT_NS, "a silent peer was not noticed");
+	}
 	LAW(status.unread <= side->config.operations_max + side->config.receives_max +
 				     side->config.window_slots + 1,
 	    "L2: completions overflow");
@@ -232,6 +240,7 @@ static void check_pair(struct world *world, const struct side *from, const struc
 	if (sender.state < DMP_ENDPOINT_OPEN || sender.state > DMP_ENDPOINT_DRAINED ||
 	    receiver.state < DMP_ENDPOINT_OPEN || receiver.state > DMP_ENDPOINT_DRAINED)
 		return;
+	LAW(from->bad_secret == to->bad_secret, "let in with a wrong secret");
 	LAW(sender.epoch == receiver.epoch, "L7: a connection with two epochs");
 	LAW(sender.send.granted.slots <= receiver.receive.granted.slots &&
 	    sender.send.granted.bytes <= receiver.receive.granted.bytes,
@@ -241,6 +250,42 @@ static void check_pair(struct world *world, const struct side *from, const struc
 	    receiver.receive.granted.bytes - receiver.receive.completed.bytes <=
 		    to->config.window_bytes,
 	    "L2: granted beyond the window");
+}
+
+/* Nothing but RECVs that wait. */
+static bool is_idle(const struct side *side, const struct dmp_endpoint_status *status)
+{
+	__u32 i;
+
+	for (i = side->first_open; i < side->history_count; i++)
+		if (!side->history[i].completed && side->history[i].operation != DMP_OP_RECV)
+			return false;
+	return status->state == DMP_ENDPOINT_OPEN && !status->zombies && !status->incoming &&
+	       !status->staged && !status->unread;
+}
+
+/* When nothing is going on, no credit is out and the whole window can be used. */
+static void check_home(struct world *world, struct link *link)
+{
+	__u32 end;
+
+	for (end = 0; end < 2; end++) {
+		struct side *from = &link->side[end], *to = &link->side[1 - end];
+		struct dmp_endpoint_status sender = simulator_status(from);
+		struct dmp_endpoint_status receiver = simulator_status(to);
+
+		if (from->peer_connection != to->connection ||
+		    to->peer_connection != from->connection || !is_idle(from, &sender) ||
+		    !is_idle(to, &receiver) || link->wire[0].count || link->wire[1].count)
+			continue;
+		world->out->homecomings += 1;
+		LAW(!sender.send.in_flight.slots && !sender.send.in_flight.bytes &&
+		    !receiver.receive.in_flight.slots && !receiver.receive.in_flight.bytes,
+		    "L2: credit is out though nothing is in flight");
+		LAW(sender.send.available.slots == receiver.receive.available.slots &&
+		    sender.send.available.bytes == receiver.receive.available.bytes,
+		    "L2: the two ledgers differ though nothing is in flight");
+	}
 }
 
 /* --- faults --------------------------------------------------------------------- */
@@ -258,6 +303,17 @@ static void cut(struct world *world, struct link *link)
 		}
 	}
 	simulator_note(world, "cut", &link->side[0], 0, 0);
+}
+
+/* A frame from any time in the past comes once more, ahead of all others. */
+static void haunt(struct world *world, struct wire *wire)
+{
+	const struct packet *ghost = &wire->ghosts[simulator_pick(world, GHOSTS)];
+
+	if (!ghost->frame_bytes)
+		return;
+	world->out->ghosts += 1;
+	put(world, wire, ghost, 0);
 }
 
 static void restart(struct world *world, __u32 node)
@@ -318,9 +374,11 @@ static void step(struct world *world)
 		user_act(world, link, side);
 		if (simulator_chance(world, world->cut))
 			cut(world, link);
+		if (simulator_chance(world, world->ghost))
+			haunt(world, &link->wire[simulator_pick(world, 2)]);
 		if (simulator_chance(world, world->restart))
 			restart(world, simulator_pick(world, NODES));
-	} else if (world->phase == QUIET) {
+	} else if (world->phase == QUIET && simulator_status(side).staged) {
 		user_submit(world, link, side, DMP_OP_RECV);
 	}
 	run_side(world, link, &link->side[0]);
@@ -354,6 +412,8 @@ static void settle(struct world *world)
 	world->phase = QUIET;
 	for (turns = 0; turns < SETTLE_STEPS / 8 && !world->out->failed; turns++)
 		step(world);
+	for (link = 0; link < LINKS && !world->out->failed; link++)
+		check_home(world, &world->links[link]);
 	world->phase = DRAIN;
 	for (link = 0; link < LINKS; link++)
 		for (end = 0; end < 2; end++)
@@ -377,6 +437,7 @@ static void temper(struct world *world)
 	world->corrupt = rates[simulator_pick(world, 6)];
 	world->cut = rates[simulator_pick(world, 6)];
 	world->restart = rates[simulator_pick(world, 6)];
+	world->ghost = rates[simulator_pick(world, 6)] * 8;
 	world->cancel = 20 + simulator_pick(world, 300);
 	world->lazy = simulator_pick(world, 900);
 	world->impatient = simulator_pick(world, 1024);

@@ -5,7 +5,7 @@
  * Three nodes, a link between each two, a machine at each end of a link, and an owner
  * for each machine that plays fabric and user: it moves real bytes, slowly, and answers
  * late, except to STOP and CUT. The network drops, repeats, swaps, delays and corrupts
- * frames, keeps those of dead connections and delivers them later; links are cut and
+ * frames, and brings old ones of dead connections back later; links are cut and
  * nodes restart as a new incarnation. Everything follows from the seed.
  *
  * After every step each law is asserted on what the owners saw; a breach ends the run
@@ -21,9 +21,9 @@
 	X(submitted) X(completed) X(succeeded) X(timed_out) X(cancelled)	\
 	X(reset) X(refused_access) X(too_small) X(cancels) X(stops)		\
 	X(messages) X(staged) X(immediates) X(reads) X(writes) X(moves)		\
-	X(no_credit) X(frames) X(dropped) X(repeated) X(swapped) X(corrupted)	\
+	X(no_credit) X(frames) X(dropped) X(repeated) X(swapped) X(ghosts) X(corrupted)	\
 	X(cuts) X(restarts) X(stale) X(opened) X(superseded) X(refused_proof)	\
-	X(drained) X(goodbyes) X(zombies)
+	X(drained) X(goodbyes) X(zombies) X(homecomings)
 
 struct simulation {
 	__u64 seed;

@@ -340,6 +340,7 @@ void owner_deliver(struct world *world, struct link *link, struct side *side)
 		    "L7: a frame of connection %u was honoured on one with %u",
 		    packet.connection, side->peer_connection);
 		side->honoured = honoured;
+		side->heard_ns = world->now_ns;
 	}
 	owner_take_requests(world, side);
 }

@@ -20,6 +20,7 @@
 #define HISTORY		1024	/* own operations remembered per life of a side */
 #define PACKETS		64
 #define PENDING		16
+#define GHOSTS		8	/* old frames a wire remembers */
 #define SLOTS_MAX	4
 #define STEP_NS_MAX	800000ULL
 #define DETECT_NS	30000000ULL
@@ -50,6 +51,7 @@ struct packet {
 
 struct wire {
 	struct packet packets[PACKETS];
+	struct packet ghosts[GHOSTS];
 	__u32 count;
 };
 
@@ -69,6 +71,8 @@ struct side {
 	__u32 peer_connection;	/* the attempt of the peer this one talks to, 0 unknown */
 	__u32 last_message;	/* newest message a RECV got on this connection, + 1 */
 	__u64 honoured;
+	__u64 heard_ns;		/* when a frame was last honoured */
+	__u32 epochs;		/* counts from 1 in each life, as after a restart */
 	bool bad_secret, alive;
 	struct memory history[HISTORY];
 	__u32 history_count, first_open;
@@ -95,10 +99,10 @@ struct world {
 	struct simulation *out;
 	struct link links[LINKS];
 	__u64 random, now_ns, incarnations;
-	__u32 step, epochs, connections;
+	__u32 step, connections;
 	enum phase phase;
 	/* this seed's temper, in 1/1024 */
-	__u32 drop, repeat, swap, corrupt, cut, restart, cancel, lazy, impatient;
+	__u32 drop, repeat, swap, corrupt, cut, restart, ghost, cancel, lazy, impatient;
 };
 
 /* A law, or something this simulator itself relies on; the first breach is kept. */
