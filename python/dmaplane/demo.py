@@ -14,6 +14,7 @@ plane and the kernel return.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import json
@@ -31,7 +32,7 @@ import numpy as np
 import dmaplane
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 CHUNK_BYTES: Final = 1 << 20
 SLOTS: Final = 64
@@ -205,7 +206,7 @@ class _Demo:
 
     def hand_over(self) -> None:
         """A child gets the buffer, verifies it, copies from it, and is killed doing so."""
-        with subprocess_and_socket() as (child, ours):
+        with _child() as (child, ours):
             with self.source.export(read_only=True) as export:
                 request = {"checksum": self.whole, "length_bytes": self.source.length_bytes}
                 socket.send_fds(ours, [json.dumps(request).encode()], [export.fd])
@@ -353,25 +354,24 @@ def _returned(demo: _Demo, before: Traces) -> None:
     )
 
 
-class subprocess_and_socket:  # noqa: N801 - reads as what it gives
-    """The child and our end of the socketpair; both are gone afterwards, however it ends."""
-
-    def __enter__(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
-        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+@contextlib.contextmanager
+def _child() -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
+    """The second process and our end of the socket to it; both gone afterwards, come what may."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        ours.settimeout(CHILD_STEP_S)
         with theirs:
-            self._child = subprocess.Popen(
+            child = subprocess.Popen(
                 [sys.executable, "-m", "dmaplane._demo_child", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
             )
-        self._ours.settimeout(CHILD_STEP_S)
-        return self._child, self._ours
-
-    def __exit__(self, *error: object) -> None:
-        self._child.kill()
-        self._child.wait()
-        self._ours.close()
+        try:
+            yield child, ours
+        finally:
+            child.kill()
+            child.wait()
 
 
 def _answer(ours: socket.socket) -> dict[str, Any]:
