@@ -153,6 +153,7 @@ int dmp_endpoint_next_frame(struct dmp_endpoint *endpoint, __u64 now_ns,
 	endpoint->sequence_out += 1;
 	frame.sequence = endpoint->sequence_out;
 	frame.incarnation = endpoint->config.incarnation;
+	frame.destination = endpoint->peer_incarnation;
 	frame.epoch = endpoint->epoch;
 	length = dmp_wire_encode(&frame, out->bytes, sizeof(out->bytes));
 	if (length < 0)		/* only a fault of ours makes a frame unsound */

@@ -407,7 +407,8 @@ static bool is_of_this_connection(const struct dmp_endpoint *endpoint,
 				  const struct dmp_frame *frame)
 {
 	return endpoint->peer_incarnation && frame->epoch == endpoint->epoch &&
-	       frame->incarnation == endpoint->peer_incarnation;
+	       frame->incarnation == endpoint->peer_incarnation &&
+	       frame->destination == endpoint->config.incarnation;
 }
 
 int dmp_endpoint_receive(struct dmp_endpoint *endpoint, __u64 now_ns,

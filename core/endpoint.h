@@ -13,8 +13,8 @@
  *    after its deadline. Accepting reserves the completion's place.
  *  - SEND and WRITE_IMM start only with credit of the receiver (slots and bytes), in
  *    the order of submission. Everything behind one that waits waits too.
- *  - A frame is honoured only if it carries the epoch of this connection and the
- *    incarnation of this peer. A second HELLO ends the connection; it is not honoured
+ *  - A frame is honoured only if it carries the epoch of this connection, the
+ *    incarnation of this peer and our own. A second HELLO ends the connection; it is not honoured
  *    itself, so a new incarnation comes in only once the old connection is dead.
  *  - A completion says that nothing here touches the operation's buffer any more. If
  *    it says ECANCELED, nothing at the peer does either: either nothing was sent, or

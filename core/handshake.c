@@ -87,7 +87,8 @@ static int accept_hello(struct dmp_endpoint *endpoint, __u64 now_ns,
 	const struct dmp_wire_hello *hello = &frame->hello;
 	struct dmp_wire_welcome *welcome = &endpoint->welcome;
 
-	if (frame->epoch || frame->sequence != 1 || !frame->incarnation)
+	if (frame->epoch || frame->destination || frame->sequence != 1 ||
+	    !frame->incarnation)
 		return dmp_endpoint_break(endpoint, -EPROTO);
 	endpoint->hello = *hello;
 	endpoint->peer = hello->limits;
@@ -136,6 +137,7 @@ static int handle_welcome(struct dmp_endpoint *endpoint, __u64 now_ns,
 	const struct dmp_wire_welcome *welcome = &frame->welcome;
 
 	if (endpoint->state != DMP_ENDPOINT_CALLING ||
+	    frame->destination != endpoint->config.incarnation ||
 	    welcome->hello_incarnation != endpoint->config.incarnation ||
 	    !same_bytes(welcome->hello_nonce, endpoint->hello.nonce, DMP_WIRE_NONCE_BYTES))
 		return -ESTALE;
@@ -166,7 +168,8 @@ int dmp_handshake_frame(struct dmp_endpoint *endpoint, __u64 now_ns,
 		return handle_hello(endpoint, now_ns, frame);
 	if (frame->type == DMP_FRAME_WELCOME)
 		return handle_welcome(endpoint, now_ns, frame);
-	if (!same_bytes(frame->refuse.hello_nonce, endpoint->hello.nonce,
+	if (frame->destination != endpoint->config.incarnation ||
+	    !same_bytes(frame->refuse.hello_nonce, endpoint->hello.nonce,
 			DMP_WIRE_NONCE_BYTES))
 		return -ESTALE;
 	endpoint->honoured += 1;
@@ -189,6 +192,7 @@ int dmp_endpoint_transcript(const struct dmp_endpoint *endpoint, void *bytes, si
 		return hello_bytes;
 	frame.type = DMP_FRAME_WELCOME;
 	frame.epoch = endpoint->epoch;
+	frame.destination = endpoint->welcome.hello_incarnation;
 	frame.incarnation = endpoint->connector ? endpoint->peer_incarnation :
 						  endpoint->config.incarnation;
 	frame.welcome = endpoint->welcome;

@@ -11,7 +11,7 @@
 #include "wire.h"
 
 #define WIRE_MAGIC	0x46504d44U	/* "DMPF" */
-#define WIRE_CHECKSUM_OFFSET 44
+#define WIRE_CHECKSUM_OFFSET 52
 #define WIRE_ERRNO_MAX	4095
 
 struct cursor {
@@ -297,6 +297,7 @@ static void walk_header(struct cursor *at, struct dmp_frame *frame,
 	walk32(at, body_bytes);
 	walk64(at, &frame->sequence);
 	walk64(at, &frame->incarnation);
+	walk64(at, &frame->destination);
 	walk64(at, &frame->payload_bytes);
 	walk_zero(at, 4);
 }
@@ -338,6 +339,7 @@ int dmp_wire_peek(const void *header, size_t length, __u32 *frame_bytes)
 	frame.epoch = 0;
 	frame.sequence = 0;
 	frame.incarnation = 0;
+	frame.destination = 0;
 	frame.payload_bytes = 0;
 	walk_header(&at, &frame, &magic, &version, &body_bytes);
 	if (at.bad || magic != WIRE_MAGIC || version != DMP_WIRE_VERSION)

@@ -2,7 +2,7 @@
 /*
  * wire.h - the frames of the endpoint protocol
  *
- * A frame is a header of 48 bytes, a body whose length is fixed by the frame's
+ * A frame is a header of 56 bytes, a body whose length is fixed by the frame's
  * type, and, for OPERATION and RESPONSE only, payload bytes that follow the frame
  * and are no part of it. All numbers are little-endian.
  *
@@ -15,9 +15,15 @@
  *	12     4    body bytes
  *	16     8    sequence: 1, 2, 3 ... in each direction of a connection
  *	24     8    incarnation of the sender
- *	32     8    payload bytes that follow the body
- *	40     4    zero
- *	44     4    CRC32C of the 44 bytes above and the body
+ *	32     8    incarnation of the receiver, 0 in HELLO, which cannot know it
+ *	40     8    payload bytes that follow the body
+ *	48     4    zero
+ *	52     4    CRC32C of the 52 bytes above and the body
+ *
+ * Both incarnations and the epoch together name a connection for good: the epoch is
+ * never used twice by one incarnation of the acceptor. With the sender's incarnation
+ * alone, a frame meant for an acceptor that has since restarted, and counts its epochs
+ * from 1 again, could pass.
  *
  * Results on the wire are 0 or a negative errno in the numbering that Linux
  * shares between x86-64 and aarch64.
@@ -32,7 +38,7 @@
 #include "types.h"
 
 #define DMP_WIRE_VERSION	1
-#define DMP_WIRE_HEADER_BYTES	48
+#define DMP_WIRE_HEADER_BYTES	56
 #define DMP_WIRE_BODY_BYTES_MAX	168
 #define DMP_WIRE_FRAME_BYTES_MAX (DMP_WIRE_HEADER_BYTES + DMP_WIRE_BODY_BYTES_MAX)
 #define DMP_WIRE_NONCE_BYTES	32
@@ -132,7 +138,8 @@ struct dmp_frame {
 	__u32 type;
 	__u32 epoch;
 	__u64 sequence;
-	__u64 incarnation;
+	__u64 incarnation;	/* of the sender */
+	__u64 destination;	/* incarnation of the receiver */
 	__u64 payload_bytes;
 	union {
 		struct dmp_wire_hello hello;

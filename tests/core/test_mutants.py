@@ -167,9 +167,14 @@ MUTANTS = (
     mutant(
         "another_incarnation_is_honoured",
         "endpoint.c",
-        "frame->epoch == endpoint->epoch &&\n	       frame->incarnation =="
-        " endpoint->peer_incarnation;",
-        "frame->epoch == endpoint->epoch;",
+        "	       frame->incarnation == endpoint->peer_incarnation &&\n",
+        "",
+    ),
+    mutant(
+        "frame_to_another_incarnation_is_honoured",
+        "endpoint.c",
+        " &&\n	       frame->destination == endpoint->config.incarnation;",
+        ";",
     ),
     mutant(
         "new_incarnation_displaces_a_live_one",
@@ -180,6 +185,7 @@ MUTANTS = (
     mutant(
         "welcome_to_another_hello_is_honoured",
         "handshake.c",
+        "	    frame->destination != endpoint->config.incarnation ||\n"
         "	    welcome->hello_incarnation != endpoint->config.incarnation ||\n"
         "	    !same_bytes(welcome->hello_nonce, endpoint->hello.nonce, DMP_WIRE_NONCE_BYTES))",
         "	    !welcome->hello_incarnation)",

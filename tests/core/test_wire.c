@@ -43,6 +43,7 @@ static struct dmp_frame sample(__u32 type, int variant)
 	frame.epoch = 0x01020304;
 	frame.sequence = 0x1112131415161718ULL;
 	frame.incarnation = 0x2122232425262728ULL;
+	frame.destination = 0x3132333435363738ULL;
 	switch (type) {
 	case DMP_FRAME_HELLO:
 		frame.hello.version_min = 1;
@@ -160,12 +161,13 @@ static void test_numbers_are_little_endian_at_their_documented_places(void)
 	__u8 bytes[DMP_WIRE_FRAME_BYTES_MAX];
 
 	frame.stamp = 0x0807060504030201ULL;
-	CHECK(dmp_wire_encode(&frame, bytes, sizeof(bytes)) == 56);
+	CHECK(dmp_wire_encode(&frame, bytes, sizeof(bytes)) == 64);
 	CHECK(memcmp(bytes, "DMPF\x01\x0b\x00\x00", 8) == 0);
 	CHECK(memcmp(bytes + 8, "\x04\x03\x02\x01\x08\x00\x00\x00", 8) == 0);
 	CHECK(memcmp(bytes + 16, "\x18\x17\x16\x15\x14\x13\x12\x11", 8) == 0);
 	CHECK(memcmp(bytes + 24, "\x28\x27\x26\x25\x24\x23\x22\x21", 8) == 0);
-	CHECK(memcmp(bytes + 48, "\x01\x02\x03\x04\x05\x06\x07\x08", 8) == 0);
+	CHECK(memcmp(bytes + 32, "\x38\x37\x36\x35\x34\x33\x32\x31", 8) == 0);
+	CHECK(memcmp(bytes + 56, "\x01\x02\x03\x04\x05\x06\x07\x08", 8) == 0);
 }
 
 /* Exactly as long as the frame, so that a sanitizer sees one byte too many. */
@@ -293,7 +295,7 @@ static void test_values_out_of_range_are_refused_by_both_directions(void)
 	REFUSED(DMP_FRAME_GOODBYE, 0, frame.reason = -5000);
 #undef REFUSED
 	frame = sample(DMP_FRAME_PING, 0);
-	CHECK(dmp_wire_encode(&frame, bytes, 55) == -ENOSPC);
+	CHECK(dmp_wire_encode(&frame, bytes, 63) == -ENOSPC);
 }
 
 int main(void)
