@@ -203,6 +203,7 @@ class Channel:
         self._followers = 0
         self._loops: dict[asyncio.AbstractEventLoop, int] = {}
         plane._channels[self.id] = self
+        plane._eventfds[self.id] = eventfd
 
     # Submitting one.
 
@@ -749,8 +750,8 @@ class Channel:
             for loop in list(self._loops):
                 loop.remove_reader(self._eventfd)
             self._loops.clear()
-            fd, self._eventfd = self._eventfd, -1
-            os.close(fd)
+            self._eventfd = -1
+            os.close(self.plane._eventfds.pop(self.id))
         if answer:
             raise error_from(answer, "munmap", f"channel {self.id}")
 

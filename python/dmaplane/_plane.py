@@ -105,6 +105,7 @@ class Plane(abc.ABC):
         self._ended = False
         self._storages: dict[int, Storage] = {}
         self._channels: weakref.WeakValueDictionary[int, Channel] = weakref.WeakValueDictionary()
+        self._eventfds: dict[int, int] = {}  # of channels, by id; left behind if one is forgotten
         self._process = os.getpid()
         _planes.add(self)
         answer = _abi.Query()
@@ -327,6 +328,8 @@ class Plane(abc.ABC):
         self._ended = True
         self._storages.clear()
         answer = self._end()
+        while self._eventfds:
+            os.close(self._eventfds.popitem()[1])
         if answer:
             raise error_from(answer, "close")
 

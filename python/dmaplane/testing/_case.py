@@ -33,7 +33,7 @@ GROUPS: Final = (
 )
 
 
-class MissingCapability(unittest.SkipTest):  # noqa: N818 - a skip, not an error
+class MissingCapability(unittest.SkipTest):
     """The plane does not claim what the case is about. A skip, to pytest and unittest."""
 
     def __init__(self, missing: Capability) -> None:
