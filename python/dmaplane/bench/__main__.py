@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: MIT
+"""`python -m dmaplane.bench NAME`: the benches without the command line's packages."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+
+from dmaplane import bench
+from dmaplane._errors import DmaplaneError
+
+
+def main() -> int:
+    """Exit status: 0 measured; 1 with --check: a claim fails; 2 wrong usage or not possible."""
+    parser = argparse.ArgumentParser(prog="python -m dmaplane.bench", description=bench.__doc__)
+    parser.add_argument("name", nargs="?", choices=bench.NAMES)
+    parser.add_argument("--list", action="store_true", help="the benches and their questions")
+    parser.add_argument("--plane", choices=("auto", "embedded", "kernel"), default="auto")
+    parser.add_argument("--quick", action="store_true", help="fewer samples; below 20 s")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--check", action="store_true", help="exit 1 if a claim fails")
+    parser.add_argument("--out", type=pathlib.Path, help="write the JSON to this file too")
+    given = parser.parse_args()
+    if given.list:
+        for name, question in bench.QUESTIONS.items():
+            print(f"{name:8} {question}")
+        return 0
+    if given.name is None:
+        parser.error("say which bench, or --list")
+    try:
+        result = bench.run(given.name, plane=given.plane, quick=given.quick)
+    except DmaplaneError as error:
+        print(f"dmaplane.bench: {error}", file=sys.stderr)
+        return 2
+    text = json.dumps(result, indent=2)
+    if given.out is not None:
+        given.out.write_text(text + "\n", encoding="utf-8")
+    if given.json:
+        print(text)
+    else:
+        from dmaplane.bench import _table
+
+        _table.show(result)
+    return 1 if given.check and not bench.all_hold(result) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: MIT
+"""libdmaplane-bench: the timed loops in C, and how to reach a channel from them."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+import dmaplane
+from dmaplane import _abi, _library
+from dmaplane._errors import UnsupportedError, error_from
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy.typing as npt
+
+    from dmaplane._channel import Channel
+    from dmaplane._plane import Plane
+
+LOOPS_NAME: Final = "libdmaplane-bench.so"
+BLIND_NAME: Final = "libdmaplane-blind.so"
+
+_POINTER: Final = ctypes.c_void_p
+_U32: Final = ctypes.c_uint32
+_U64: Final = ctypes.c_uint64
+_INT: Final = ctypes.c_int
+_PROTOTYPES: Final = {
+    "dmp_bench_memcpy": (_POINTER, _POINTER, _POINTER, _U64, _POINTER),
+    "dmp_bench_stream": (
+        *(_POINTER, _POINTER, _POINTER, _U64, _U32, _U32),
+        *(_POINTER, _U32, _POINTER),
+    ),
+    "dmp_bench_round_robin": (
+        *(_POINTER, _POINTER, _U32, _POINTER, _U32, _U64),
+        *(_POINTER, _U32, _POINTER),
+    ),
+    "dmp_bench_commands": (_POINTER, _POINTER, ctypes.c_uint, _POINTER, _U64, _U64, _POINTER),
+    "dmp_bench_wakeups": (_INT, _U64, _POINTER),
+    "dmp_bench_allocate": (_INT, _U64, _U64, _INT, _POINTER),
+    "dmp_bench_touch": (_POINTER, _U64, _U64, _POINTER),
+}
+
+
+@functools.lru_cache(maxsize=1)
+def _loops() -> ctypes.CDLL:
+    path = _library.library_path().with_name(LOOPS_NAME)
+    try:
+        loaded = ctypes.CDLL(str(path))
+        for name, arguments in _PROTOTYPES.items():
+            function = getattr(loaded, name)
+            function.restype = _INT
+            function.argtypes = arguments
+    except (OSError, AttributeError) as reason:
+        raise UnsupportedError(
+            "benches",
+            f"{LOOPS_NAME} next to {_library.LIBRARY_NAME}, and {path} could not be loaded "
+            f"({reason}): install the dmaplane wheel, or build both with `make`",
+        ) from reason
+    return loaded
+
+
+def _timed(name: str, *arguments: object) -> int:
+    """Calls a loop; nanoseconds, or its errno raised."""
+    elapsed = ctypes.c_uint64()
+    answer: int = getattr(_loops(), name)(*arguments, ctypes.byref(elapsed))
+    if answer:
+        raise error_from(answer, name)
+    return elapsed.value
+
+
+@contextlib.contextmanager
+def opened(plane: str, library: str | None = None) -> Iterator[Plane]:
+    """A plane; with @library, of that build instead, which lies next to the usual one."""
+    if library is None:
+        with dmaplane.open(plane) as given:  # type: ignore[arg-type]
+            yield given
+        return
+    path = _library.library_path().with_name(library)
+    if not path.exists():
+        raise UnsupportedError(
+            "this bench", f"{library} next to {_library.LIBRARY_NAME}: build it with `make`"
+        )
+    before = os.environ.get(_library.LIBRARY_VARIABLE)
+    os.environ[_library.LIBRARY_VARIABLE] = str(path)
+    try:
+        built = dmaplane.open("embedded")
+    finally:
+        if before is None:
+            del os.environ[_library.LIBRARY_VARIABLE]
+        else:
+            os.environ[_library.LIBRARY_VARIABLE] = before
+    with built:
+        yield built
+
+
+class Stream:
+    """Rows through one channel from C; completions land in memory that is reused."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._completions = np.zeros(channel.completion_slots, dtype=_abi.COMPLETION)
+        self._exchange = ctypes.cast(channel._take_exchange, _POINTER)  # type: ignore[arg-type]
+
+    def run(self, rows: npt.NDArray[np.void], *, batch: int, window: int) -> int:
+        """Nanoseconds for all @rows, @batch an exchange, at most @window in flight."""
+        window = min(window, self._channel.slots)
+        return _timed(
+            "dmp_bench_stream",
+            self._exchange,
+            self._channel._client_at,
+            rows.ctypes.data,
+            len(rows),
+            min(batch, window),
+            window,
+            self._completions.ctypes.data,
+            len(self._completions),
+        )
+
+
+class RoundRobin:
+    """The same few rows through many channels in turn, each batch waited for."""
+
+    def __init__(self, channels: list[Channel]) -> None:
+        self._channels = channels
+        self._clients = (_POINTER * len(channels))(*(ch._client_at for ch in channels))
+        self._completions = np.zeros(channels[0].completion_slots, dtype=_abi.COMPLETION)
+        self._exchange = ctypes.cast(channels[0]._take_exchange, _POINTER)  # type: ignore[arg-type]
+
+    def run(self, rows: npt.NDArray[np.void], turns: int) -> int:
+        """Nanoseconds for @turns batches."""
+        return _timed(
+            "dmp_bench_round_robin",
+            self._exchange,
+            self._clients,
+            len(self._channels),
+            rows.ctypes.data,
+            len(rows),
+            turns,
+            self._completions.ctypes.data,
+            len(self._completions),
+        )
+
+
+def memcpy(
+    target: npt.NDArray[np.uint8], source: npt.NDArray[np.uint8], rows: npt.NDArray[np.void]
+) -> int:
+    """Nanoseconds for plain memcpy of what @rows say."""
+    return _timed(
+        "dmp_bench_memcpy", target.ctypes.data, source.ctypes.data, rows.ctypes.data, len(rows)
+    )
+
+
+def allocate(how: int, length_bytes: int, page_bytes: int, *, lock: bool) -> int:
+    """Nanoseconds for the bare system calls; the memory is given back."""
+    return _timed("dmp_bench_allocate", how, length_bytes, page_bytes, int(lock))
+
+
+def touch(address: int, length_bytes: int, page_bytes: int) -> int:
+    """Nanoseconds to write one byte of every page."""
+    return _timed("dmp_bench_touch", address, length_bytes, page_bytes)
+
+
+def wakeups(*, spin: bool, count: int) -> npt.NDArray[np.uint64]:
+    """Nanoseconds of each of @count round trips between two threads, by eventfd or a word."""
+    each = np.zeros(count, dtype=np.uint64)
+    answer: int = _loops().dmp_bench_wakeups(int(spin), count, each.ctypes.data)
+    if answer:
+        raise error_from(answer, "dmp_bench_wakeups")
+    return each
+
+
+def nop_rows(count: int) -> npt.NDArray[np.void]:
+    """NOPs numbered from 0."""
+    rows = np.zeros(count, dtype=_abi.SUBMISSION)
+    rows["user_data"] = np.arange(count, dtype=np.uint64)
+    return rows

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: MIT
+"""What a bench says: rows and claims, in the one format of all benches.
+
+A row compares ours with a peer by interleaved pairs (A B A B ...), so that a machine
+that drifts drifts for both. `ratio` is the median of the pairwise ratios ours/peer;
+`spread` is (p90 - p10) / median of the same ratios, or of ours where there is no peer.
+`ours` and `peer` are medians, in `unit`.
+
+A claim is a target with a stable name. All of them are in CLAIMS and nowhere else; a
+bench only says what it measured. What could not be measured is left out of `claims`
+and named in `skipped`, with the reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+import pathlib
+import platform
+import subprocess
+from typing import TYPE_CHECKING, Final, Literal, TypedDict
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+Relation = Literal[">=", "<="]
+
+CLAIMS: Final[dict[str, tuple[Relation, float]]] = {
+    "copy/4KiB-batched": (">=", 0.90),
+    "copy/64KiB": (">=", 0.95),
+    "copy/1MiB": (">=", 0.95),
+    "copy/64MiB": (">=", 0.95),
+    "copy/1MiB-crc32c": (">=", 0.60),
+    "ring/c-256-Mops": (">=", 10.0),
+    "ring/python-256-Mops": (">=", 5.0),
+    "ring/python-one-event-us": ("<=", 25.0),
+    "ring/python-one-spin-us": ("<=", 5.0),
+    "alloc/pages": ("<=", 1.1),
+    "alloc/huge": ("<=", 1.1),
+    "alloc/user": ("<=", 1.1),
+    "observe/loss-percent": ("<=", 3.0),
+    "scale/buffers": ("<=", 1.3),
+    "scale/channels": ("<=", 1.3),
+}
+
+
+class Row(TypedDict):
+    """One case. Fields are null where there is no peer, or nothing could be measured."""
+
+    case: str
+    unit: str
+    ours: float | None
+    peer_name: str | None
+    peer: float | None
+    ratio: float | None
+    spread: float | None
+    samples: int
+
+
+class Claim(TypedDict):
+    """A target, and whether it holds."""
+
+    name: str
+    measured: float
+    target: float
+    relation: Relation
+    holds: bool
+
+
+class Skipped(TypedDict):
+    """A claim that this machine cannot show, and why."""
+
+    name: str
+    reason: str
+
+
+class Machine(TypedDict):
+    """Where it was measured."""
+
+    cpu: str
+    cores: int
+    memory_bytes: int
+    kernel: str
+    plane: str
+    virtual: bool | None
+    load: float
+
+
+class Result(TypedDict):
+    """What `dmaplane bench NAME --json` prints."""
+
+    bench: str
+    version: str
+    commit: str | None
+    measured_at: str
+    quick: bool
+    machine: Machine
+    rows: list[Row]
+    claims: list[Claim]
+    skipped: list[Skipped]
+
+
+@dataclasses.dataclass
+class Measured:
+    """What a bench's measure() fills: `plane` is the one it was served by."""
+
+    plane: str
+    rows: list[Row] = dataclasses.field(default_factory=list)
+    claims: list[Claim] = dataclasses.field(default_factory=list)
+    skipped: list[Skipped] = dataclasses.field(default_factory=list)
+
+    def add(self, row: Row, claim_name: str | None = None, value: float | None = None) -> None:
+        """A row; its ratio (or @value) is what @claim_name is about."""
+        self.rows.append(row)
+        if claim_name is not None:
+            measured = row["ratio"] if value is None else value
+            assert measured is not None, claim_name
+            self.claims.append(claim(claim_name, measured))
+
+    def skip(self, row: Row, claim_name: str, reason: str) -> None:
+        """A row without figures, and why its claim cannot be shown here."""
+        self.rows.append(row)
+        self.skipped.append(Skipped(name=claim_name, reason=reason))
+
+
+def spread_of(samples: Sequence[float]) -> float:
+    """(p90 - p10) / median."""
+    low, middle, high = np.percentile(np.asarray(samples, dtype=float), (10, 50, 90))
+    return float((high - low) / middle) if middle else 0.0
+
+
+def median(samples: Sequence[float]) -> float:
+    """The middle one."""
+    return float(np.median(np.asarray(samples, dtype=float)))
+
+
+def paired_row(
+    case: str, unit: str, ours: Sequence[float], peer_name: str, peer: Sequence[float]
+) -> Row:
+    """A row from interleaved pairs: ours[i] and peer[i] were measured next to each other."""
+    ratios = [mine / other for mine, other in zip(ours, peer, strict=True)]
+    return Row(
+        case=case,
+        unit=unit,
+        ours=median(ours),
+        peer_name=peer_name,
+        peer=median(peer),
+        ratio=median(ratios),
+        spread=spread_of(ratios),
+        samples=len(ratios),
+    )
+
+
+def single_row(case: str, unit: str, ours: Sequence[float]) -> Row:
+    """A row with no peer."""
+    return Row(
+        case=case,
+        unit=unit,
+        ours=median(ours),
+        peer_name=None,
+        peer=None,
+        ratio=None,
+        spread=spread_of(ours),
+        samples=len(ours),
+    )
+
+
+def empty_row(case: str, unit: str) -> Row:
+    """A row for what could not be measured here."""
+    return Row(
+        case=case,
+        unit=unit,
+        ours=None,
+        peer_name=None,
+        peer=None,
+        ratio=None,
+        spread=None,
+        samples=0,
+    )
+
+
+def claim(name: str, measured: float) -> Claim:
+    """A claim of CLAIMS, judged. NaN never holds."""
+    relation, target = CLAIMS[name]
+    holds = measured >= target if relation == ">=" else measured <= target
+    return Claim(name=name, measured=measured, target=target, relation=relation, holds=bool(holds))
+
+
+def all_hold(result: Result) -> bool:
+    """What --check asks: no claim fails. Skipped ones do not fail; they are named."""
+    return all(entry["holds"] for entry in result["claims"])
+
+
+def interleaved(
+    pairs: int,
+    ours: Callable[[], float],
+    peer: Callable[[], float],
+    *,
+    warm_up: int = 1,
+    step: Callable[[], None] | None = None,
+) -> tuple[list[float], list[float]]:
+    """Runs A B, then B A, and so on, so that neither always comes second."""
+    mine: list[float] = []
+    other: list[float] = []
+    for _ in range(warm_up):
+        ours()
+        peer()
+    for index in range(pairs):
+        if index % 2:
+            other.append(peer())
+            mine.append(ours())
+        else:
+            mine.append(ours())
+            other.append(peer())
+        if step is not None:
+            step()
+    return mine, other
+
+
+# ---- where it was measured
+
+
+def _first_value(path: str, key: str) -> str | None:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                name, _, value = line.partition(":")
+                if name.strip() == key:
+                    return value.strip()
+    except OSError:
+        return None
+    return None
+
+
+def _virtual() -> bool | None:
+    flags = _first_value("/proc/cpuinfo", "flags")
+    if flags is not None:
+        return "hypervisor" in flags.split()
+    return None  # this architecture does not say
+
+
+def machine(plane: str) -> Machine:
+    """This machine, as far as it matters to a figure."""
+    return Machine(
+        cpu=_first_value("/proc/cpuinfo", "model name") or platform.machine(),
+        cores=len(os.sched_getaffinity(0)),
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        kernel=platform.release(),
+        plane=plane,
+        virtual=_virtual(),
+        load=round(os.getloadavg()[0], 2),
+    )
+
+
+def commit() -> str | None:
+    """The commit of the checkout this package lies in; None once it is installed elsewhere."""
+    here = pathlib.Path(__file__).resolve().parent
+    try:
+        said = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return None
+    return said.stdout.strip() or None if said.returncode == 0 else None
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

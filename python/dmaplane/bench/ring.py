@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: MIT
+"""What one operation costs: NOPs through a channel, from C and from Python.
+
+Batches: "waited for" pushes a batch, waits for all of it, takes it, and only then
+pushes the next; "streamed" keeps two batches in flight. The claims are about batches
+that are waited for from Python, which is what ch.submit(rows) does, and about streamed ones
+from C. One NOP is ch.nop().wait() from Python: p50 of each round trip, once
+with a channel that never spins (event-driven) and once with one that always does. The
+peers of those are two C threads that do nothing but wake each other, by eventfd or
+by spinning on a word: the floor under any hand-over between threads.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from dmaplane.bench import _loops, _result
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dmaplane._channel import Channel
+    from dmaplane._plane import Plane
+
+BATCHES: Final = (1, 16, 256)
+SLOTS: Final = 1024
+SPIN_US: Final = 10_000
+
+
+def _from_c(channel: Channel, batch: int, window: int, seconds: float) -> list[float]:
+    """Million operations a second, sample by sample."""
+    stream = _loops.Stream(channel)
+    rows = _loops.nop_rows(batch * 64)
+    stream.run(rows, batch=batch, window=window)
+    samples: list[float] = []
+    until = time.monotonic() + seconds
+    while time.monotonic() < until or len(samples) < 5:
+        samples.append(len(rows) / stream.run(rows, batch=batch, window=window) * 1e3)
+    return samples
+
+
+def _from_python(channel: Channel, batch: int, seconds: float) -> list[float]:
+    rows = _loops.nop_rows(batch)
+    turns = max(1, 2048 // batch)
+    samples: list[float] = []
+    until = time.monotonic() + seconds
+    while time.monotonic() < until or len(samples) < 5:
+        begin = time.perf_counter_ns()
+        for _ in range(turns):
+            channel.submit(rows)
+        samples.append(batch * turns / (time.perf_counter_ns() - begin) * 1e3)
+    return samples
+
+
+def _one_us(plane: Plane, spin_us: int, count: int) -> list[float]:
+    """Microseconds of each blocking NOP from Python."""
+    with plane.channel(slots=SLOTS, spin_us=spin_us) as channel:
+        for _ in range(200):
+            channel.nop().wait()
+        samples = []
+        for _ in range(count):
+            begin = time.perf_counter_ns()
+            channel.nop().wait()
+            samples.append((time.perf_counter_ns() - begin) / 1e3)
+    return samples
+
+
+def _one_row(case: str, plane: Plane, *, spin: bool, blocks: int, count: int) -> _result.Row:
+    mine, other = _result.interleaved(
+        blocks,
+        lambda: _result.median(_one_us(plane, SPIN_US if spin else 0, count)),
+        lambda: float(_result.median(_loops.wakeups(spin=spin, count=count).tolist())) / 1e3,
+    )
+    peer = "C threads spinning" if spin else "C eventfd round trip"
+    return _result.paired_row(case, "us p50", mine, peer, other)
+
+
+def measure(plane_name: str, quick: bool, report: Callable[[str], None]) -> _result.Measured:
+    """The bench. Takes about 10 s, with @quick 3 s."""
+    seconds = 0.15 if quick else 0.6
+    with _loops.opened(plane_name) as plane:
+        measured = _result.Measured(plane.name)
+        with plane.channel(slots=SLOTS) as channel:
+            for batch in BATCHES:
+                report(f"C, batches of {batch}")
+                waited = _from_c(channel, batch, batch, seconds)
+                measured.add(_result.single_row(f"C, {batch} waited for", "Mops/s", waited))
+                streamed = _from_c(channel, batch, 2 * batch, seconds)
+                measured.add(
+                    _result.single_row(f"C, {batch} streamed", "Mops/s", streamed),
+                    "ring/c-256-Mops" if batch == 256 else None,
+                    _result.median(streamed),
+                )
+            for batch in BATCHES:
+                report(f"Python, batches of {batch}")
+                samples = _from_python(channel, batch, seconds)
+                measured.add(
+                    _result.single_row(f"Python, {batch} waited for", "Mops/s", samples),
+                    "ring/python-256-Mops" if batch == 256 else None,
+                    _result.median(samples),
+                )
+        blocks, count = (3, 500) if quick else (7, 2000)
+        for case, spin, name in (
+            ("Python, one, event-driven", False, "ring/python-one-event-us"),
+            ("Python, one, spinning", True, "ring/python-one-spin-us"),
+        ):
+            report(case)
+            row = _one_row(case, plane, spin=spin, blocks=blocks, count=count)
+            measured.add(row, name, row["ours"])
+    return measured
