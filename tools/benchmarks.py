@@ -26,7 +26,8 @@ HEAD = """\
 # Benchmarks
 
 `make bench` measures all of this on your machine in about two minutes;
-`dmaplane bench NAME --quick` answers one question in seconds. `--check` exits 1 if a claim does not hold.
+`dmaplane bench NAME --quick` answers one question in seconds, and `--check` exits 1 if a claim
+does not hold.
 
 ## How it is measured
 
