@@ -173,7 +173,7 @@ CASES = (
         "embedded-plane",
         "lack",
         "cannot open shared object",
-        "make",
+        "make demo",
         calls={
             "embedded": doctor.Trial(False, "OSError: cannot open shared object file"),
             "packages": ("numpy", "rich", "typer"),

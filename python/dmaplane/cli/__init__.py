@@ -76,7 +76,7 @@ def main() -> None:
     from dmaplane._errors import DmaplaneError, InvalidError
 
     try:
-        app()
+        app(prog_name="dmaplane")
     except DmaplaneError as error:
         from dmaplane.cli import _output
 

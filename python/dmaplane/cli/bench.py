@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Annotated, Any
+import textwrap
+from typing import Annotated
 
 import typer
 
@@ -35,7 +36,7 @@ def command(
     from dmaplane.cli.topology import plane_name
 
     if name == "list":
-        _list(bench.NAMES, as_json)
+        _list(bench.QUESTIONS, as_json)
         return
     if name not in bench.NAMES:
         raise typer.BadParameter(
@@ -47,61 +48,20 @@ def command(
     if out is not None:
         out.write_text(json.dumps(answer, indent=2) + "\n", encoding="utf-8")
     if as_json:
-        _output.emit(answer)
+        _output.emit(dict(answer))
     else:
-        _show(answer)
-    if check and not all(claim["holds"] for claim in answer["claims"]):
+        from dmaplane.bench import _table
+
+        _table.show(answer, _output.console())
+    if check and not bench.all_hold(answer):
         raise typer.Exit(1)
 
 
-def _list(names: tuple[str, ...], as_json: bool) -> None:
+def _list(questions: dict[str, str], as_json: bool) -> None:
     from dmaplane.cli import _output
 
     if as_json:
-        _output.emit({"benches": list(names)})
-    else:
-        print("\n".join(names))
-
-
-def _show(answer: dict[str, Any]) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    from dmaplane.cli import _output
-
-    out = _output.console()
-    rows = Table(title=f"bench {answer['bench']}", box=box.SIMPLE_HEAD, title_justify="left")
-    rows.add_column("case", overflow="fold")
-    for heading in ("unit", "ours", "peer", "ratio", "spread"):
-        rows.add_column(heading, justify="right")
-    for row in answer["rows"]:
-        rows.add_row(
-            Text(row["case"]),
-            row["unit"],
-            _number(row["ours"]),
-            f"{_number(row['peer'])} {row['peer_name'] or ''}".strip(),
-            _number(row["ratio"]),
-            _number(row["spread"]),
-        )
-    out.print(rows)
-    if not answer["claims"]:
+        _output.emit({"benches": questions})
         return
-    claims = Table(title="claims", box=box.SIMPLE_HEAD, title_justify="left")
-    claims.add_column("claim", overflow="fold")
-    for heading in ("measured", "target", "holds"):
-        claims.add_column(heading, justify="right")
-    for claim in answer["claims"]:
-        claims.add_row(
-            Text(claim["name"]),
-            _number(claim["measured"]),
-            f"{claim['relation']} {_number(claim['target'])}",
-            Text("yes", style="green") if claim["holds"] else Text("NO", style="bold red"),
-        )
-    out.print(claims)
-
-
-def _number(value: float | int | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    for name, question in questions.items():
+        print(textwrap.fill(f"{name:8} {question}", 80, subsequent_indent=" " * 9))

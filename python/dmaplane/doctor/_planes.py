@@ -24,7 +24,7 @@ def embedded_plane(machine: Machine) -> Finding:
         cause=trial.detail,
         fix="pip install --force-reinstall dmaplane"
         if machine.package_version("dmaplane")
-        else "make",
+        else "make demo",
     )
 
 
