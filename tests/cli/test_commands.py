@@ -34,7 +34,8 @@ def test_help_of_the_whole_names_every_command(dmaplane_command: Commands) -> No
     assert answer.code == 0
     for command in COMMANDS:
         assert re.search(rf"^  {command} ", answer.out, re.MULTILINE)
-    assert "...\n" not in answer.out, "a summary does not fit"
+    summaries = answer.out.partition("Commands:")[2]
+    assert "..." not in summaries, "a summary does not fit"
     assert len(answer.widest()) <= 80
 
 
@@ -164,7 +165,8 @@ def test_bench_names_what_it_can_measure(dmaplane_command: Commands) -> None:
     names = dmaplane_command("bench", "list", "--json").json["benches"]
     assert {"copy", "ring", "alloc", "observe", "scale"} <= set(names)
     shown = dmaplane_command("bench", "list")
-    assert [line.split()[0] for line in shown.out.splitlines()] == list(names)
+    named = [line.split()[0] for line in shown.out.splitlines() if line[:1] != " "]
+    assert named == list(names)
     assert len(shown.widest()) <= 80
 
 
