@@ -30,11 +30,35 @@ static void fill(void *bytes, size_t count, int seed)
 		at[i] = (__u8)(seed + (int)i * 7);
 }
 
-/* A sound frame of @type; @variant picks among the operations and flags. */
-static struct dmp_frame sample(__u32 type, int variant)
+static void sample_operation(struct dmp_frame *frame, int variant)
 {
 	static const __u16 operations[] = { DMP_OP_SEND, DMP_OP_WRITE, DMP_OP_WRITE_IMM,
 					    DMP_OP_READ };
+	struct dmp_wire_operation *operation = &frame->operation;
+
+	operation->tag = 0x4142434445464748ULL;
+	operation->operation = operations[variant % 4];
+	operation->length_bytes = 4096;
+	frame->payload_bytes = operation->operation == DMP_OP_READ ? 0 : 4096;
+	if (operation->operation != DMP_OP_SEND) {
+		operation->offset = 0x51525354;
+		operation->key_bytes = 64;
+		fill(operation->key, DMP_WIRE_KEY_BYTES, 9);
+		operation->immediate = 0x61626364;
+	}
+	if (variant & 4 && operation->operation != DMP_OP_READ) {
+		operation->flags |= DMP_WIRE_CHECKSUM;
+		operation->checksum = 0x71727374;
+	}
+	if (variant & 8 && operation->operation == DMP_OP_WRITE_IMM) {
+		operation->flags |= DMP_WIRE_PLACED;
+		frame->payload_bytes = 0;
+	}
+}
+
+/* A sound frame of @type; @variant picks among the operations and flags. */
+static struct dmp_frame sample(__u32 type, int variant)
+{
 	const struct dmp_wire_limits limits = { 64, 128, 1ULL << 40 };
 	struct dmp_frame frame;
 
@@ -76,26 +100,7 @@ static struct dmp_frame sample(__u32 type, int variant)
 		frame.grant.bytes = 1ULL << 50;
 		break;
 	case DMP_FRAME_OPERATION:
-		frame.operation.tag = 0x4142434445464748ULL;
-		frame.operation.operation = operations[variant % 4];
-		frame.operation.length_bytes = 4096;
-		frame.payload_bytes = 4096;
-		if (operations[variant % 4] == DMP_OP_READ)
-			frame.payload_bytes = 0;
-		if (operations[variant % 4] != DMP_OP_SEND) {
-			frame.operation.offset = 0x51525354;
-			frame.operation.key_bytes = 64;
-			fill(frame.operation.key, DMP_WIRE_KEY_BYTES, 9);
-			frame.operation.immediate = 0x61626364;
-		}
-		if (variant & 4 && variant % 4 != 3) {
-			frame.operation.flags |= DMP_WIRE_CHECKSUM;
-			frame.operation.checksum = 0x71727374;
-		}
-		if (variant & 8 && variant % 4 == 2) {
-			frame.operation.flags |= DMP_WIRE_PLACED;
-			frame.payload_bytes = 0;
-		}
+		sample_operation(&frame, variant);
 		break;
 	case DMP_FRAME_RESPONSE:
 		frame.response.tag = 77;
