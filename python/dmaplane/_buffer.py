@@ -685,8 +685,8 @@ def _chosen_kind(
         raise InvalidError("huge", f"{huge!r} is none", fix='"prefer", "require" or None')
     if huge is not None and kind not in (None, "huge"):
         raise InvalidError("huge", f"contradicts kind {kind!r}", fix="leave kind out")
-    if (user is None) == (kind == "user"):
-        raise InvalidError("user", "kind user and user= go together", fix="give user= alone")
+    if user is None and kind == "user":
+        raise InvalidError("user", "kind user is missing its memory", fix="give user= alone")
     if user is not None:
         if kind not in (None, "user") or huge is not None:
             raise InvalidError("user", "this memory already has its pages", fix="give user= alone")

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from dmaplane._plane import Plane
 
 OPERATION_BIT: Final = 1 << 63
+_OPERATION_BIT: Final = np.uint64(OPERATION_BIT)
 _ROW: Final = struct.Struct("<HHIQQIIQQQII")
 _NOTHING: Final = (-errno.EINTR, -errno.ETIMEDOUT, -errno.EAGAIN)
 _PROT_BOTH: Final = _buffer.PROT_READ | _buffer.PROT_WRITE
@@ -94,7 +95,7 @@ class Operation:
         operation itself is given where it is made.
         """
         if self._completion is None:
-            self._channel._wait_for(self, deadline_of(timeout))
+            self._channel._wait_for(self, 0 if timeout is None else deadline_of(timeout))
         completion = cast("Completion", self._completion)
         if check and completion.result:
             raise cast("Exception", completion.error)
@@ -174,27 +175,31 @@ class Channel:
             channel_id=self.id,
         )
         library = plane._attach(self._client)
-        self._client_at = ctypes.addressof(self._client)
-        self._push_exchange: Callable[..., int] = library.quick.dmp_client_exchange
-        self._take_exchange: Callable[..., int] = library.waiting.dmp_client_exchange
+        # Looked up anew, these carry no argument types; every pointer and 64-bit number is
+        # passed as an object made once, which halves the cost of a call.
+        self._push_exchange: Callable[..., int] = library.quick["dmp_client_exchange"]
+        self._take_exchange: Callable[..., int] = library.waiting["dmp_client_exchange"]
+        self._client_at = ctypes.c_void_p(ctypes.addressof(self._client))
+        self._no_deadline = ctypes.c_uint64(0)
         self._arm: Callable[..., int] = library.quick.dmp_client_arm
 
         self._push_lock = threading.Lock()
         self._row = (ctypes.c_char * _ROW.size)()
-        self._row_at = ctypes.addressof(self._row)
+        self._row_at = ctypes.c_void_p(ctypes.addressof(self._row))
         self._pushed = ctypes.c_uint32()
-        self._pushed_at = ctypes.addressof(self._pushed)
+        self._pushed_at = ctypes.c_void_p(ctypes.addressof(self._pushed))
         self._numbers = itertools.count(OPERATION_BIT)
         self._rows_pushed = 0
 
         self._take_lock = threading.Lock()
         self._scratch = np.zeros(self.completion_slots, dtype=_abi.COMPLETION)
-        self._scratch_at = self._scratch.ctypes.data
+        self._scratch_at = ctypes.c_void_p(self._scratch.ctypes.data)
         self._scratch_bytes = self._scratch.view(np.uint8).data
         self._scratch_head = 0
         self._taken = 0
         self._unused = ctypes.c_uint32()
-        self._unused_at = ctypes.addressof(self._unused)
+        self._unused_at = ctypes.c_void_p(ctypes.addressof(self._unused))
+        self._take_deadline = ctypes.c_uint64()
         self._operations: dict[int, Operation] = {}
         self._rows: dict[int, npt.NDArray[np.void]] = {}
         self._rows_taken = 0
@@ -364,7 +369,7 @@ class Channel:
                 )
                 self._operations[user_data] = started
                 answer = self._push_exchange(
-                    self._client_at, self._row_at, 1, self._pushed_at, 0, 0, 0, 0
+                    self._client_at, self._row_at, 1, self._pushed_at, None, 0, 0, self._no_deadline
                 )
                 if answer >= 0 and self._pushed.value:
                     return started
@@ -404,14 +409,19 @@ class Channel:
                 return self._pop(wait_count, deadline)
             finally:
                 self._release_take()
+        self._follow(deadline, None)
+        return 0
+
+    def _follow(self, deadline: int, operation: Operation | None) -> None:
+        """Another thread is taking: waits until it has handed something out, or stops."""
         with self._turn:
             self._followers += 1
             try:
-                if self._take_lock.locked():
+                # Looked at once counted, so that who takes now cannot miss us.
+                if self._take_lock.locked() and not (operation and operation._completion):
                     self._turn.wait(_remaining(deadline))
             finally:
                 self._followers -= 1
-        return 0
 
     def _release_take(self) -> None:
         self._take_lock.release()
@@ -423,18 +433,18 @@ class Channel:
         """One exchange; the take lock is held. How many completions were handed out."""
         if self._refusal is not None:
             raise ClosedError(self._refusal)
-        left = self._hand_out()
-        if left:
-            return left
+        if self._control.complete_head != self._taken:
+            return self._hand_out()  # an exception came between popping and handing out
+        self._take_deadline.value = deadline
         answer = self._take_exchange(
             self._client_at,
-            0,
+            None,
             0,
             self._unused_at,
             self._scratch_at,
             self.completion_slots,
             wait_count,
-            deadline,
+            self._take_deadline,
         )
         if answer > 0:
             return self._hand_out()
@@ -446,30 +456,25 @@ class Channel:
         """Gives popped completions to whom they belong. May be entered again after a raise."""
         head = self._control.complete_head
         count = (head - self._taken) & 0xFFFFFFFF
-        if not count:
-            self._scratch_head = head
-            return 0
         first = (self._taken - self._scratch_head) & 0xFFFFFFFF
-        woken = False
         if self._rows_taken == self._rows_pushed:
             for entry in range(first, first + count):
-                fields = ENTRY.unpack_from(self._scratch_bytes, entry * 32)
-                if fields[0] & OPERATION_BIT:
-                    woken |= self._finish(fields)
-                else:
-                    self._keep(self._scratch[entry : entry + 1], self._taken)
+                self._finish(ENTRY.unpack_from(self._scratch_bytes, entry * ENTRY.size))
                 self._taken = (self._taken + 1) & 0xFFFFFFFF
         else:
-            popped = self._scratch[first : first + count]
+            # Bytes are copied as bytes: numpy copies structured entries field by field.
+            copied = bytearray(self._scratch_bytes[first * 32 : (first + count) * 32])
+            popped = np.frombuffer(copied, dtype=_abi.COMPLETION)
             if self._operations:
-                ours = popped["user_data"] >= np.uint64(OPERATION_BIT)
+                ours = popped["user_data"] >= _OPERATION_BIT
                 for entry in np.flatnonzero(ours).tolist():
-                    woken |= self._finish(
-                        ENTRY.unpack_from(self._scratch_bytes, (first + entry) * 32)
-                    )
+                    self._finish(ENTRY.unpack_from(copied, entry * ENTRY.size))
                 popped = popped[~ours]
-            if len(popped):
-                self._keep(popped, self._taken)
+            more = len(popped)
+            # Plain stores in a row: no signal handler runs between them.
+            if more:
+                self._rows[self._taken] = popped
+                self._rows_taken += more
             self._taken = head
         self._scratch_head = head
         if self._followers:
@@ -477,23 +482,23 @@ class Channel:
                 self._turn.notify_all()
         return count
 
-    def _keep(self, popped: npt.NDArray[np.void], position: int) -> None:
-        if position not in self._rows:
-            self._rows[position] = popped.copy()
-            self._rows_taken += len(popped)
-
-    def _finish(self, fields: tuple[Any, ...]) -> bool:
+    def _finish(self, fields: tuple[Any, ...]) -> None:
         operation = self._operations.pop(fields[0], None)
-        if operation is None:
-            return False
-        operation._completion = Completion._make(fields)
-        for future in operation._futures or ():
-            future.get_loop().call_soon_threadsafe(_wake, future)
-        return True
+        if operation is not None:
+            operation._completion = Completion._make(fields)
+            for future in operation._futures or ():
+                future.get_loop().call_soon_threadsafe(_wake, future)
 
     def _wait_for(self, operation: Operation, deadline: int) -> None:
+        take_lock = self._take_lock
         while operation._completion is None:
-            self._take(1, deadline)
+            if take_lock.acquire(blocking=False):
+                try:
+                    self._pop(1, deadline)
+                finally:
+                    self._release_take()
+            else:
+                self._follow(deadline, operation)
             if operation._completion is None and deadline and time.monotonic_ns() >= deadline:
                 raise TimedOutError(
                     f"{operation!r} of channel {self.id} has not completed yet; "
@@ -549,7 +554,14 @@ class Channel:
             self._pushed.value = 0
             try:
                 answer = self._push_exchange(
-                    self._client_at, rows.ctypes.data, count, self._pushed_at, 0, 0, 0, 0
+                    self._client_at,
+                    ctypes.c_void_p(rows.ctypes.data),
+                    count,
+                    self._pushed_at,
+                    None,
+                    0,
+                    0,
+                    self._no_deadline,
                 )
             finally:
                 self._rows_pushed -= count - self._pushed.value
@@ -803,11 +815,11 @@ def create(
         raise InvalidError("workers", f"{workers}", fix="at least 1")
     if spin_us is not None and not 0 <= spin_us <= 1_000_000:
         raise InvalidError("spin_us", f"{spin_us}", fix="0 .. 1000000 microseconds")
-    if cpu is not None or node is not None:
-        plane.require(Capability.BIND)
     for field, number in (("cpu", cpu), ("node", node)):
         if number is not None and number < 0:
             raise InvalidError(field, f"{number}", fix="a number of plane.topology(), or None")
+    if cpu is not None or node is not None:
+        plane.require(Capability.BIND)
     eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
     try:
         request = _abi.ChannelCreate(

@@ -194,7 +194,7 @@ class Plane(abc.ABC):
         missing = capability & ~self.capabilities
         if missing:
             raise UnsupportedError(
-                f"{missing.name or missing!r} on the {self.name} plane",
+                f"{missing.name or missing} on the {self.name} plane",
                 "another plane or machine; `dmaplane doctor` says what is missing and why",
             )
 

@@ -121,7 +121,7 @@ class PlaneMachine(RuleBasedStateMachine):
     @rule(
         channel=channels,
         source=buffers,
-        target=buffers,
+        into=buffers,
         start=st.integers(0, LENGTH - 1),
         end=st.integers(0, LENGTH - 1),
         to=st.integers(0, LENGTH - 1),
@@ -130,26 +130,26 @@ class PlaneMachine(RuleBasedStateMachine):
         self,
         channel: dmaplane.Channel,
         source: ModelBuffer,
-        target: ModelBuffer,
+        into: ModelBuffer,
         start: int,
         end: int,
         to: int,
     ) -> None:
         length = min(abs(end - start) + 1, LENGTH - to, LENGTH - start)
-        if source.content is target.content and (abs(start - to) < length):
+        if source.content is into.content and (abs(start - to) < length):
             return  # the same memory: overlapping copies are refused or undefined
         src = slice(start, start + length)
         dst = slice(to, to + length)
         try:
-            done = channel.copy(target.real[dst], source.real[src], checksum=True).wait(timeout=20)
+            done = channel.copy(into.real[dst], source.real[src], checksum=True).wait(timeout=20)
         except dmaplane.ClosedError:
-            assert source.closed or target.closed
+            assert source.closed or into.closed
             return
         assert not source.closed
-        assert not target.closed
-        target.content[dst] = source.content[src]
+        assert not into.closed
+        into.content[dst] = source.content[src]
         assert done.length_bytes == length
-        assert done.checksum == dmaplane.crc32c(target.content[dst].tobytes())
+        assert done.checksum == dmaplane.crc32c(into.content[dst].tobytes())
 
     @rule(channel=channels, model=buffers, pattern=st.integers(0, (1 << 32) - 1))
     def fill(self, channel: dmaplane.Channel, model: ModelBuffer, pattern: int) -> None:

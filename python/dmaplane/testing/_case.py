@@ -38,7 +38,7 @@ class MissingCapability(unittest.SkipTest):
 
     def __init__(self, missing: Capability) -> None:
         self.missing = missing
-        super().__init__(f"the plane does not claim {missing.name or missing!r}")
+        super().__init__(f"the plane does not claim {missing.name or missing}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
