@@ -131,11 +131,9 @@ void dmp_credit_stall_end(struct dmp_credit_sender *sender, __u64 now_ns)
 		sender->stall_ns += now_ns - sender->stalled_since_ns;
 }
 
-static __u64 watermark(__u64 window, __u64 divisor)
+static __u64 half(__u64 window)
 {
-	__u64 mark = window / divisor;
-
-	return mark ? mark : 1;
+	return window > 1 ? window / 2 : 1;
 }
 
 int dmp_credit_receiver_init(struct dmp_credit_receiver *receiver, __u32 epoch,
@@ -146,7 +144,7 @@ int dmp_credit_receiver_init(struct dmp_credit_receiver *receiver, __u32 epoch,
 	*receiver = (struct dmp_credit_receiver){
 		.window = window,
 		.low = { window.slots / 4, window.bytes / 4 },
-		.high = { watermark(window.slots, 2), watermark(window.bytes, 2) },
+		.high = { half(window.slots), half(window.bytes) },
 	};
 	ledger_init(&receiver->ledger, epoch);
 	return 0;

@@ -142,9 +142,10 @@ static bool emit(struct dmp_endpoint *endpoint, __u64 now_ns, struct dmp_frame *
 int dmp_endpoint_next_frame(struct dmp_endpoint *endpoint, __u64 now_ns,
 			    struct dmp_endpoint_frame *out)
 {
-	struct dmp_frame frame = { .type = 0 };
+	struct dmp_frame frame;
 	int length;
 
+	__builtin_memset(&frame, 0, sizeof(frame));	/* the union too, all of it */
 	out->payload = DMP_PAYLOAD_NONE;
 	out->local = 0;
 	out->tag = 0;

@@ -14,6 +14,7 @@
 #define EDGE(state)	(1U << DMP_ENDPOINT_##state)
 #define ENDINGS		(EDGE(CLOSING) | EDGE(CUTTING) | EDGE(DEAD))
 #define ERRNO_MAX	4095
+#define DETECT_NS_MAX	(1ULL << 62)	/* so that adding a time cannot wrap */
 
 static const __u32 edges[DMP_ENDPOINT_STATES] = {
 	[DMP_ENDPOINT_IDLE] = EDGE(CALLING) | EDGE(AWAITING),
@@ -74,6 +75,7 @@ static bool config_is_sound(const struct dmp_endpoint_config *config)
 	       count_is_sound(config->incoming_max) &&
 	       count_is_sound(config->window_slots) && config->window_bytes &&
 	       config->incarnation && config->detect_ns &&
+	       config->detect_ns <= DETECT_NS_MAX &&
 	       !(config->features_required & ~config->features);
 }
 

@@ -179,11 +179,13 @@ int dmp_handshake_frame(struct dmp_endpoint *endpoint, __u64 now_ns,
 
 int dmp_endpoint_transcript(const struct dmp_endpoint *endpoint, void *bytes, size_t room)
 {
-	struct dmp_frame frame = { .type = DMP_FRAME_HELLO };
+	struct dmp_frame frame;
 	int hello_bytes, welcome_bytes;
 
 	if (!endpoint->welcome.version)
 		return -EINVAL;
+	__builtin_memset(&frame, 0, sizeof(frame));
+	frame.type = DMP_FRAME_HELLO;
 	frame.sequence = 1;
 	frame.incarnation = endpoint->welcome.hello_incarnation;
 	frame.hello = endpoint->hello;

@@ -355,7 +355,7 @@ int dmp_wire_peek(const void *header, size_t length, __u32 *frame_bytes)
 int dmp_wire_decode(const void *bytes, size_t length, struct dmp_frame *frame)
 {
 	struct cursor at = { .load = bytes };
-	struct dmp_frame copy = { .type = 0 };
+	struct dmp_frame copy;
 	__u32 body_bytes = 0;
 	__u32 version = 0;
 	__u32 expected;
@@ -367,6 +367,7 @@ int dmp_wire_decode(const void *bytes, size_t length, struct dmp_frame *frame)
 		return error;
 	if (length != expected)
 		return -EPROTO;
+	__builtin_memset(&copy, 0, sizeof(copy));	/* the union too, all of it */
 	walk_header(&at, &copy, &magic, &version, &body_bytes);
 	if ((__u32)walk(&at, 0, 4) != frame_checksum(bytes, expected))
 		return -EPROTO;

@@ -21,6 +21,7 @@ static void test_limits_out_of_range_are_refused(void)
 	REFUSED(window_slots = 0);
 	REFUSED(window_bytes = 0);
 	REFUSED(detect_ns = 0);
+	REFUSED(detect_ns = ~0ULL);
 	REFUSED(operations_max = 0);
 	REFUSED(receives_max = DMP_ENDPOINT_TABLE_MAX + 1);
 	REFUSED(incoming_max = ~0U);
@@ -217,10 +218,10 @@ static void test_silent_peer_is_asked_before_it_is_lost(void)
 	struct pair pair = make_open(false);
 	struct dmp_endpoint_frame frame;
 
-	CHECK(dmp_endpoint_next_wakeup(pair.a) == NOW + DETECT_NS / 3);
-	dmp_endpoint_tick(pair.a, NOW + DETECT_NS / 3 - 1);
+	CHECK(dmp_endpoint_next_wakeup(pair.a) == NOW + DETECT_NS / 4);
+	dmp_endpoint_tick(pair.a, NOW + DETECT_NS / 4 - 1);
 	CHECK(take(pair.a, &frame) == 0);
-	dmp_endpoint_tick(pair.a, NOW + DETECT_NS / 3);
+	dmp_endpoint_tick(pair.a, NOW + DETECT_NS / 4);
 	CHECK(pass(pair.a, pair.b) == DMP_FRAME_PING);
 	CHECK(pass(pair.b, pair.a) == DMP_FRAME_PONG);
 	dmp_endpoint_tick(pair.a, NOW + DETECT_NS - 1);

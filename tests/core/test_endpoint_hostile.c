@@ -166,7 +166,7 @@ static void one_connection(bool direct)
 	for (turns = 0; turns < FRAMES && dmp_endpoint_is_up(pair.a); turns++) {
 		struct dmp_endpoint_submission submission = {
 			.operation = operations[below(5)], .length_bytes = 1 + below(100) };
-		struct dmp_frame frame = { .type = 0 };
+		struct dmp_frame frame;
 
 		if (count < ACCEPTED &&
 		    !dmp_endpoint_submit(pair.a, NOW, &submission, &tags[count]))
@@ -174,6 +174,7 @@ static void one_connection(bool direct)
 		if (count && !below(4))
 			dmp_endpoint_cancel(pair.a, NOW, tags[below(count)]);
 		serve(pair.a);
+		memset(&frame, 0, sizeof(frame));
 		if (below(24))
 			behave(&frame, pair.a);
 		else

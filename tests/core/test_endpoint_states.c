@@ -127,9 +127,11 @@ static void test_every_frame_in_every_state_does_what_the_table_says(void)
 
 	for (at = 0; at < DMP_ENDPOINT_STATES; at++) {
 		for (type = 1; type < DMP_FRAME_TYPES; type++) {
-			struct dmp_frame frame = { .type = type };
 			int expected = result_of(outcomes[at][type - 1]);
+			struct dmp_frame frame;
 
+			memset(&frame, 0, sizeof(frame));
+			frame.type = type;
 			machine = reach(&pair, at);
 			CHECK(state(machine) == at);
 			frame.sequence = machine->sequence_in + 1;
