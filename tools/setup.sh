@@ -132,7 +132,7 @@ if [ ! -d $venv ]; then
 	say "making $venv with $("$python" --version)"
 	"$python" -m venv $venv
 fi
-pip() { $venv/bin/python -m pip --disable-pip-version-check --quiet "$@"; }
+pip() { $venv/bin/python -m pip --disable-pip-version-check -qq "$@"; }
 
 if ! PATH="$PWD/$venv/bin:$PATH" cmake_fits; then
 	say "no CMake 3.18 or newer in the system; taking it from PyPI"
