@@ -49,6 +49,7 @@ int dmp_channel_init(struct dmp_channel *channel, void *memory, struct dmp_ring_
 	channel->operations[completion_slots - 1].next = NONE;
 	channel->queue_first = NONE;
 	channel->queue_last = NONE;
+	channel->written_first = NONE;
 	channel->link_open = NONE;
 	return 0;
 }
@@ -215,7 +216,7 @@ static void count_completion(struct dmp_channel *channel, const struct dmp_opera
 					     now_ns - operation->accepted_ns : 0, 1);
 }
 
-/* Writes one completion and frees the operation, which is in no list. */
+/* Writes one completion. The operation is in no list; flush makes it free for reuse. */
 static void complete(struct dmp_channel *channel, __u32 index, __s32 result, __u8 path,
 		     __u64 length_bytes, __u32 checksum, __u64 now_ns)
 {
@@ -240,8 +241,12 @@ static void complete(struct dmp_channel *channel, __u32 index, __s32 result, __u
 	count_completion(channel, operation, result, length_bytes, now_ns);
 
 	operation->state = DMP_OPERATION_FREE;
-	operation->next = channel->free_first;
-	channel->free_first = index;
+	operation->next = NONE;
+	if (channel->written_first == NONE)
+		channel->written_first = index;
+	else
+		channel->operations[channel->written_last].next = index;
+	channel->written_last = index;
 }
 
 /*
@@ -306,6 +311,9 @@ __u32 dmp_channel_flush(struct dmp_channel *channel)
 	__u32 written = channel->written;
 
 	if (written != 0) {
+		channel->operations[channel->written_last].next = channel->free_first;
+		channel->free_first = channel->written_first;
+		channel->written_first = NONE;
 		channel->written = 0;
 		channel->in_flight -= written;
 		dmp_ring_advance(&channel->complete, written);

@@ -87,6 +87,8 @@ struct dmp_channel {
 	__u32 running;
 	__u32 in_flight;	/* accepted, completion not yet told to the user */
 	__u32 written;		/* completions written, not yet told */
+	__u32 written_first;	/* their operations, in order, through `next` */
+	__u32 written_last;
 	__u32 link_open;	/* last accepted operation, if it has LINK and is in flight */
 	__u32 cancelling;	/* running operations with the cancel mark */
 	__u8 link_broken;	/* the last accepted one had LINK and has failed already */
@@ -128,7 +130,11 @@ __u32 dmp_channel_take(struct dmp_channel *channel, __u32 *indices, __u32 count,
 void dmp_channel_finish(struct dmp_channel *channel, __u32 index, __s32 result, __u8 path,
 			__u64 length_bytes, __u32 checksum, __u64 now_ns);
 
-/* Tells the user of all completions written. Returns how many. */
+/*
+ * Tells the user of all completions written. Returns how many. The caller first releases
+ * what their operations (written_first and on) hold, so that a user who has seen a
+ * completion finds the buffers free.
+ */
 __u32 dmp_channel_flush(struct dmp_channel *channel);
 
 /* Completes every queued operation whose deadline is not after @now_ns. */

@@ -16,7 +16,7 @@
  *  - `flags` bits a plane does not know and `__reserved` bytes that are not zero
  *    are refused with EINVAL, so that they can be given a meaning later.
  *  - Outputs ("out:") are written on success only. Inputs are never changed.
- *  - Ids are 32 bits, start at 1, and are never reused while the fd is open.
+ *  - Ids are 32 bits, never 0, and never reused while the fd is open.
  *  - Times are absolute CLOCK_MONOTONIC nanoseconds; 0 means "no limit".
  *  - No struct holds a pointer. Memory is (id, offset, length); user memory that
  *    has to be named is an __aligned_u64 whose name ends in _addr.
@@ -344,7 +344,8 @@ struct dmp_histogram {
  * @map_offset: out: offset to give to mmap
  * @map_bytes: out: bytes that can be mapped
  *
- * The memory is zeroed (except USER and PEER), resident, and does not move.
+ * The memory is zeroed (except USER and PEER) and resident when the call returns. A plane
+ * that gives it to devices pins it as well.
  */
 struct dmp_buffer_create {
 	__u32 size;

@@ -1,0 +1,419 @@
+// SPDX-License-Identifier: MIT
+/*
+ * enter.c - the calls inside a channel: accept, wait, cancel
+ *
+ * What a submission names is looked up here, once, while plane->lock keeps it alive, and
+ * held until just before its completion is told.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <unistd.h>
+
+#include "channel_embedded.h"
+#include "lifetime.h"
+
+#define SERVED                                                                          \
+	(1u << DMP_OP_NOP | 1u << DMP_OP_FILL | 1u << DMP_OP_COPY | 1u << DMP_OP_FENCE)
+
+/* One entry of memory for look-ups: a batch mostly names the same few buffers. */
+struct recent {
+	uint32_t id;
+	struct dmp_buffer *buffer;
+};
+
+static struct dmp_buffer *find_buffer(struct dmp_plane *plane, struct recent *recent, uint32_t id,
+				      int *error)
+{
+	if (recent->id != id) {
+		struct dmp_object *object =
+			dmp_plane_find_locked(plane, id, DMP_OBJECT_BUFFER, error);
+
+		if (!object)
+			return NULL;
+		recent->id = id;
+		recent->buffer = (struct dmp_buffer *)object;
+	}
+	return recent->buffer;
+}
+
+static bool outside(const struct dmp_buffer *buffer, uint64_t offset, uint64_t length)
+{
+	/* The sum was checked by dmp_submission_check. */
+	return offset + length > buffer->memory.length;
+}
+
+/* Looks up what the operation names and holds it; 0 or the error it will complete with. */
+static int hold(struct dmp_plane *plane, const struct dmp_submission *submission,
+		struct dmp_holds *holds, struct recent recent[2])
+{
+	int error = dmp_submission_check(submission, SERVED);
+	struct dmp_buffer *source = NULL, *target = NULL;
+
+	holds->source = NULL;
+	holds->target = NULL;
+	if (error || submission->length_bytes == 0)
+		return error;
+	if (submission->source_id != 0) {
+		source = find_buffer(plane, &recent[0], submission->source_id, &error);
+		if (!source)
+			return error;
+		if (outside(source, submission->source_offset, submission->length_bytes))
+			return -EINVAL;
+	}
+	target = find_buffer(plane, &recent[1], submission->target_id, &error);
+	if (!target)
+		return error;
+	if (outside(target, submission->target_offset, submission->length_bytes))
+		return -EINVAL;
+	if (target->memory.read_only)
+		return -EPERM;
+	if (source == target &&
+	    submission->source_offset < submission->target_offset + submission->length_bytes &&
+	    submission->target_offset < submission->source_offset + submission->length_bytes)
+		return -EINVAL;
+	if (source)
+		__atomic_add_fetch(&source->operations, 1, __ATOMIC_RELAXED);
+	__atomic_add_fetch(&target->operations, 1, __ATOMIC_RELAXED);
+	holds->source = source;
+	holds->target = target;
+	return 0;
+}
+
+/* Release: what the operation did to the memory happens before destroy can see 0. */
+static void release(struct dmp_holds *holds)
+{
+	if (holds->source)
+		__atomic_sub_fetch(&holds->source->operations, 1, __ATOMIC_SEQ_CST);
+	if (holds->target)
+		__atomic_sub_fetch(&holds->target->operations, 1, __ATOMIC_SEQ_CST);
+	holds->source = NULL;
+	holds->target = NULL;
+}
+
+bool dmp_channel_kick_locked(struct dmp_embedded_channel *channel)
+{
+	bool wake = channel->worker_sleeps;
+
+	channel->worker_sleeps = false;
+	channel->wakeups += wake;
+	__atomic_add_fetch(&channel->work_sequence, 1, __ATOMIC_RELEASE);
+	return wake;
+}
+
+/* Accepts up to @count; both locks are taken here, plane->lock by the caller. */
+static int accept_locked(struct dmp_embedded_channel *channel, uint32_t count, uint32_t *accepted,
+			 bool *wake)
+{
+	struct dmp_channel *machine = &channel->machine;
+	struct recent recent[2] = { { 0, NULL }, { 0, NULL } };
+	uint32_t index;
+	int error;
+
+	pthread_mutex_lock(&channel->lock);
+	error = dmp_channel_accept(machine, count, DMP_OBSERVE ? dmp_now_ns() : 0, &index,
+				   accepted);
+	if (!error && *accepted != 0) {
+		for (; index != DMP_OPERATION_NONE; index = machine->operations[index].next) {
+			struct dmp_operation *operation = &machine->operations[index];
+			int wrong = hold(channel->plane, &operation->submission,
+					 &channel->holds[index], recent);
+
+			if (operation->error == 0)
+				operation->error = wrong;
+		}
+		*wake = dmp_channel_kick_locked(channel);
+	}
+	pthread_mutex_unlock(&channel->lock);
+	return error;
+}
+
+static uint32_t told_unread(struct dmp_embedded_channel *channel)
+{
+	/* Pairs with the store in dmp_ring_advance. A guess only: the words are the user's. */
+	return __atomic_load_n(&channel->control->complete_tail, __ATOMIC_ACQUIRE) -
+	       __atomic_load_n(&channel->control->complete_head, __ATOMIC_RELAXED);
+}
+
+static bool spin_for_unread(struct dmp_embedded_channel *channel, uint32_t wanted,
+			    uint64_t deadline_ns)
+{
+	uint32_t budget = __atomic_load_n(&channel->waiter_spin.budget_ns, __ATOMIC_RELAXED);
+	uint64_t end;
+	int turn;
+
+	if (told_unread(channel) >= wanted)
+		return true;
+	if (budget == 0)
+		return false;
+	end = dmp_now_ns() + budget;
+	if (deadline_ns != 0 && deadline_ns < end)
+		end = deadline_ns;
+	do {
+		for (turn = 0; turn < 32; turn++) {
+			if (told_unread(channel) >= wanted) {
+				dmp_spin_learn(&channel->waiter_spin, true);
+				return true;
+			}
+			dmp_spin_pause();
+		}
+	} while (dmp_now_ns() < end);
+	dmp_spin_learn(&channel->waiter_spin, false);
+	return false;
+}
+
+/* Registers the wish to see completion @wake_at; returns the sequence to sleep on. */
+static uint32_t register_waiter_locked(struct dmp_embedded_channel *channel, uint32_t wake_at)
+{
+	if (!channel->wake_at_valid || (int32_t)(wake_at - channel->wake_at) < 0) {
+		channel->wake_at = wake_at;
+		channel->wake_at_valid = true;
+	}
+	return __atomic_load_n(&channel->done_sequence, __ATOMIC_RELAXED);
+}
+
+/* Waits until @wanted completions are unread: 0, -ETIMEDOUT, -EINTR, -EPROTO, -ESTALE. */
+static int wait_for_unread(struct dmp_embedded_channel *channel, uint32_t wanted,
+			   uint64_t deadline_ns)
+{
+	int error = 0, slept = 0;
+	uint64_t asleep_ns = 0;
+
+	if (wanted == 0 || spin_for_unread(channel, wanted, deadline_ns))
+		return 0;
+	pthread_mutex_lock(&channel->lock);
+	channel->waiters++;
+	for (;;) {
+		uint32_t unread, seen;
+
+		error = dmp_channel_unread(&channel->machine, &unread);
+		if (error || unread >= wanted)
+			break;
+		if (channel->closing)
+			error = -ESTALE;
+		else if (slept == -ETIMEDOUT || slept == -EINTR)
+			error = slept;
+		if (error)
+			break;
+		seen = register_waiter_locked(channel, channel->machine.complete.own - unread +
+							       wanted);
+		pthread_mutex_unlock(&channel->lock);
+		asleep_ns = dmp_now_ns();
+		slept = dmp_futex_wait(&channel->done_sequence, seen, deadline_ns);
+		pthread_mutex_lock(&channel->lock);
+	}
+	channel->waiters--;
+	pthread_mutex_unlock(&channel->lock);
+	/* It came so soon that spinning would have caught it: spin longer next time. */
+	if (asleep_ns != 0 && dmp_now_ns() - asleep_ns < DMP_SPIN_MAX_NS)
+		dmp_spin_learn(&channel->waiter_spin, true);
+	return error;
+}
+
+static void signal_eventfd(struct dmp_embedded_channel *channel)
+{
+	uint64_t one = 1;
+
+	/* Pairs with the fence in dmp_client_arm: it sees the tail, or we see it armed. */
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	if (__atomic_load_n(&channel->control->event_armed, __ATOMIC_RELAXED) == 0)
+		return;
+	__atomic_store_n(&channel->control->event_armed, 0, __ATOMIC_RELAXED);
+	/* A full counter is refused, and readable already, which is all we want. */
+	if (write(channel->eventfd, &one, sizeof(one)) < 0)
+		return;
+}
+
+#if DMP_OBSERVE
+/* Adds to the board what the machine has counted since the last time. */
+static void publish_counters(struct dmp_embedded_channel *channel)
+{
+	const struct dmp_channel_counters *now = &channel->machine.counters;
+	struct dmp_channel_counters *then = &channel->published;
+	struct dmp_statistics *board = &channel->plane->board->statistics;
+
+	dmp_board_add(&board->submissions, now->submissions - then->submissions);
+	dmp_board_add(&board->completions, now->completions - then->completions);
+	dmp_board_add(&board->batches, now->batches - then->batches);
+	if (now->errors != then->errors) {
+		dmp_board_add(&board->errors, now->errors - then->errors);
+		dmp_board_add(&board->cancelled, now->cancelled - then->cancelled);
+		dmp_board_add(&board->timeouts, now->timeouts - then->timeouts);
+	}
+	if (now->bytes != then->bytes) {
+		dmp_board_add(&board->bytes, now->bytes - then->bytes);
+		dmp_board_add(&board->checksum_bytes, now->checksum_bytes - then->checksum_bytes);
+	}
+	*then = *now;
+}
+#endif
+
+bool dmp_channel_tell_locked(struct dmp_embedded_channel *channel)
+{
+	struct dmp_channel *machine = &channel->machine;
+	uint32_t index;
+	bool wake;
+
+	for (index = machine->written_first; index != DMP_OPERATION_NONE;
+	     index = machine->operations[index].next)
+		release(&channel->holds[index]);
+	if (dmp_channel_flush(machine) == 0)
+		return false;
+#if DMP_OBSERVE
+	publish_counters(channel);
+#endif
+	wake = channel->waiters_any != 0 ||
+	       (channel->waiters != 0 && channel->wake_at_valid &&
+		(int32_t)(machine->complete.own - channel->wake_at) >= 0);
+	if (wake) {
+		channel->wake_at_valid = false;
+		channel->wakeups++;
+		dmp_board_add(&channel->plane->board->statistics.wakeups, 1);
+		__atomic_add_fetch(&channel->done_sequence, 1, __ATOMIC_RELEASE);
+	}
+	if (channel->eventfd >= 0)
+		signal_eventfd(channel);
+	dmp_plane_notify(channel->plane);
+	return wake;
+}
+
+/* Waits, woken by every completion, until @done says so: 0, -ETIMEDOUT or -EINTR. */
+static int wait_until(struct dmp_embedded_channel *channel,
+		      bool (*done)(struct dmp_embedded_channel *, void *), void *context,
+		      uint64_t deadline_ns, bool interruptible)
+{
+	int error = 0;
+
+	channel->waiters_any++;
+	while (!done(channel, context)) {
+		uint32_t seen = __atomic_load_n(&channel->done_sequence, __ATOMIC_RELAXED);
+
+		if (error == -ETIMEDOUT || (error == -EINTR && interruptible))
+			break;
+		error = 0;
+		pthread_mutex_unlock(&channel->lock);
+		error = dmp_futex_wait(&channel->done_sequence, seen, deadline_ns);
+		pthread_mutex_lock(&channel->lock);
+	}
+	channel->waiters_any--;
+	return done(channel, context) ? 0 : error;
+}
+
+static bool is_quiet(struct dmp_embedded_channel *channel, void *context)
+{
+	(void)context;
+	return channel->machine.in_flight == 0;
+}
+
+static bool is_cancelled(struct dmp_embedded_channel *channel, void *context)
+{
+	return dmp_channel_cancel_done(&channel->machine, context);
+}
+
+int dmp_channel_drain(struct dmp_embedded_channel *channel, uint64_t deadline_ns)
+{
+	int error;
+
+	pthread_mutex_lock(&channel->lock);
+	error = wait_until(channel, is_quiet, NULL, deadline_ns, true);
+	pthread_mutex_unlock(&channel->lock);
+	return error;
+}
+
+static void cancel_locked(struct dmp_embedded_channel *channel, bool all, uint64_t user_data,
+			  struct dmp_cancellation *cancellation)
+{
+	dmp_channel_cancel(&channel->machine, all, user_data, dmp_now_ns(), cancellation);
+	if (dmp_channel_tell_locked(channel))
+		dmp_futex_wake_all(&channel->done_sequence);
+	/* What was linked to a cancelled operation, or waited behind a fence, may start now. */
+	if (dmp_channel_kick_locked(channel))
+		dmp_futex_wake_all(&channel->work_sequence);
+}
+
+void dmp_channel_cancel_everything(struct dmp_embedded_channel *channel)
+{
+	struct dmp_cancellation cancellation;
+
+	pthread_mutex_lock(&channel->lock);
+	cancel_locked(channel, true, 0, &cancellation);
+	wait_until(channel, is_quiet, NULL, 0, false);
+	dmp_channel_cancel_abandon(&channel->machine, &cancellation);
+	pthread_mutex_unlock(&channel->lock);
+	dmp_plane_released(channel->plane);
+}
+
+static struct dmp_embedded_channel *enter_locked(struct dmp_plane *plane, uint32_t id, int *error)
+{
+	struct dmp_embedded_channel *channel = (struct dmp_embedded_channel *)
+		dmp_plane_find_locked(plane, id, DMP_OBJECT_CHANNEL, error);
+
+	if (channel)
+		__atomic_add_fetch(&channel->users, 1, __ATOMIC_SEQ_CST);
+	return channel;
+}
+
+int dmp_channel_enter(struct dmp_plane *plane, void *argument)
+{
+	struct dmp_enter *enter = argument;
+	struct dmp_embedded_channel *channel;
+	uint32_t accepted = 0, unread = 0;
+	bool wake = false;
+	int error;
+
+	pthread_mutex_lock(&plane->lock);
+	channel = enter_locked(plane, enter->channel_id, &error);
+	if (!channel) {
+		pthread_mutex_unlock(&plane->lock);
+		return error;
+	}
+	if (enter->wait_count > channel->machine.completion_slots)
+		error = -EINVAL;
+	else if (enter->submit_count != 0)
+		error = accept_locked(channel, enter->submit_count, &accepted, &wake);
+	pthread_mutex_unlock(&plane->lock);
+	if (wake)
+		dmp_futex_wake_all(&channel->work_sequence);
+	if (!error && enter->submit_count != 0 && accepted == 0 && enter->wait_count == 0)
+		error = -EAGAIN;
+	if (!error)
+		error = wait_for_unread(channel, enter->wait_count, enter->deadline_ns);
+	if (accepted != 0 && error != -EPROTO)
+		error = 0;
+	if (!error) {
+		pthread_mutex_lock(&channel->lock);
+		error = dmp_channel_unread(&channel->machine, &unread);
+		pthread_mutex_unlock(&channel->lock);
+	}
+	enter->accepted = accepted;
+	enter->unread = unread;
+	dmp_channel_put(channel);
+	return error;
+}
+
+int dmp_channel_cancel_command(struct dmp_plane *plane, void *argument)
+{
+	struct dmp_cancel *cancel = argument;
+	bool all = cancel->flags & DMP_CANCEL_ALL;
+	struct dmp_cancellation cancellation;
+	struct dmp_embedded_channel *channel;
+	int error;
+
+	if (all && cancel->user_data != 0)
+		return -EINVAL;
+	pthread_mutex_lock(&plane->lock);
+	channel = enter_locked(plane, cancel->channel_id, &error);
+	pthread_mutex_unlock(&plane->lock);
+	if (!channel)
+		return error;
+	pthread_mutex_lock(&channel->lock);
+	cancel_locked(channel, all, cancel->user_data, &cancellation);
+	error = wait_until(channel, is_cancelled, &cancellation, cancel->deadline_ns, true);
+	if (error)
+		dmp_channel_cancel_abandon(&channel->machine, &cancellation);
+	pthread_mutex_unlock(&channel->lock);
+	if (!error && cancellation.found == 0)
+		error = -ENOENT;
+	cancel->cancelled = cancellation.cancelled;
+	dmp_channel_put(channel);	/* wakes those who drain a buffer, too */
+	return error;
+}

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: MIT
+/* wait.c - see wait.h */
+#define _GNU_SOURCE
+#include "wait.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "libdmaplane.h"
+
+#define SPIN_STEP_NS 4000u	/* what a caught event adds */
+#define SPIN_FLOOR_NS 1000u	/* below this it is not worth the clock */
+
+uint64_t dmp_now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static bool several_cpus(void)
+{
+	cpu_set_t cpus;
+
+	return sched_getaffinity(0, sizeof(cpus), &cpus) != 0 || CPU_COUNT(&cpus) > 1;
+}
+
+void dmp_spin_init(struct dmp_spin *spin, bool fixed, uint32_t fixed_ns)
+{
+	spin->fixed = fixed;
+	spin->budget_ns = fixed ? fixed_ns : SPIN_STEP_NS;
+	if (!several_cpus()) {
+		spin->fixed = true;
+		spin->budget_ns = 0;
+	}
+}
+
+void dmp_spin_learn(struct dmp_spin *spin, bool caught)
+{
+	uint32_t budget = __atomic_load_n(&spin->budget_ns, __ATOMIC_RELAXED);
+
+	if (spin->fixed)
+		return;
+	if (caught)
+		budget = budget + SPIN_STEP_NS < DMP_SPIN_MAX_NS ? budget + SPIN_STEP_NS :
+								   DMP_SPIN_MAX_NS;
+	else
+		budget = budget / 2 < SPIN_FLOOR_NS ? 0 : budget / 2;
+	__atomic_store_n(&spin->budget_ns, budget, __ATOMIC_RELAXED);
+}
+
+bool dmp_spin_while(struct dmp_spin *spin, const uint32_t *word, uint32_t seen,
+		    uint64_t deadline_ns)
+{
+	uint32_t budget = __atomic_load_n(&spin->budget_ns, __ATOMIC_RELAXED);
+	uint64_t end;
+	int turn;
+
+	if (budget == 0)
+		return __atomic_load_n(word, __ATOMIC_ACQUIRE) != seen;
+	end = dmp_now_ns() + budget;
+	if (deadline_ns != 0 && deadline_ns < end)
+		end = deadline_ns;
+	do {
+		for (turn = 0; turn < 32; turn++) {
+			if (__atomic_load_n(word, __ATOMIC_ACQUIRE) != seen) {
+				dmp_spin_learn(spin, true);
+				return true;
+			}
+			dmp_spin_pause();
+		}
+	} while (dmp_now_ns() < end);
+	dmp_spin_learn(spin, false);
+	return false;
+}
+
+int dmp_futex_wait(uint32_t *word, uint32_t seen, uint64_t deadline_ns)
+{
+	struct timespec until = { .tv_sec = (time_t)(deadline_ns / 1000000000u),
+				  .tv_nsec = (long)(deadline_ns % 1000000000u) };
+
+	/* The bitset form takes an absolute time, so a restart does not wait longer. */
+	if (syscall(SYS_futex, word, FUTEX_WAIT_BITSET_PRIVATE, seen,
+		    deadline_ns != 0 ? &until : NULL, NULL, FUTEX_BITSET_MATCH_ANY) == 0)
+		return 0;
+	return -errno;
+}
+
+void dmp_futex_wake_all(uint32_t *word)
+{
+	syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}

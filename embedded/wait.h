@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * wait.h - how threads of a plane wait for each other: spin a little, then sleep
+ *
+ * Spinning is bounded and pays for itself or stops: a budget that did not catch the
+ * event is halved, one that did grows towards its maximum. A fixed budget stays as the
+ * user set it. Where there is one CPU nobody spins.
+ */
+#ifndef DMP_WAIT_H
+#define DMP_WAIT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define DMP_SPIN_MAX_NS 50000u
+
+struct dmp_spin {
+	uint32_t budget_ns;	/* racy on purpose: a hint */
+	bool fixed;
+};
+
+void dmp_spin_init(struct dmp_spin *spin, bool fixed, uint32_t fixed_ns);
+void dmp_spin_learn(struct dmp_spin *spin, bool caught);
+
+/* Spins until *@word differs from @seen (loaded with acquire); false if the budget ran out. */
+bool dmp_spin_while(struct dmp_spin *spin, const uint32_t *word, uint32_t seen,
+		    uint64_t deadline_ns);
+
+/* Pauses the CPU for a moment inside a spin loop. */
+static inline void dmp_spin_pause(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ __volatile__("yield" ::: "memory");
+#endif
+}
+
+/* Sleeps while *@word == @seen; 0, -EAGAIN (it differs), -ETIMEDOUT or -EINTR. */
+int dmp_futex_wait(uint32_t *word, uint32_t seen, uint64_t deadline_ns);
+void dmp_futex_wake_all(uint32_t *word);
+
+#endif /* DMP_WAIT_H */

@@ -1,0 +1,335 @@
+// SPDX-License-Identifier: MIT
+/*
+ * worker.c - the threads of a channel: take operations, move bytes, complete
+ *
+ * Thread 0 is the executor. The others only help with large copies: bytes are cut into
+ * slices, and each thread takes the next one. Between two slices the executor looks at
+ * the operation's cancel mark and deadline, and lets queued operations expire, so a
+ * long copy delays nothing by more than one slice.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <sched.h>
+#include <signal.h>
+
+#include "channel_embedded.h"
+#include "copy.h"
+#include "topology.h"
+
+#define BATCH 64u
+#define BATCH_BYTES (256u << 10)	/* work taken at once: what a cancel may have to wait for */
+#define SLICE_BYTES (1u << 20)
+#define SHARE_BYTES (8u << 20)		/* from here on helpers are worth waking */
+
+struct outcome {
+	int32_t result;
+	uint32_t checksum;
+	uint64_t length;
+};
+
+static uint64_t observed_now(void)
+{
+	return DMP_OBSERVE ? dmp_now_ns() : 0;
+}
+
+/* May the operation go on? 0, -ECANCELED or -ETIMEDOUT. */
+static int32_t verdict(const struct dmp_operation *operation)
+{
+	if (dmp_operation_cancelled(operation))
+		return -ECANCELED;
+	if (operation->submission.deadline_ns != 0 &&
+	    dmp_now_ns() >= operation->submission.deadline_ns)
+		return -ETIMEDOUT;
+	return 0;
+}
+
+/* Lets what is queued behind a long operation meet its deadlines. */
+static void expire(struct dmp_embedded_channel *channel)
+{
+	bool wake = false;
+	__u64 deadline_ns;
+
+	pthread_mutex_lock(&channel->lock);
+	if (dmp_channel_deadline(&channel->machine, &deadline_ns)) {
+		dmp_channel_expire(&channel->machine, dmp_now_ns());
+		wake = dmp_channel_tell_locked(channel);
+	}
+	pthread_mutex_unlock(&channel->lock);
+	if (wake)
+		dmp_futex_wake_all(&channel->done_sequence);
+}
+
+/* Takes the next slice of a shared copy; false when there is none left. */
+static bool share_slice(struct dmp_share *share)
+{
+	uint64_t offset, length;
+
+	if (__atomic_load_n(&share->stop, __ATOMIC_RELAXED))
+		return false;
+	offset = __atomic_fetch_add(&share->next, SLICE_BYTES, __ATOMIC_RELAXED);
+	if (offset >= share->length)
+		return false;
+	length = share->length - offset < SLICE_BYTES ? share->length - offset : SLICE_BYTES;
+	dmp_copy_bytes(share->target + offset, share->source + offset, length, share->length);
+	return true;
+}
+
+/* A copy by all threads of the channel. The bytes reported are a lower bound if it stops. */
+static void run_shared(struct dmp_embedded_channel *channel, struct dmp_operation *operation,
+		       char *target, const char *source, struct outcome *outcome)
+{
+	struct dmp_share *share = &channel->share;
+	uint32_t helpers = channel->workers - 1, finished;
+
+	share->target = target;
+	share->source = source;
+	share->length = operation->submission.length_bytes;
+	share->finished = 0;
+	share->stop = 0;
+	__atomic_store_n(&share->next, 0, __ATOMIC_RELAXED);
+	/* Pairs with the load in help: the fields above are set. */
+	__atomic_add_fetch(&share->sequence, 1, __ATOMIC_RELEASE);
+	dmp_futex_wake_all(&share->sequence);
+	while (share_slice(share)) {
+		outcome->result = verdict(operation);
+		if (outcome->result != 0)
+			__atomic_store_n(&share->stop, 1, __ATOMIC_RELAXED);
+		expire(channel);
+	}
+	/* L5: the fence of a cancelled copy is that every helper has put down its slice. */
+	while ((finished = __atomic_load_n(&share->finished, __ATOMIC_ACQUIRE)) != helpers)
+		dmp_futex_wait(&share->finished, finished, 0);
+	outcome->length = share->length;
+	if (outcome->result != 0 && share->next < share->length)
+		outcome->length = share->next;
+	else
+		outcome->result = 0;
+}
+
+static void *help(void *argument)
+{
+	struct dmp_embedded_channel *channel = argument;
+	struct dmp_share *share = &channel->share;
+	uint32_t seen = 0, now;
+
+	for (;;) {
+		/* Pairs with the add in run_shared and in dmp_worker_stop. */
+		while ((now = __atomic_load_n(&share->sequence, __ATOMIC_ACQUIRE)) == seen)
+			dmp_futex_wait(&share->sequence, seen, 0);
+		seen = now;
+		if (__atomic_load_n(&share->stop, __ATOMIC_RELAXED) == 2)
+			return NULL;
+		while (share_slice(share))
+			continue;
+		__atomic_add_fetch(&share->finished, 1, __ATOMIC_RELEASE);
+		dmp_futex_wake_all(&share->finished);
+	}
+}
+
+static void run_slice(const struct dmp_submission *submission, char *target, const char *source,
+		      uint64_t offset, uint64_t length, struct outcome *outcome)
+{
+	if (submission->operation == DMP_OP_FILL)
+		dmp_copy_fill(target + offset, submission->immediate, length, offset);
+	else if (submission->flags & (DMP_SUBMIT_CHECKSUM | DMP_SUBMIT_VERIFY))
+		outcome->checksum = dmp_copy_crc32c(outcome->checksum, target + offset,
+						    source + offset, length,
+						    submission->length_bytes);
+	else
+		dmp_copy_bytes(target + offset, source + offset, length,
+			       submission->length_bytes);
+}
+
+static void run_bytes(struct dmp_embedded_channel *channel, struct dmp_operation *operation,
+		      const struct dmp_holds *holds, struct outcome *outcome)
+{
+	const struct dmp_submission *submission = &operation->submission;
+	char *target = (char *)holds->target->memory.address + submission->target_offset;
+	const char *source = NULL;
+	uint64_t left = submission->length_bytes;
+
+	if (holds->source)
+		source = (const char *)holds->source->memory.address + submission->source_offset;
+	if (channel->workers > 1 && left >= SHARE_BYTES && submission->operation == DMP_OP_COPY &&
+	    !(submission->flags & (DMP_SUBMIT_CHECKSUM | DMP_SUBMIT_VERIFY))) {
+		run_shared(channel, operation, target, source, outcome);
+		return;
+	}
+	while (left != 0) {
+		uint64_t length = left < SLICE_BYTES ? left : SLICE_BYTES;
+
+		run_slice(submission, target, source, outcome->length, length, outcome);
+		outcome->length += length;
+		left -= length;
+		if (left != 0) {
+			expire(channel);
+			outcome->result = verdict(operation);
+			if (outcome->result != 0)
+				return;
+		}
+	}
+	if (submission->flags & DMP_SUBMIT_VERIFY && outcome->checksum != submission->checksum)
+		outcome->result = -EBADMSG;
+}
+
+static void run(struct dmp_embedded_channel *channel, uint32_t index, struct outcome *outcome)
+{
+	struct dmp_operation *operation = &channel->machine.operations[index];
+
+	outcome->length = 0;
+	outcome->checksum = 0;
+	outcome->result = operation->error;
+	if (outcome->result == 0)
+		outcome->result = verdict(operation);
+	if (outcome->result == 0 && operation->submission.length_bytes != 0)
+		run_bytes(channel, operation, &channel->holds[index], outcome);
+}
+
+static void finish_locked(struct dmp_embedded_channel *channel, const uint32_t *indices,
+			  const struct outcome *outcomes, uint32_t count)
+{
+	uint64_t now_ns = observed_now();
+	uint32_t number;
+
+	for (number = 0; number < count; number++)
+		dmp_channel_finish(&channel->machine, indices[number], outcomes[number].result,
+				   outcomes[number].length != 0 ? DMP_PATH_LOCAL : DMP_PATH_NONE,
+				   outcomes[number].length, outcomes[number].checksum, now_ns);
+}
+
+/* Sleeps until there is something to look at. Lock held, given up, and held again. */
+static void rest_locked(struct dmp_embedded_channel *channel)
+{
+	uint32_t seen = __atomic_load_n(&channel->work_sequence, __ATOMIC_RELAXED);
+	__u64 deadline_ns = 0, asleep_ns;
+
+	pthread_mutex_unlock(&channel->lock);
+	/* Drainers of buffers count holders: the last operations have let go. */
+	dmp_plane_released(channel->plane);
+	if (dmp_spin_while(&channel->worker_spin, &channel->work_sequence, seen, 0)) {
+		pthread_mutex_lock(&channel->lock);
+		return;
+	}
+	pthread_mutex_lock(&channel->lock);
+	if (__atomic_load_n(&channel->work_sequence, __ATOMIC_RELAXED) != seen || channel->stop)
+		return;
+	dmp_channel_deadline(&channel->machine, &deadline_ns);
+	channel->worker_sleeps = true;
+	pthread_mutex_unlock(&channel->lock);
+	asleep_ns = dmp_now_ns();
+	dmp_futex_wait(&channel->work_sequence, seen, deadline_ns);
+	/* Work came so soon that spinning would have caught it: spin longer next time. */
+	if (dmp_now_ns() - asleep_ns < DMP_SPIN_MAX_NS)
+		dmp_spin_learn(&channel->worker_spin, true);
+	pthread_mutex_lock(&channel->lock);
+	channel->worker_sleeps = false;
+}
+
+static void *work(void *argument)
+{
+	struct dmp_embedded_channel *channel = argument;
+	struct outcome outcomes[BATCH];
+	uint32_t indices[BATCH];
+	__u64 deadline_ns;
+
+	pthread_mutex_lock(&channel->lock);
+	for (;;) {
+		uint32_t count, number;
+		bool wake;
+
+		if (dmp_channel_deadline(&channel->machine, &deadline_ns))
+			dmp_channel_expire(&channel->machine, dmp_now_ns());
+		count = dmp_channel_take(&channel->machine, indices, BATCH, BATCH_BYTES);
+		wake = dmp_channel_tell_locked(channel);
+		if (count == 0 && channel->stop)
+			break;
+		if (count == 0 && !wake) {
+			rest_locked(channel);
+			continue;
+		}
+		pthread_mutex_unlock(&channel->lock);
+		if (wake)
+			dmp_futex_wake_all(&channel->done_sequence);
+		dmp_plane_released(channel->plane);
+		for (number = 0; number < count; number++) {
+			if (number + 1 < count && channel->holds[indices[number + 1]].source)
+				dmp_copy_prefetch(
+					(char *)channel->holds[indices[number + 1]].source->memory.address +
+						channel->machine.operations[indices[number + 1]]
+							.submission.source_offset,
+					channel->machine.operations[indices[number + 1]]
+						.submission.length_bytes);
+			run(channel, indices[number], &outcomes[number]);
+		}
+		pthread_mutex_lock(&channel->lock);
+		finish_locked(channel, indices, outcomes, count);
+	}
+	pthread_mutex_unlock(&channel->lock);
+	return NULL;
+}
+
+/* Puts the calling thread's child where the channel is bound to. */
+static int bind_attributes(struct dmp_embedded_channel *channel, pthread_attr_t *attributes)
+{
+	cpu_set_t cpus;
+
+	if (channel->cpu < 0 && channel->node < 0)
+		return 0;
+	if (channel->node >= 0) {
+		int error = dmp_topology_node_cpus(channel->node, &cpus);
+
+		if (error)
+			return error;
+	} else {
+		CPU_ZERO(&cpus);
+		CPU_SET(channel->cpu, &cpus);
+	}
+	return -pthread_attr_setaffinity_np(attributes, sizeof(cpus), &cpus);
+}
+
+int dmp_worker_start(struct dmp_embedded_channel *channel)
+{
+	uint32_t wanted = channel->workers;
+	pthread_attr_t attributes;
+	sigset_t all, before;
+	int error;
+
+	pthread_attr_init(&attributes);
+	pthread_attr_setstacksize(&attributes, 128 << 10);
+	error = bind_attributes(channel, &attributes);
+	/* Signals are the program's business: none is delivered to a worker. */
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	channel->workers = 0;
+	while (!error && channel->workers < wanted) {
+		error = -pthread_create(&channel->threads[channel->workers], &attributes,
+					channel->workers == 0 ? work : help, channel);
+		if (!error)
+			channel->workers++;
+	}
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	pthread_attr_destroy(&attributes);
+	if (error)
+		dmp_worker_stop(channel);
+	return error;
+}
+
+void dmp_worker_stop(struct dmp_embedded_channel *channel)
+{
+	uint32_t thread;
+	bool wake;
+
+	pthread_mutex_lock(&channel->lock);
+	channel->stop = true;
+	wake = dmp_channel_kick_locked(channel);
+	pthread_mutex_unlock(&channel->lock);
+	if (wake)
+		dmp_futex_wake_all(&channel->work_sequence);
+	if (channel->workers != 0)
+		pthread_join(channel->threads[0], NULL);
+	__atomic_store_n(&channel->share.stop, 2, __ATOMIC_RELAXED);
+	__atomic_add_fetch(&channel->share.sequence, 1, __ATOMIC_RELEASE);
+	dmp_futex_wake_all(&channel->share.sequence);
+	for (thread = 1; thread < channel->workers; thread++)
+		pthread_join(channel->threads[thread], NULL);
+}
