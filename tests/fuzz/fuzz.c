@@ -120,6 +120,27 @@ static void unmap(struct fuzz *fuzz, uint32_t index)
 	*mapping = fuzz->mappings[--fuzz->mapping_count];
 }
 
+/* A buffer that was imported from another's export holds it, so the order matters. */
+static void free_buffers(struct fuzz *fuzz)
+{
+	uint32_t i, before;
+
+	while (fuzz->buffer_count) {
+		before = fuzz->buffer_count;
+		for (i = before; i-- > 0;) {
+			uint32_t id = fuzz->buffers[i].id;
+			int status = destroy(fuzz, DMP_BUFFER_DESTROY, id);
+
+			if (status != -EBUSY)
+				forget_buffer(fuzz, id);
+			if (status && status != -EBUSY)
+				FAIL("destroy of buffer %u answered %d", id, status);
+		}
+		if (fuzz->buffer_count == before)
+			FAIL("%u buffers stay busy with nothing that holds them", before);
+	}
+}
+
 /* Frees everything, and the plane has to agree that nothing is left. */
 static void free_all(struct fuzz *fuzz)
 {
@@ -137,14 +158,7 @@ static void free_all(struct fuzz *fuzz)
 		unmap(fuzz, 0);
 	while (fuzz->export_count)
 		close(fuzz->exports[--fuzz->export_count]);
-	while (fuzz->buffer_count) {
-		uint32_t id = fuzz->buffers[0].id;
-		int status = destroy(fuzz, DMP_BUFFER_DESTROY, id);
-
-		if (status && status != -ENOENT)
-			FAIL("destroy of buffer %u answered %d", id, status);
-		forget_buffer(fuzz, id);
-	}
+	free_buffers(fuzz);
 	if (fuzz_call(fuzz, DMP_STATISTICS, &now, sizeof(now), &now))
 		FAIL("no statistics");
 	if (now.buffers || now.channels || now.mappings || now.regions || now.endpoints ||

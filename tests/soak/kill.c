@@ -310,7 +310,7 @@ static void run(uint64_t seed, uint64_t kills)
 	uint8_t *source, *target;
 	struct board *board;
 	struct user user;
-	int board_fd = memfd_create("soak-board", MFD_CLOEXEC), fds, fds_at_start = open_fds();
+	int fds_at_start = open_fds(), board_fd = memfd_create("soak-board", MFD_CLOEXEC), fds;
 
 	if (board_fd < 0 || ftruncate(board_fd, sizeof(*board)))
 		FAIL("no board");
