@@ -11,7 +11,7 @@ user_data tells them apart: its highest bit belongs to operations.
 
 Invariants
  - One thread pushes at a time (_push_lock), one takes completions at a time
-   (_take_lock); the two do not exclude each other. Whoever takes completions hands
+   (_turn); the two do not exclude each other. Whoever takes completions hands
    them to all who wait; who waits and is not taking is woken by who is.
  - Taking is restartable. An exception can arrive between any two steps (a signal
    handler that raises), so completions are popped into _scratch, which stays valid
@@ -26,6 +26,7 @@ import asyncio
 import ctypes
 import errno
 import itertools
+import math
 import os
 import struct
 import threading
@@ -59,6 +60,8 @@ if TYPE_CHECKING:
     from dmaplane._plane import Plane
 
 OPERATION_BIT: Final = 1 << 63
+_TURN: Final = 0
+_FOLLOW_S: Final = 0.05
 _OPERATION_BIT: Final = np.uint64(OPERATION_BIT)
 _ROW: Final = struct.Struct("<HHIQQIIQQQII")
 _NOTHING: Final = (-errno.EINTR, -errno.ETIMEDOUT, -errno.EAGAIN)
@@ -191,7 +194,8 @@ class Channel:
         self._numbers = itertools.count(OPERATION_BIT)
         self._rows_pushed = 0
 
-        self._take_lock = threading.Lock()
+        self._turn = {_TURN: True}
+        self._rows_lock = threading.Lock()
         self._scratch = np.zeros(self.completion_slots, dtype=_abi.COMPLETION)
         self._scratch_at = ctypes.c_void_p(self._scratch.ctypes.data)
         self._scratch_bytes = self._scratch.view(np.uint8).data
@@ -204,7 +208,7 @@ class Channel:
         self._rows: dict[int, npt.NDArray[np.void]] = {}
         self._rows_taken = 0
 
-        self._turn = threading.Condition()
+        self._news = threading.Condition()
         self._followers = 0
         self._loops: dict[asyncio.AbstractEventLoop, int] = {}
         plane._channels[self.id] = self
@@ -368,9 +372,22 @@ class Channel:
                     checksum,
                 )
                 self._operations[user_data] = started
-                answer = self._push_exchange(
-                    self._client_at, self._row_at, 1, self._pushed_at, None, 0, 0, self._no_deadline
-                )
+                self._pushed.value = 0
+                try:
+                    answer = self._push_exchange(
+                        self._client_at,
+                        self._row_at,
+                        1,
+                        self._pushed_at,
+                        None,
+                        0,
+                        0,
+                        self._no_deadline,
+                    )
+                except BaseException:  # of a signal handler
+                    if not self._pushed.value:
+                        self._operations.pop(user_data, None)
+                    raise
                 if answer >= 0 and self._pushed.value:
                     return started
                 del self._operations[user_data]
@@ -395,42 +412,45 @@ class Channel:
 
     def _take_now(self) -> int:
         """Takes what is there, without waiting; how many. 0 if another thread is taking."""
-        if self._refusal is not None or not self._take_lock.acquire(blocking=False):
-            return 0
-        try:
-            return self._pop(0, 1)
-        finally:
-            self._release_take()
+        return self._take(0, 1) if self._refusal is None and _TURN in self._turn else 0
 
-    def _take(self, wait_count: int, deadline: int) -> int:
-        """Waits for completions, or for another thread that is taking them to do so."""
-        if self._take_lock.acquire(blocking=False):
+    def _take(self, wait_count: int, deadline: int, operation: Operation | None = None) -> int:
+        """Waits for completions, or for another thread that is taking them to do so.
+
+        Whoever removes _TURN from _turn is the one who takes. That a signal handler may
+        raise after any call is why this is no lock: between `del`, the store that follows
+        it, and the `finally` there is no call, so the turn cannot get lost.
+        """
+        mine = False
+        try:
             try:
-                return self._pop(wait_count, deadline)
-            finally:
-                self._release_take()
-        self._follow(deadline, None)
-        return 0
+                del self._turn[_TURN]
+                mine = True
+            except KeyError:
+                self._follow(deadline, operation)
+                return 0
+            return self._pop(wait_count, deadline)
+        finally:
+            if mine:
+                self._turn[_TURN] = True
+                if self._followers:
+                    with self._news:
+                        self._news.notify_all()
 
     def _follow(self, deadline: int, operation: Operation | None) -> None:
         """Another thread is taking: waits until it has handed something out, or stops."""
-        with self._turn:
+        with self._news:
             self._followers += 1
             try:
-                # Looked at once counted, so that who takes now cannot miss us.
-                if self._take_lock.locked() and not (operation and operation._completion):
-                    self._turn.wait(_remaining(deadline))
+                # Looked at once counted, so that who takes now cannot miss us. Who was
+                # interrupted may not have said so: hence the limit.
+                if _TURN not in self._turn and not (operation and operation._completion):
+                    self._news.wait(min(_FOLLOW_S, _remaining(deadline)))
             finally:
                 self._followers -= 1
 
-    def _release_take(self) -> None:
-        self._take_lock.release()
-        if self._followers:
-            with self._turn:
-                self._turn.notify_all()
-
     def _pop(self, wait_count: int, deadline: int) -> int:
-        """One exchange; the take lock is held. How many completions were handed out."""
+        """One exchange, by whose turn it is. How many completions were handed out."""
         if self._refusal is not None:
             raise ClosedError(self._refusal)
         if self._control.complete_head != self._taken:
@@ -471,34 +491,31 @@ class Channel:
                     self._finish(ENTRY.unpack_from(copied, entry * ENTRY.size))
                 popped = popped[~ours]
             more = len(popped)
-            # Plain stores in a row: no signal handler runs between them.
-            if more:
-                self._rows[self._taken] = popped
-                self._rows_taken += more
-            self._taken = head
+            with self._rows_lock:
+                # Plain stores in a row: no signal handler runs between them.
+                if more:
+                    self._rows[self._taken] = popped
+                    self._rows_taken += more
+                self._taken = head
         self._scratch_head = head
         if self._followers:
-            with self._turn:
-                self._turn.notify_all()
+            with self._news:
+                self._news.notify_all()
         return count
 
     def _finish(self, fields: tuple[Any, ...]) -> None:
-        operation = self._operations.pop(fields[0], None)
+        user_data = fields[0]
+        operation = self._operations.get(user_data)
         if operation is not None:
             operation._completion = Completion._make(fields)
-            for future in operation._futures or ():
-                future.get_loop().call_soon_threadsafe(_wake, future)
+            if operation._futures:
+                for future in operation._futures:
+                    future.get_loop().call_soon_threadsafe(_wake, future)
+            del self._operations[user_data]  # last: a raise before it means once more
 
     def _wait_for(self, operation: Operation, deadline: int) -> None:
-        take_lock = self._take_lock
         while operation._completion is None:
-            if take_lock.acquire(blocking=False):
-                try:
-                    self._pop(1, deadline)
-                finally:
-                    self._release_take()
-            else:
-                self._follow(deadline, operation)
+            self._take(1, deadline, operation)
             if operation._completion is None and deadline and time.monotonic_ns() >= deadline:
                 raise TimedOutError(
                     f"{operation!r} of channel {self.id} has not completed yet; "
@@ -616,21 +633,15 @@ class Channel:
         return sum(map(len, self._rows.values())) if self._rows else 0
 
     def _kept_rows(self, limit: int | None) -> npt.NDArray[np.void]:
-        parts: list[npt.NDArray[np.void]] = []
-        room = limit if limit is not None else 1 << 62
-        with self._push_lock:
-            for position in list(self._rows):
-                part = self._rows.pop(position)
-                if len(part) > room:
-                    self._rows = {position: part[room:], **self._rows}
-                    part = part[:room]
-                parts.append(part)
-                room -= len(part)
-                if not room:
-                    break
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate(parts) if parts else np.empty(0, dtype=_abi.COMPLETION)
+        with self._rows_lock:
+            parts = list(self._rows.values())
+            kept = parts[0] if len(parts) == 1 else _joined(parts)
+            rest: dict[int, npt.NDArray[np.void]] = {}
+            if limit is not None and limit < len(kept):
+                rest = {next(iter(self._rows)): kept[limit:]}
+                kept = kept[:limit]
+            self._rows = rest
+            return kept
 
     # Cancelling, and asyncio.
 
@@ -752,8 +763,10 @@ class Channel:
         while self._take_now():
             pass
         self._refusal = f"channel {self.id} is closed"
-        with self._push_lock, self._take_lock:
-            pass  # nobody is inside the rings from here on
+        with self._push_lock:
+            pass  # nobody is pushing from here on, and nobody starts to
+        while _TURN not in self._turn:
+            self._follow(0, None)
         answer = self.plane._unmap(self._address, self._map_bytes)
         self._address = 0
         try:
@@ -788,8 +801,12 @@ class Channel:
         return f"<channel {self.id}, {self.slots} slots, {state}>"
 
 
-def _remaining(deadline_ns: int) -> float | None:
-    return max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9) if deadline_ns else None
+def _remaining(deadline_ns: int) -> float:
+    return max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9) if deadline_ns else math.inf
+
+
+def _joined(parts: list[npt.NDArray[np.void]]) -> npt.NDArray[np.void]:
+    return np.concatenate(parts) if parts else np.empty(0, dtype=_abi.COMPLETION)
 
 
 def create(

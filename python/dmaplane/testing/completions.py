@@ -122,7 +122,7 @@ def _wrong_rows(buffer: int, other: int, length: int) -> tuple[tuple[dict[str, i
         ({**fill, "length_bytes": 0}, errno.EINVAL),
         ({**fill, "length_bytes": 62}, errno.EINVAL),
         ({**fill, "target_offset": 2}, errno.EINVAL),
-        ({**fill, "target_id": 0}, errno.ENOENT),
+        ({**fill, "target_id": 4_000_000_000}, errno.ENOENT),
         ({**copy, "source_id": 4_000_000_000}, errno.ENOENT),
         ({**copy, "length_bytes": 0}, errno.EINVAL),
         ({**copy, "length_bytes": length + 1}, errno.EINVAL),

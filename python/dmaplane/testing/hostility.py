@@ -27,7 +27,7 @@ def impossible_tail_is_a_protocol_error(make_plane: MakePlane) -> None:
 
 @case("L12")
 def impossible_completion_head_is_a_protocol_error(make_plane: MakePlane) -> None:
-    for head in (1, 17, 1 << 31, 0xFFFFFFFF):
+    for head in (1, 17, 1 << 31, (1 << 32) - 17):
         with make_plane() as plane, Rings(plane, slots=8) as rings, Rings(plane) as bystander:
             rings.control.complete_head = head
             rings.put(rows_of({}))
