@@ -20,6 +20,12 @@ bool simulator_chance(struct world *world, __u32 per_1024)
 	return per_1024 && simulator_pick(world, 1024) < per_1024;
 }
 
+/* This seed's owners put off what they may, until the faults are over. */
+bool simulator_is_lazy(struct world *world)
+{
+	return world->phase == BUSY && simulator_chance(world, world->lazy);
+}
+
 /* Every event goes into the hash, and to the screen if asked for. */
 void simulator_note(struct world *world, const char *what, const struct side *side,
 		 __u64 a, __s64 b)
@@ -79,8 +85,8 @@ static void born(struct world *world, struct link *link, struct side *side)
 	side->life += 1;
 	side->incarnation = ++world->incarnations;
 	config->incarnation = side->incarnation;
-	config->features = 3;
-	config->features_required = 1;
+	config->features = simulator_chance(world, 20) ? 2 : 3;
+	config->features_required = config->features & 1 ? 1 : 0;
 	config->detect_ns = DETECT_NS;
 	config->operations_max = 1 + simulator_pick(world, SLOTS_MAX);
 	config->receives_max = 1 + simulator_pick(world, 3);
@@ -334,26 +340,27 @@ static void restart(struct world *world, __u32 node)
 
 static void run_side(struct world *world, struct link *link, struct side *side)
 {
-	bool lazy = world->phase == BUSY;
 	__u32 state, turns;
 
 	dmp_endpoint_tick(side->machine, world->now_ns);
-	owner_take_requests(world, side);
+	owner_take_requests(world, link, side);	/* STOP and CUT are never late */
 	for (turns = 0; turns < 4; turns++) {
 		owner_deliver(world, link, side);
-		if (side->pending_count && !(lazy && simulator_chance(world, world->lazy)))
-			owner_answer(world, link, side, simulator_pick(world, side->pending_count));
-		owner_take_requests(world, side);
-		if (side->sending && !(lazy && simulator_chance(world, world->lazy)))
+		if (!simulator_is_lazy(world))
+			owner_take_requests(world, link, side);
+		if (side->pending_count && !simulator_is_lazy(world))
+			owner_answer(world, link, side,
+				     simulator_pick(world, side->pending_count));
+		if (side->sending && !simulator_is_lazy(world))
 			owner_finish_sending(world, link, side);
 		owner_take_frames(world, link, side);
-		owner_take_requests(world, side);
 	}
-	if (!(lazy && simulator_chance(world, world->lazy)))
+	if (!simulator_is_lazy(world))
 		user_read(world, link, side);
 	state = simulator_status(side).state;
 	if (state == DMP_ENDPOINT_OPEN && side->alive) {
 		side->alive = false;
+		side->heard_ns = world->now_ns;	/* the peer waited for our answer */
 		world->out->opened += 1;
 	}
 	if (state == DMP_ENDPOINT_IDLE || state == DMP_ENDPOINT_DEAD) {

@@ -20,7 +20,7 @@
 #define SIMULATOR_COUNTERS(X)							\
 	X(submitted) X(completed) X(succeeded) X(timed_out) X(cancelled)	\
 	X(reset) X(refused_access) X(too_small) X(cancels) X(stops)		\
-	X(messages) X(staged) X(immediates) X(reads) X(writes) X(moves)		\
+	X(messages) X(staged) X(immediates) X(reads) X(writes) X(moves) X(faults)		\
 	X(no_credit) X(frames) X(dropped) X(repeated) X(swapped) X(ghosts) X(corrupted)	\
 	X(cuts) X(restarts) X(stale) X(opened) X(superseded) X(refused_proof)	\
 	X(drained) X(goodbyes) X(zombies) X(homecomings)

@@ -101,6 +101,10 @@ static __s32 owner_place(struct world *world, struct link *link, struct side *si
 	__s32 result;
 
 	LAW(packet->payload_bytes == request->length_bytes, "payload of another length");
+	if (simulator_chance(world, 10)) {
+		world->out->faults += 1;
+		return -EFAULT;
+	}
 	switch (request->target) {
 	case DMP_TARGET_LOCAL:
 		memory = touch(world, side, request->local);
@@ -134,18 +138,23 @@ static __s32 owner_place(struct world *world, struct link *link, struct side *si
 	}
 }
 
-static void copy_message(struct world *world, struct side *side,
-			 const struct dmp_endpoint_request *request)
+static __s32 copy_message(struct world *world, struct side *side,
+			  const struct dmp_endpoint_request *request)
 {
 	struct memory *memory = touch(world, side, request->local);
 	__u32 length = side->stage_length[request->stage];
 
 	LAW(length == request->length_bytes + 1, "stage %u lost its message", request->stage);
 	LAW(request->length_bytes <= memory->length, "message longer than its RECV");
+	if (simulator_chance(world, 30)) {
+		world->out->faults += 1;
+		return -EFAULT;
+	}
 	memcpy(memory->bytes, side->stages[request->stage], request->length_bytes);
 	memory->placed = side->stage_writer[request->stage] + 1;
 	memory->connection = (__u32)request->length_bytes;
 	side->stage_length[request->stage] = 0;
+	return 0;
 }
 
 /* --- the owner of one machine --------------------------------------------------- */
@@ -200,7 +209,7 @@ void owner_answer(struct world *world, struct link *link, struct side *side,
 		answer.result = owner_move(world, link, side, &pending.request);
 		break;
 	case DMP_REQUEST_COPY:
-		copy_message(world, side, &pending.request);
+		answer.result = copy_message(world, side, &pending.request);
 		break;
 	default:
 		break;
@@ -212,8 +221,8 @@ void owner_answer(struct world *world, struct link *link, struct side *side,
 }
 
 /* STOP: let go at once. The rest of a payload goes on without the buffer. */
-static void owner_stop(struct world *world, struct side *side,
-		 const struct dmp_endpoint_request *request)
+static void owner_stop(struct world *world, struct link *link, struct side *side,
+		       const struct dmp_endpoint_request *request)
 {
 	struct dmp_endpoint_answer answer = { .kind = DMP_REQUEST_STOP, .tag = request->tag };
 	struct memory *memory;
@@ -234,6 +243,10 @@ static void owner_stop(struct world *world, struct side *side,
 			held->stage = request->stage;
 		} else if ((held->kind == DMP_REQUEST_MOVE || held->kind == DMP_REQUEST_COPY) &&
 			   held->tag == request->tag) {
+			if (simulator_chance(world, 512)) {
+				owner_answer(world, link, side, i);	/* just done */
+				return;
+			}
 			side->pending_count -= 1;
 			memmove(&side->pending[i], &side->pending[i + 1],
 				(side->pending_count - i) * sizeof(side->pending[0]));
@@ -244,7 +257,7 @@ static void owner_stop(struct world *world, struct side *side,
 	LAW(!i, "answer to STOP refused with %d", (int)i);
 }
 
-void owner_take_requests(struct world *world, struct side *side)
+void owner_take_requests(struct world *world, struct link *link, struct side *side)
 {
 	struct dmp_endpoint_answer cut = { .kind = DMP_REQUEST_CUT };
 	struct dmp_endpoint_request request;
@@ -257,7 +270,7 @@ void owner_take_requests(struct world *world, struct side *side)
 			    "answer to CUT refused");
 			world->out->cuts += 1;
 		} else if (request.kind == DMP_REQUEST_STOP) {
-			owner_stop(world, side, &request);
+			owner_stop(world, link, side, &request);
 		} else if (side->pending_count == PENDING) {
 			simulator_broken(world, "more requests than operations");
 			return;
@@ -265,6 +278,9 @@ void owner_take_requests(struct world *world, struct side *side)
 			side->pending[side->pending_count].request = request;
 			side->pending[side->pending_count].packet = side->last_packet;
 			side->pending_count += 1;
+			/* what follows is no more urgent than this one */
+			if (request.kind >= DMP_REQUEST_ADMIT && simulator_is_lazy(world))
+				return;
 		}
 	}
 }
@@ -320,12 +336,12 @@ void owner_deliver(struct world *world, struct link *link, struct side *side)
 	if (!wire->count || wire->packets[0].arrival_ns > world->now_ns)
 		return;
 	packet = wire->packets[0];
-	side->last_packet = packet;
 	error = dmp_endpoint_receive(side->machine, world->now_ns, packet.bytes,
 				     packet.frame_bytes);
 	simulator_note(world, "receive", side, packet.bytes[5], error);
-	if (error == -EBUSY && side->pending_count)
+	if (error == -EBUSY && simulator_status(side).state != DMP_ENDPOINT_CUTTING)
 		return;		/* it waits for an answer of ours */
+	side->last_packet = packet;
 	wire->count -= 1;
 	memmove(&wire->packets[0], &wire->packets[1], wire->count * sizeof(packet));
 	honoured = simulator_status(side).frames_honoured;
@@ -342,6 +358,5 @@ void owner_deliver(struct world *world, struct link *link, struct side *side)
 		side->honoured = honoured;
 		side->heard_ns = world->now_ns;
 	}
-	owner_take_requests(world, side);
 }
 

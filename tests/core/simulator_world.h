@@ -115,6 +115,7 @@ struct world {
 /* simulator.c */
 __u32 simulator_pick(struct world *world, __u32 below);
 bool simulator_chance(struct world *world, __u32 per_1024);
+bool simulator_is_lazy(struct world *world);
 void simulator_note(struct world *world, const char *what, const struct side *side,
 		    __u64 a, __s64 b);
 __attribute__((format(printf, 2, 3)))
@@ -129,7 +130,7 @@ void simulator_transmit(struct world *world, struct link *link, struct side *fro
 /* simulator_owner.c */
 struct memory *simulator_recall(struct world *world, struct side *side, __u64 index);
 void owner_forget(struct side *side);
-void owner_take_requests(struct world *world, struct side *side);
+void owner_take_requests(struct world *world, struct link *link, struct side *side);
 void owner_take_frames(struct world *world, struct link *link, struct side *side);
 void owner_answer(struct world *world, struct link *link, struct side *side, __u32 index);
 void owner_finish_sending(struct world *world, struct link *link, struct side *side);
