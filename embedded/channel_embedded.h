@@ -6,8 +6,9 @@
  * machine and is never held while bytes move or a thread sleeps.
  *
  * Who wakes whom
- *  - The worker sleeps on work_sequence. Accepting (or cancelling, or stopping) changes
- *    it under the lock and wakes when the worker has said, under the lock, that it sleeps.
+ *  - The worker sleeps on work_sequence. It says so under the lock, after it has seen
+ *    there, under the same lock, that nothing is queued. Who queues something (or cancels,
+ *    or stops) then finds it asleep, changes work_sequence and wakes it.
  *  - Waiters sleep on done_sequence. Telling completions changes it under the lock when
  *    one of them wants that many.
  */
@@ -94,8 +95,12 @@ void dmp_worker_stop(struct dmp_embedded_channel *channel);
  */
 bool dmp_channel_tell_locked(struct dmp_embedded_channel *channel);
 
-/* The worker has something new to look at; true if it must be woken (after the lock). */
-bool dmp_channel_kick_locked(struct dmp_embedded_channel *channel);
+/*
+ * The worker has something new to look at: claim its wake-up under the lock, kick after
+ * it, so that a worker that spins does not run into a lock that is still held.
+ */
+bool dmp_channel_claim_wake_locked(struct dmp_embedded_channel *channel);
+void dmp_channel_kick(struct dmp_embedded_channel *channel, bool wake);
 
 /* Waits until nothing is in flight; 0, -ETIMEDOUT. No lock held. */
 int dmp_channel_drain(struct dmp_embedded_channel *channel, uint64_t deadline_ns);

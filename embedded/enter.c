@@ -90,14 +90,20 @@ static void release(struct dmp_holds *holds)
 	holds->target = NULL;
 }
 
-bool dmp_channel_kick_locked(struct dmp_embedded_channel *channel)
+bool dmp_channel_claim_wake_locked(struct dmp_embedded_channel *channel)
 {
 	bool wake = channel->worker_sleeps;
 
 	channel->worker_sleeps = false;
 	channel->wakeups += wake;
-	__atomic_add_fetch(&channel->work_sequence, 1, __ATOMIC_RELEASE);
 	return wake;
+}
+
+void dmp_channel_kick(struct dmp_embedded_channel *channel, bool wake)
+{
+	__atomic_add_fetch(&channel->work_sequence, 1, __ATOMIC_RELEASE);
+	if (wake)
+		dmp_futex_wake_all(&channel->work_sequence);
 }
 
 /* Accepts up to @count; both locks are taken here, plane->lock by the caller. */
@@ -121,7 +127,7 @@ static int accept_locked(struct dmp_embedded_channel *channel, uint32_t count, u
 			if (operation->error == 0)
 				operation->error = wrong;
 		}
-		*wake = dmp_channel_kick_locked(channel);
+		*wake = dmp_channel_claim_wake_locked(channel);
 	}
 	pthread_mutex_unlock(&channel->lock);
 	return error;
@@ -326,8 +332,7 @@ static void cancel_locked(struct dmp_embedded_channel *channel, bool all, uint64
 	if (dmp_channel_tell_locked(channel))
 		dmp_futex_wake_all(&channel->done_sequence);
 	/* What was linked to a cancelled operation, or waited behind a fence, may start now. */
-	if (dmp_channel_kick_locked(channel))
-		dmp_futex_wake_all(&channel->work_sequence);
+	dmp_channel_kick(channel, dmp_channel_claim_wake_locked(channel));
 }
 
 void dmp_channel_cancel_everything(struct dmp_embedded_channel *channel)
@@ -371,8 +376,8 @@ int dmp_channel_enter(struct dmp_plane *plane, void *argument)
 	else if (enter->submit_count != 0)
 		error = accept_locked(channel, enter->submit_count, &accepted, &wake);
 	pthread_mutex_unlock(&plane->lock);
-	if (wake)
-		dmp_futex_wake_all(&channel->work_sequence);
+	if (accepted != 0)
+		dmp_channel_kick(channel, wake);
 	if (!error && enter->submit_count != 0 && accepted == 0 && enter->wait_count == 0)
 		error = -EAGAIN;
 	if (!error)

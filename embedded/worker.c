@@ -211,7 +211,9 @@ static void rest_locked(struct dmp_embedded_channel *channel)
 		return;
 	}
 	pthread_mutex_lock(&channel->lock);
-	if (__atomic_load_n(&channel->work_sequence, __ATOMIC_RELAXED) != seen || channel->stop)
+	/* The kick comes after the lock: what was queued meanwhile may not have changed it yet. */
+	if (__atomic_load_n(&channel->work_sequence, __ATOMIC_RELAXED) != seen || channel->stop ||
+	    channel->machine.queued != 0)
 		return;
 	dmp_channel_deadline(&channel->machine, &deadline_ns);
 	channel->worker_sleeps = true;
@@ -321,10 +323,9 @@ void dmp_worker_stop(struct dmp_embedded_channel *channel)
 
 	pthread_mutex_lock(&channel->lock);
 	channel->stop = true;
-	wake = dmp_channel_kick_locked(channel);
+	wake = dmp_channel_claim_wake_locked(channel);
 	pthread_mutex_unlock(&channel->lock);
-	if (wake)
-		dmp_futex_wake_all(&channel->work_sequence);
+	dmp_channel_kick(channel, wake);
 	if (channel->workers != 0)
 		pthread_join(channel->threads[0], NULL);
 	__atomic_store_n(&channel->share.stop, 2, __ATOMIC_RELAXED);
