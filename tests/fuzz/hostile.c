@@ -18,6 +18,7 @@
 
 #define BUFFERS			4u
 #define BUFFER_BYTES		16384u
+#define BUFFER_BYTES_LARGE	(12u << 20)	/* the first two: copies that workers share */
 #define WRITES_PER_CHANNEL	2000u
 #define WRITES_PER_REPORT	100000u
 #define CONTROL_WORDS		(sizeof(struct dmp_ring_control) / 4)
@@ -95,6 +96,10 @@ static void open_rings(struct fuzz *fuzz, struct rings *rings)
 
 	create.slots = 1u << fuzz_below(fuzz, 8);
 	create.workers = 1 + fuzz_below(fuzz, 2);
+	if (!fuzz_below(fuzz, 4)) {
+		create.flags |= DMP_CHANNEL_EVENTFD;
+		create.eventfd = fuzz->eventfd;
+	}
 	if (fuzz_call(fuzz, DMP_CHANNEL_CREATE, &create, sizeof(create), &create))
 		FAIL("no channel");
 	if (dmp_mmap(fuzz->plane, create.map_bytes, PROT_READ | PROT_WRITE, create.map_offset,
@@ -138,8 +143,15 @@ static void make_submission(struct fuzz *fuzz, struct dmp_submission *entry)
 		entry->length_bytes = 4 * (1 + fuzz_below(fuzz, BUFFER_BYTES / 8));
 		entry->target_offset = 4 * fuzz_below(fuzz, BUFFER_BYTES / 8);
 	}
+	if (entry->operation == DMP_OP_COPY && !fuzz_below(fuzz, 256)) {
+		entry->source_id = fuzz->buffers[0].id;
+		entry->target_id = fuzz->buffers[1].id;
+		entry->target_offset = 0;
+		entry->length_bytes = BUFFER_BYTES_LARGE;
+	}
 	if (!fuzz_below(fuzz, 8))
-		entry->deadline_ns = fuzz_near_deadline(fuzz);
+		entry->deadline_ns = fuzz_below(fuzz, 2) ? dmp_now_ns() + fuzz_below(fuzz, 200000) :
+							   fuzz_near_deadline(fuzz);
 	memcpy(words, entry, sizeof(words));
 	for (i = fuzz_below(fuzz, 3); i > 0; i--)
 		words[fuzz_below(fuzz, sizeof(*entry) / 4)] = (uint32_t)fuzz_odd_value(fuzz);
@@ -241,7 +253,7 @@ static void make_buffers(struct fuzz *fuzz)
 	for (i = 0; i < BUFFERS; i++) {
 		struct dmp_buffer_create create = { .size = sizeof(create), .node = -1 };
 
-		create.length_bytes = BUFFER_BYTES;
+		create.length_bytes = i < 2 ? BUFFER_BYTES_LARGE : BUFFER_BYTES;
 		if (fuzz_call(fuzz, DMP_BUFFER_CREATE, &create, sizeof(create), &create))
 			FAIL("no buffer");
 		fuzz->buffers[fuzz->buffer_count++] = (struct fuzz_buffer){
