@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -118,8 +119,24 @@ def test_rubbish_of_the_right_name_is_ignored() -> None:
         os.close(rubbish)
 
 
+def test_long_commands_are_cut_and_figures_are_not() -> None:
+    from rich.console import Console
+
+    with dmaplane.open() as plane, plane.buffer(1 << 20):
+        sample = of_process(os.getpid())[-1]
+    long = dataclasses.replace(sample, pid=4194304, command="x" * 10000)
+    console = Console(width=80)
+    with console.capture() as shown:
+        console.print(top._table([sample], [long], 80))
+    text = shown.get()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "4194304" in text
+    assert "1 MiB" in text
+    assert "x…" in text
+
+
 def test_nothing_open_is_said() -> None:
-    assert top._table([], []).caption == "no plane is open in the processes of this user"
+    assert top._table([], [], 80).caption == "no plane is open in the processes of this user"
 
 
 def test_rates_of_a_first_sample_are_zero() -> None:

@@ -113,12 +113,12 @@ def _started_after(pid: int, opened_ns: int) -> bool:
 
 
 def _command(pid: int) -> str:
-    """The command line, shortened to what tells processes apart."""
+    """The command line in one line, the program without its folder."""
     with open(f"/proc/{pid}/cmdline", "rb") as file:
         words = [word.decode(errors="replace") for word in file.read().split(b"\0") if word]
     if not words:
         return "?"
-    return " ".join([os.path.basename(words[0]), *words[1:]])
+    return " ".join(" ".join([os.path.basename(words[0]), *words[1:]]).split())
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

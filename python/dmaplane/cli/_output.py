@@ -53,6 +53,6 @@ def parse_size(text: str) -> int:
     digits = text.strip().lower().removesuffix("b").removesuffix("i")
     unit = digits[-1:] if digits[-1:].isalpha() else ""
     number = digits.removesuffix(unit) if unit else digits
-    if unit not in units or not number.isdecimal() or int(number) == 0:
+    if unit not in units or not (number.isascii() and number.isdecimal()) or int(number) == 0:
         raise ValueError(f"{text!r} is no size; write for example 4096, 64K, 256M or 1G")
     return int(number) * units[unit]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -21,6 +21,9 @@ Example: bytes per second of every plane, for a collector:
 
 Exit codes: 0 shown (also when no plane is open); 2 wrong usage. Ctrl-C ends the live view.
 """
+
+_FIGURES_COLUMNS: Final = 66
+"""What the seven columns of figures take at most, the space between them included."""
 
 
 def command(
@@ -49,7 +52,8 @@ def command(
         if as_json:
             _output.emit(_answer(before, after, interval))
         else:
-            _output.console().print(_table(before, after))
+            out = _output.console()
+            out.print(_table(before, after, out.width))
         return
     _live(before, interval, everyone)
 
@@ -59,12 +63,13 @@ def _live(before: list[Sample], interval: float, everyone: bool) -> None:
 
     from dmaplane.cli import _boards, _output
 
-    with Live(_table([], before), console=_output.console(), auto_refresh=False) as live:
+    out = _output.console()
+    with Live(_table([], before, out.width), console=out, auto_refresh=False) as live:
         try:
             while True:
                 time.sleep(interval)
                 after = _boards.samples(everyone=everyone)
-                live.update(_table(before, after), refresh=True)
+                live.update(_table(before, after, out.width), refresh=True)
                 before = after
         except KeyboardInterrupt:
             return
@@ -95,7 +100,7 @@ def _answer(before: list[Sample], after: list[Sample], interval: float) -> dict[
     }
 
 
-def _table(before: list[Sample], after: list[Sample]) -> Table:
+def _table(before: list[Sample], after: list[Sample], width: int) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -103,13 +108,14 @@ def _table(before: list[Sample], after: list[Sample]) -> Table:
     from dmaplane.cli._output import gibibytes
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
-    # rich shows a cut line as "…"; only the command may be cut.
     for heading, justify in (
         ("PID", "right"), ("ops/s", "right"), ("GB/s", "right"), ("in flight", "right"),
         ("errors", "right"), ("buffers", "right"), ("memory", "right"),
     ):  # fmt: skip
         table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    table.add_column("command", no_wrap=True, overflow="ellipsis", ratio=1)
+    table.add_column("command", no_wrap=True)
+    # Only the command may be cut: rich would take the width from every column alike.
+    room = max(8, width - _FIGURES_COLUMNS)
     for sample, rates in _pairs(before, after):
         counters = sample.statistics
         table.add_row(
@@ -120,11 +126,15 @@ def _table(before: list[Sample], after: list[Sample]) -> Table:
             str(counters.errors),
             str(counters.buffers),
             gibibytes(counters.buffer_bytes),
-            Text(sample.command),
+            Text(_cut(sample.command, room)),
         )
     if not after:
         table.caption = "no plane is open in the processes of this user"
     return table
+
+
+def _cut(text: str, columns: int) -> str:
+    return text if len(text) <= columns else text[: columns - 1] + "…"
 
 
 def _short(rate: float) -> str:
