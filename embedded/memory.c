@@ -182,19 +182,6 @@ static int populate(struct dmp_memory *memory, bool huge, __u64 node_mask)
 	return 0;
 }
 
-static int verify(struct dmp_memory *memory, const struct dmp_policy *policy)
-{
-	struct dmp_placement placement;
-	int ret = dmp_placement_count(policy, memory->address, memory->length, memory->page_bytes,
-				      false, &placement);
-
-	if (ret)
-		return ret;
-	if (placement.how == DMP_PLACEMENT_UNKNOWN && policy->policy != DMP_POLICY_ANY)
-		return -EOPNOTSUPP;
-	return placement.pages_misplaced ? -ENOMEM : 0;
-}
-
 static int map_own(struct dmp_memory *memory)
 {
 	int protection = memory->read_only ? PROT_READ : PROT_READ | PROT_WRITE;
@@ -235,8 +222,6 @@ static int allocate_pages(struct dmp_memory *out, __u64 length, __u32 page_bytes
 		madvise(memory.address, memory.map_bytes, MADV_HUGEPAGE);
 	if (!ret)
 		ret = populate(&memory, huge, nodes);
-	if (!ret && strict)
-		ret = verify(&memory, policy);
 	if (ret)
 		dmp_memory_free(&memory);
 	else
@@ -289,6 +274,7 @@ int dmp_memory_user(struct dmp_memory *memory, __u64 user_addr, __u64 length, bo
 		.fd = -1,
 		.address = (void *)(uintptr_t)user_addr,
 		.length = length,
+		.map_bytes = length,
 		.page_bytes = (__u32)page_bytes,
 		.kind = DMP_KIND_USER,
 		.read_only = read_only,

@@ -21,7 +21,7 @@ struct dmp_memory {
 	void *address;		/* the plane's own mapping, or the user's address */
 	void *read_only_address; /* NULL until asked for */
 	size_t length;
-	size_t map_bytes;	/* length in whole pages; 0 for USER */
+	size_t map_bytes;	/* length in whole pages; USER: the length */
 	__u32 page_bytes;
 	__u32 kind;		/* DMP_KIND_* */
 	bool read_only;		/* @address must not be written */
@@ -30,8 +30,9 @@ struct dmp_memory {
 };
 
 /*
- * PAGES or HUGE: zeroed, resident, placed. @create_flags: STRICT verifies the
- * placement (-ENOMEM), HUGE_PREFER takes base pages where there are no huge ones.
+ * PAGES or HUGE: zeroed, resident, placed. @create_flags: STRICT refuses a policy
+ * that the kernel does not let us set (the caller counts the pages), HUGE_PREFER
+ * takes base pages where there are no huge ones; @page_bytes tells which.
  * -EOVERFLOW: the length does not round. -ENOMEM: it would not fit, found out
  * before the first page where it is large. -EPERM: above RLIMIT_FSIZE.
  */
