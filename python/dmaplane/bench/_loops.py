@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import mmap
 import os
 from typing import TYPE_CHECKING, Final
 
@@ -16,11 +17,12 @@ from dmaplane import _abi, _library
 from dmaplane._errors import UnsupportedError, error_from
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+    from types import TracebackType
 
     import numpy.typing as npt
+    from typing_extensions import Self
 
-    from dmaplane._channel import Channel
     from dmaplane._plane import Plane
 
 LOOPS_NAME: Final = "libdmaplane-bench.so"
@@ -99,52 +101,84 @@ def opened(plane: str, library: str | None = None) -> Iterator[Plane]:
         yield built
 
 
-class Stream:
-    """Rows through one channel from C; completions land in memory that is reused."""
+class RawChannel:
+    """A channel that only C touches: no Operation, no eventfd, no bookkeeping in Python."""
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-        self._completions = np.zeros(channel.completion_slots, dtype=_abi.COMPLETION)
-        self._exchange = ctypes.cast(channel._take_exchange, _POINTER)  # type: ignore[arg-type]
+    def __init__(self, plane: Plane, slots: int, spin_us: int | None = None) -> None:
+        self._plane = plane
+        made = _abi.ChannelCreate(
+            flags=0 if spin_us is None else _abi.CHANNEL_SPIN,
+            slots=slots,
+            spin_us=spin_us or 0,
+        )
+        plane.call("CHANNEL_CREATE", _abi.CHANNEL_CREATE, made)
+        self._id: int = made.channel_id
+        self._map_bytes: int = made.map_bytes
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        self._address = plane._map(made.map_bytes, protection, made.map_offset)
+        if self._address < 0:
+            raise error_from(self._address, "mmap", f"channel {self._id}")
+        self.slots = slots
+        self._client = _library.Client(
+            control=self._address,
+            submissions=self._address + made.submissions_offset,
+            completions=self._address + made.completions_offset,
+            slots=slots,
+            completion_slots=2 * slots,
+            channel_id=self._id,
+        )
+        self.client_at = ctypes.addressof(self._client)
+        exchange = plane._attach(self._client).waiting.dmp_client_exchange
+        self.exchange = ctypes.cast(exchange, _POINTER)
+        self.completions = np.zeros(2 * slots, dtype=_abi.COMPLETION)
 
-    def run(self, rows: npt.NDArray[np.void], *, batch: int, window: int) -> int:
+    def stream(self, rows: npt.NDArray[np.void], *, batch: int, window: int) -> int:
         """Nanoseconds for all @rows, @batch an exchange, at most @window in flight."""
-        window = min(window, self._channel.slots)
+        window = min(window, self.slots)
         return _timed(
             "dmp_bench_stream",
-            self._exchange,
-            self._channel._client_at,
+            self.exchange,
+            self.client_at,
             rows.ctypes.data,
             len(rows),
             min(batch, window),
             window,
-            self._completions.ctypes.data,
-            len(self._completions),
+            self.completions.ctypes.data,
+            len(self.completions),
         )
 
+    def close(self) -> None:
+        """Unmaps and ends it."""
+        self._plane._unmap(self._address, self._map_bytes)
+        self._plane.call("CHANNEL_DESTROY", _abi.CHANNEL_DESTROY, _abi.Destroy(id=self._id))
 
-class RoundRobin:
-    """The same few rows through many channels in turn, each batch waited for."""
+    def __enter__(self) -> Self:
+        return self
 
-    def __init__(self, channels: list[Channel]) -> None:
-        self._channels = channels
-        self._clients = (_POINTER * len(channels))(*(ch._client_at for ch in channels))
-        self._completions = np.zeros(channels[0].completion_slots, dtype=_abi.COMPLETION)
-        self._exchange = ctypes.cast(channels[0]._take_exchange, _POINTER)  # type: ignore[arg-type]
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
-    def run(self, rows: npt.NDArray[np.void], turns: int) -> int:
-        """Nanoseconds for @turns batches."""
-        return _timed(
-            "dmp_bench_round_robin",
-            self._exchange,
-            self._clients,
-            len(self._channels),
-            rows.ctypes.data,
-            len(rows),
-            turns,
-            self._completions.ctypes.data,
-            len(self._completions),
-        )
+
+def round_robin(channels: Sequence[RawChannel], rows: npt.NDArray[np.void], turns: int) -> int:
+    """Nanoseconds for @turns batches of the same @rows, each on the next of @channels."""
+    clients = (_POINTER * len(channels))(*(channel.client_at for channel in channels))
+    completions = channels[0].completions
+    return _timed(
+        "dmp_bench_round_robin",
+        channels[0].exchange,
+        clients,
+        len(channels),
+        rows.ctypes.data,
+        len(rows),
+        turns,
+        completions.ctypes.data,
+        len(completions),
+    )
 
 
 def memcpy(

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dmaplane._buffer import Buffer
-    from dmaplane._channel import Channel
 
 HALF_BYTES: Final = 128 << 20
 SLOTS: Final = 1024
@@ -64,14 +63,15 @@ def rows_of(
     return rows
 
 
-def _one(case: Case, channel: Channel, source: Buffer, target: Buffer, pairs: int) -> _result.Row:
+def _one(
+    case: Case, channel: _loops.RawChannel, source: Buffer, target: Buffer, pairs: int
+) -> _result.Row:
     rows = rows_of(source, target, case.block_bytes, case.flags)
-    stream = _loops.Stream(channel)
     from_bytes, to_bytes = source.numpy(), target.numpy()
     gigabytes = HALF_BYTES / 1e9
 
     def ours() -> float:
-        return gigabytes / stream.run(rows, batch=case.batch, window=case.window) * 1e9
+        return gigabytes / channel.stream(rows, batch=case.batch, window=case.window) * 1e9
 
     def peer() -> float:
         return gigabytes / _loops.memcpy(to_bytes, from_bytes, rows) * 1e9
@@ -99,7 +99,7 @@ def measure(plane_name: str, quick: bool, report: Callable[[str], None]) -> _res
         with (
             plane.buffer(HALF_BYTES) as source,
             plane.buffer(HALF_BYTES) as target,
-            plane.channel(slots=SLOTS) as channel,
+            _loops.RawChannel(plane, SLOTS) as channel,
         ):
             view = source.numpy()
             view[:] = np.random.default_rng(7).integers(0, 256, HALF_BYTES, dtype=np.uint8)

@@ -22,23 +22,20 @@ if TYPE_CHECKING:
 
 HALF_BYTES: Final = 128 << 20
 SLOTS: Final = 1024
-CACHED_BYTES: Final = 256 << 10
 
 
 def _row(
     case: str,
     unit: str,
     scale: float,
-    streams: tuple[_loops.Stream, _loops.Stream],
+    streams: tuple[_loops.RawChannel, _loops.RawChannel],
     rows: tuple[npt.NDArray, npt.NDArray],  # type: ignore[type-arg]
     pairs: int,
-    repeat: int = 1,
 ) -> _result.Row:
     """@scale / nanoseconds is the figure; throughput of the build with and without."""
 
     def figure(which: int) -> float:
-        elapsed = sum(streams[which].run(rows[which], batch=256, window=512) for _ in range(repeat))
-        return scale * repeat / elapsed
+        return scale / streams[which].stream(rows[which], batch=256, window=512)
 
     with_them, without = _result.interleaved(pairs, lambda: figure(0), lambda: figure(1), warm_up=2)
     return _result.paired_row(case, unit, with_them, "without", without)
@@ -61,20 +58,16 @@ def measure(plane_name: str, quick: bool, report: Callable[[str], None]) -> _res
     ):
         measured = _result.Measured(seen.name)
         with (
-            seen.channel(slots=SLOTS) as seen_channel,
-            blind.channel(slots=SLOTS) as blind_channel,
+            _loops.RawChannel(seen, SLOTS) as seen_channel,
+            _loops.RawChannel(blind, SLOTS) as blind_channel,
             memoryview(memory) as whole,
         ):
-            streams = (_loops.Stream(seen_channel), _loops.Stream(blind_channel))
-            scattered, cached = [], []
+            streams = (seen_channel, blind_channel)
+            scattered = []
             for plane in (seen, blind):
                 source = plane.buffer(user=whole[:HALF_BYTES])
                 target = plane.buffer(user=whole[HALF_BYTES:])
                 scattered.append(rows_of(source, target, 4096, 0))
-                near = rows_of(source, target, 4096, 0)[: CACHED_BYTES // 4096].copy()
-                near["source_offset"] %= CACHED_BYTES
-                near["target_offset"] %= CACHED_BYTES
-                cached.append(near)
             report("4 KiB scattered")
             row = _row(
                 "4 KiB copies, scattered",

@@ -28,15 +28,14 @@ SLOTS: Final = 1024
 SPIN_US: Final = 10_000
 
 
-def _from_c(channel: Channel, batch: int, window: int, seconds: float) -> list[float]:
+def _from_c(channel: _loops.RawChannel, batch: int, window: int, seconds: float) -> list[float]:
     """Million operations a second, sample by sample."""
-    stream = _loops.Stream(channel)
     rows = _loops.nop_rows(batch * 64)
-    stream.run(rows, batch=batch, window=window)
+    channel.stream(rows, batch=batch, window=window)
     samples: list[float] = []
     until = time.monotonic() + seconds
     while time.monotonic() < until or len(samples) < 5:
-        samples.append(len(rows) / stream.run(rows, batch=batch, window=window) * 1e3)
+        samples.append(len(rows) / channel.stream(rows, batch=batch, window=window) * 1e3)
     return samples
 
 
@@ -66,6 +65,14 @@ def _one_us(plane: Plane, spin_us: int, count: int) -> list[float]:
     return samples
 
 
+def _one_from_c_us(plane: Plane, spin_us: int, count: int) -> list[float]:
+    """Microseconds of a blocking NOP from C, over blocks of a hundred."""
+    rows = _loops.nop_rows(100)
+    with _loops.RawChannel(plane, SLOTS, spin_us=spin_us) as raw:
+        raw.stream(rows, batch=1, window=1)
+        return [raw.stream(rows, batch=1, window=1) / 1e5 for _ in range(count // 100)]
+
+
 def _one_row(case: str, plane: Plane, *, spin: bool, blocks: int, count: int) -> _result.Row:
     mine, other = _result.interleaved(
         blocks,
@@ -81,17 +88,18 @@ def measure(plane_name: str, quick: bool, report: Callable[[str], None]) -> _res
     seconds = 0.15 if quick else 0.6
     with _loops.opened(plane_name) as plane:
         measured = _result.Measured(plane.name)
-        with plane.channel(slots=SLOTS) as channel:
+        with _loops.RawChannel(plane, SLOTS) as raw:
             for batch in BATCHES:
                 report(f"C, batches of {batch}")
-                waited = _from_c(channel, batch, batch, seconds)
+                waited = _from_c(raw, batch, batch, seconds)
                 measured.add(_result.single_row(f"C, {batch} waited for", "Mops/s", waited))
-                streamed = _from_c(channel, batch, 2 * batch, seconds)
+                streamed = _from_c(raw, batch, 2 * batch, seconds)
                 measured.add(
                     _result.single_row(f"C, {batch} streamed", "Mops/s", streamed),
                     "ring/c-256-Mops" if batch == 256 else None,
                     _result.median(streamed),
                 )
+        with plane.channel(slots=SLOTS) as channel:
             for batch in BATCHES:
                 report(f"Python, batches of {batch}")
                 samples = _from_python(channel, batch, seconds)
@@ -100,6 +108,9 @@ def measure(plane_name: str, quick: bool, report: Callable[[str], None]) -> _res
                     "ring/python-256-Mops" if batch == 256 else None,
                     _result.median(samples),
                 )
+        for case, spin_us in (("event-driven", 0), ("spinning", SPIN_US)):
+            samples = _one_from_c_us(plane, spin_us, 2000 if quick else 20_000)
+            measured.add(_result.single_row(f"C, one, {case}", "us", samples))
         blocks, count = (3, 500) if quick else (7, 2000)
         for case, spin, name in (
             ("Python, one, event-driven", False, "ring/python-one-event-us"),

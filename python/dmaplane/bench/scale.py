@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dmaplane._buffer import Buffer
-    from dmaplane._channel import Channel
     from dmaplane._plane import Plane
 
 BUFFERS: Final = (100, 1_000, 10_000)
@@ -51,8 +50,7 @@ class _Buffers:
         self.buffers: list[Buffer] = [
             stack.enter_context(self.plane.buffer(self.length_bytes)) for _ in range(count)
         ]
-        self.channel = stack.enter_context(self.plane.channel(slots=SLOTS))
-        self._stream = _loops.Stream(self.channel)
+        self._channel = stack.enter_context(_loops.RawChannel(self.plane, SLOTS))
         chosen = np.linspace(0, count - 1, used).astype(int)
         self._rows = self._rows_over([self.buffers[index].id for index in chosen])
 
@@ -69,7 +67,7 @@ class _Buffers:
         return np.tile(rows, 16)
 
     def copy_ns(self) -> float:
-        return self._stream.run(self._rows, batch=64, window=128) / len(self._rows)
+        return self._channel.stream(self._rows, batch=64, window=128) / len(self._rows)
 
     def query_ns(self) -> float:
         struct = _abi.BufferQuery()
@@ -123,19 +121,18 @@ class _Channels:
 
     def __init__(self, stack: contextlib.ExitStack, plane_name: str, count: int) -> None:
         plane = stack.enter_context(_loops.opened(plane_name))
-        self.channels: list[Channel] = [
-            stack.enter_context(plane.channel(slots=SLOTS)) for _ in range(count)
+        self._channels = [
+            stack.enter_context(_loops.RawChannel(plane, SLOTS)) for _ in range(count)
         ]
+        self._one = self._channels[count // 2 : count // 2 + 1]
         self._rows = _loops.nop_rows(16)
-        self._one = _loops.RoundRobin([self.channels[count // 2]])
-        self._all = _loops.RoundRobin(self.channels)
 
     def one_ns(self) -> float:
-        return self._one.run(self._rows, 500) / 500 / len(self._rows)
+        return _loops.round_robin(self._one, self._rows, 500) / 500 / len(self._rows)
 
     def turns_ns(self) -> float:
-        turns = max(512, len(self.channels))
-        return self._all.run(self._rows, turns) / turns / len(self._rows)
+        turns = max(512, len(self._channels))
+        return _loops.round_robin(self._channels, self._rows, turns) / turns / len(self._rows)
 
 
 def _channel_rows(
