@@ -455,6 +455,7 @@ class Channel:
             raise ClosedError(self._refusal)
         if self._control.complete_head != self._taken:
             return self._hand_out()  # an exception came between popping and handing out
+        self._scratch_head = self._taken
         self._take_deadline.value = deadline
         answer = self._take_exchange(
             self._client_at,
@@ -497,7 +498,6 @@ class Channel:
                     self._rows[self._taken] = popped
                     self._rows_taken += more
                 self._taken = head
-        self._scratch_head = head
         if self._followers:
             with self._news:
                 self._news.notify_all()

@@ -12,7 +12,7 @@ import gc
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import (
     Bundle,
     RuleBasedStateMachine,
@@ -25,6 +25,7 @@ from hypothesis.stateful import (
 )
 
 import dmaplane
+from dmaplane._buffer import free_retired
 
 LENGTH = 16384
 
@@ -33,6 +34,7 @@ class ModelBuffer:
     def __init__(self, real: dmaplane.Buffer, content: np.ndarray) -> None:
         self.real = real
         self.content = content  # shared by an original and its imports
+        self.original: ModelBuffer | None = None  # of an import: what was exported
         self.views: list[np.ndarray] = []
         self.closed = False
 
@@ -48,6 +50,10 @@ class PlaneMachine(RuleBasedStateMachine):
         self.ids: set[int] = set()
         self.open_channels: list[dmaplane.Channel] = []
         self.done = 0
+
+    def _twins(self, model: ModelBuffer) -> list[ModelBuffer]:
+        """Imports whose memory is @model's: to the plane they are an export of it."""
+        return [one for one in self.live if one.original is model]
 
     def _added(self, real: dmaplane.Buffer, content: np.ndarray) -> ModelBuffer:
         assert real.id not in self.ids, "an id was reused"
@@ -65,12 +71,14 @@ class PlaneMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.live) < 12)
     @rule(target=buffers, model=buffers)
     def export_and_import(self, model: ModelBuffer) -> object:
-        if model.closed:
+        if model.closed or model.original is not None:
             return multiple()
         with model.real.export() as export:
             real = self.plane.import_buffer(export)
         assert len(real) >= LENGTH
-        return self._added(real, model.content)
+        twin = self._added(real, model.content)
+        twin.original = model
+        return twin
 
     @rule(model=buffers, at=st.integers(0, LENGTH - 1), value=st.integers(0, 255))
     def write(self, model: ModelBuffer, at: int, value: int) -> None:
@@ -93,10 +101,11 @@ class PlaneMachine(RuleBasedStateMachine):
             with pytest.raises(dmaplane.ClosedError):
                 model.real.destroy()
             return
-        if model.views:
+        if model.views or self._twins(model):
             with pytest.raises(dmaplane.BusyError) as busy:
                 model.real.destroy()
             assert busy.value.holders.views == len(model.views)
+            assert bool(busy.value.holders.exports) == bool(self._twins(model))
         else:
             model.real.destroy()
             model.closed = True
@@ -166,7 +175,13 @@ class PlaneMachine(RuleBasedStateMachine):
 
     @invariant()
     def plane_agrees(self) -> None:
-        self.live = [model for model in self.live if not model.closed or model.views]
+        free_retired(self.plane)
+        self.live = [
+            model for model in self.live if not model.closed or model.views or self._twins(model)
+        ]
+        self.live = [
+            model for model in self.live if not model.closed or model.views or self._twins(model)
+        ]  # twice: what a twin held goes with it
         counted = self.plane.statistics()
         assert counted.buffers == len(self.live)
         assert counted.channels == len(self.open_channels)
@@ -180,16 +195,18 @@ class PlaneMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.plane.close()
         for model in self.live:
-            for view in model.views:
-                assert (view == model.content).all(), "a view lost its bytes with the plane"
+            kept = all((view == model.content).all() for view in model.views)
+            assert kept, "a view lost its bytes with the plane"
             model.views.clear()
         gc.collect(0)
         assert self.plane._ended
 
 
 PlaneMachine.TestCase.settings = settings(
-    max_examples=60,
-    stateful_step_count=40,
+    max_examples=50,
+    stateful_step_count=30,
+    phases=[Phase.explicit, Phase.generate],
+    derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

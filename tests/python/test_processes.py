@@ -121,15 +121,15 @@ def test_keyboard_interrupt_stops_a_wait() -> None:
                     print("interrupted", flush=True)
         """
     )
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    assert child.stdout.readline() == "ready\n"
-    time.sleep(0.1)
-    began = time.monotonic()
-    child.send_signal(signal.SIGINT)
-    assert child.stdout.read() == "interrupted\n"
-    assert child.wait(10) == 0
-    assert time.monotonic() - began < 5
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        time.sleep(0.1)
+        began = time.monotonic()
+        child.send_signal(signal.SIGINT)
+        assert child.stdout.read() == "interrupted\n"
+        assert child.wait(10) == 0
+        assert time.monotonic() - began < 5
 
 
 def test_forked_child_must_open_its_own(plane: dmaplane.Plane, channel: dmaplane.Channel) -> None:
