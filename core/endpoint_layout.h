@@ -53,6 +53,7 @@ struct dmp_operation {
 	bool held;		/* the owner touches the buffer */
 	bool sending;		/* held because its payload is being written */
 	bool copying;		/* held because a staged message is copied in */
+	bool moving;		/* held because a direct fabric moves its bytes */
 	bool cancel_sent;	/* CANCEL is on its way, or was */
 	bool decided;		/* result is final */
 	bool delivered;		/* the completion was pushed */

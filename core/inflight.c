@@ -304,8 +304,10 @@ int dmp_inflight_moved(struct dmp_endpoint *endpoint,
 	__u32 index = (__u32)answer->tag;
 	__s32 result = answer->result;
 
-	if (!operation || operation->state != OPERATION_MOVING || !operation->held)
+	/* not the state: the connection may have ended since the bytes set off */
+	if (!operation || !operation->moving || !operation->held)
 		return -ESTALE;
+	operation->moving = false;
 	dmp_inflight_let_go(endpoint, index);
 	if (!result && operation->submission.operation == DMP_OP_WRITE_IMM) {
 		if (operation->expired)
@@ -486,6 +488,7 @@ void dmp_inflight_work(struct dmp_endpoint *endpoint, __u32 index,
 	struct dmp_operation *operation = &endpoint->operations[index];
 
 	operation->copying = operation->state == OPERATION_FILLING;
+	operation->moving = !operation->copying;
 	dmp_inflight_hold(endpoint, index);
 	dmp_inflight_request(endpoint, index,
 			     operation->copying ? DMP_REQUEST_COPY : DMP_REQUEST_MOVE,

@@ -213,6 +213,23 @@ static void test_end_of_connection_completes_all_but_waits_for_held_buffers(void
 	free_pair(&pair);
 }
 
+/* Simulator, seed 104603: the answer was refused, and the buffer held until CUT. */
+static void test_answer_to_a_move_frees_the_buffer_after_the_end_too(void)
+{
+	struct pair pair = make_open(true);
+	__u64 tag = submit(pair.a, DMP_OP_WRITE, 10);
+	struct dmp_endpoint_answer moved = { .kind = DMP_REQUEST_MOVE, .tag = tag };
+	struct dmp_endpoint_request move;
+
+	CHECK(dmp_endpoint_next_request(pair.a, &move) == 0 && move.kind == DMP_REQUEST_MOVE);
+	CHECK(dmp_endpoint_goodbye(pair.a, NOW) == 0);
+	expect_none(pair.a);
+	CHECK(dmp_endpoint_answer(pair.a, NOW, &moved) == 0);
+	expect(pair.a, tag, -ECONNRESET);
+	CHECK(dmp_endpoint_answer(pair.a, NOW, &moved) == -ESTALE);
+	free_pair(&pair);
+}
+
 static void test_silent_peer_is_asked_before_it_is_lost(void)
 {
 	struct pair pair = make_open(false);
@@ -283,6 +300,7 @@ int main(void)
 	test_held_buffer_is_asked_back_at_the_deadline();
 	test_message_survives_a_receive_that_gives_up_half_way();
 	test_end_of_connection_completes_all_but_waits_for_held_buffers();
+	test_answer_to_a_move_frees_the_buffer_after_the_end_too();
 	test_silent_peer_is_asked_before_it_is_lost();
 	test_both_drain_and_part_without_an_error();
 	test_wrong_proof_is_refused_with_its_reason();
