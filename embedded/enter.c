@@ -140,31 +140,16 @@ static uint32_t told_unread(struct dmp_embedded_channel *channel)
 	       __atomic_load_n(&channel->control->complete_head, __ATOMIC_RELAXED);
 }
 
-static bool spin_for_unread(struct dmp_embedded_channel *channel, uint32_t wanted,
-			    uint64_t deadline_ns)
-{
-	uint32_t budget = __atomic_load_n(&channel->waiter_spin.budget_ns, __ATOMIC_RELAXED);
-	uint64_t end;
-	int turn;
+struct wanted {
+	struct dmp_embedded_channel *channel;
+	uint32_t count;
+};
 
-	if (told_unread(channel) >= wanted)
-		return true;
-	if (budget == 0)
-		return false;
-	end = dmp_now_ns() + budget;
-	if (deadline_ns != 0 && deadline_ns < end)
-		end = deadline_ns;
-	do {
-		for (turn = 0; turn < 32; turn++) {
-			if (told_unread(channel) >= wanted) {
-				dmp_spin_learn(&channel->waiter_spin, true);
-				return true;
-			}
-			dmp_spin_pause();
-		}
-	} while (dmp_now_ns() < end);
-	dmp_spin_learn(&channel->waiter_spin, false);
-	return false;
+static bool enough_unread(const void *context)
+{
+	const struct wanted *wanted = context;
+
+	return told_unread(wanted->channel) >= wanted->count;
 }
 
 /* Registers the wish to see completion @wake_at; returns the sequence to sleep on. */
@@ -181,10 +166,12 @@ static uint32_t register_waiter_locked(struct dmp_embedded_channel *channel, uin
 static int wait_for_unread(struct dmp_embedded_channel *channel, uint32_t wanted,
 			   uint64_t deadline_ns)
 {
+	struct wanted condition = { channel, wanted };
 	int error = 0, slept = 0;
 	uint64_t asleep_ns = 0;
 
-	if (wanted == 0 || spin_for_unread(channel, wanted, deadline_ns))
+	if (wanted == 0 ||
+	    dmp_spin_until(&channel->waiter_spin, enough_unread, &condition, deadline_ns))
 		return 0;
 	pthread_mutex_lock(&channel->lock);
 	channel->waiters++;

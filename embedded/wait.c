@@ -14,6 +14,7 @@
 #include "libdmaplane.h"
 
 #define SPIN_STEP_NS 4000u	/* what a caught event adds */
+#define SPIN_YIELD_NS 8000u	/* longer than any answer of a partner that runs */
 #define SPIN_FLOOR_NS 1000u	/* below this it is not worth the clock */
 
 uint64_t dmp_now_ns(void)
@@ -55,27 +56,45 @@ void dmp_spin_learn(struct dmp_spin *spin, bool caught)
 	__atomic_store_n(&spin->budget_ns, budget, __ATOMIC_RELAXED);
 }
 
-bool dmp_spin_while(struct dmp_spin *spin, const uint32_t *word, uint32_t seen,
+static void pause_cpu(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ __volatile__("yield" ::: "memory");
+#endif
+}
+
+bool dmp_spin_until(struct dmp_spin *spin, bool (*met)(const void *), const void *context,
 		    uint64_t deadline_ns)
 {
 	uint32_t budget = __atomic_load_n(&spin->budget_ns, __ATOMIC_RELAXED);
-	uint64_t end;
+	uint64_t end, now, yield_at;
 	int turn;
 
+	if (met(context))
+		return true;
 	if (budget == 0)
-		return __atomic_load_n(word, __ATOMIC_ACQUIRE) != seen;
-	end = dmp_now_ns() + budget;
+		return false;
+	now = dmp_now_ns();
+	yield_at = now + SPIN_YIELD_NS;
+	end = now + budget;
 	if (deadline_ns != 0 && deadline_ns < end)
 		end = deadline_ns;
 	do {
 		for (turn = 0; turn < 32; turn++) {
-			if (__atomic_load_n(word, __ATOMIC_ACQUIRE) != seen) {
+			if (met(context)) {
 				dmp_spin_learn(spin, true);
 				return true;
 			}
-			dmp_spin_pause();
+			pause_cpu();
 		}
-	} while (dmp_now_ns() < end);
+		now = dmp_now_ns();
+		if (now >= yield_at) {
+			sched_yield();
+			yield_at = now + SPIN_YIELD_NS;
+		}
+	} while (now < end);
 	dmp_spin_learn(spin, false);
 	return false;
 }

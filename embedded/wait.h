@@ -22,19 +22,12 @@ struct dmp_spin {
 void dmp_spin_init(struct dmp_spin *spin, bool fixed, uint32_t fixed_ns);
 void dmp_spin_learn(struct dmp_spin *spin, bool caught);
 
-/* Spins until *@word differs from @seen (loaded with acquire); false if the budget ran out. */
-bool dmp_spin_while(struct dmp_spin *spin, const uint32_t *word, uint32_t seen,
+/*
+ * Spins until @met says so, for as long as the budget allows; false if it ran out. On a
+ * crowded machine the one we wait for gets our time: every few microseconds we yield.
+ */
+bool dmp_spin_until(struct dmp_spin *spin, bool (*met)(const void *), const void *context,
 		    uint64_t deadline_ns);
-
-/* Pauses the CPU for a moment inside a spin loop. */
-static inline void dmp_spin_pause(void)
-{
-#if defined(__x86_64__) || defined(__i386__)
-	__builtin_ia32_pause();
-#elif defined(__aarch64__)
-	__asm__ __volatile__("yield" ::: "memory");
-#endif
-}
 
 /* Sleeps while *@word == @seen; 0, -EAGAIN (it differs), -ETIMEDOUT or -EINTR. */
 int dmp_futex_wait(uint32_t *word, uint32_t seen, uint64_t deadline_ns);

@@ -197,16 +197,30 @@ static void finish_locked(struct dmp_embedded_channel *channel, const uint32_t *
 				   outcomes[number].length, outcomes[number].checksum, now_ns);
 }
 
+struct kick {
+	const uint32_t *sequence;
+	uint32_t seen;
+};
+
+static bool kicked(const void *context)
+{
+	const struct kick *kick = context;
+
+	/* Pairs with the add in dmp_channel_kick. */
+	return __atomic_load_n(kick->sequence, __ATOMIC_ACQUIRE) != kick->seen;
+}
+
 /* Sleeps until there is something to look at. Lock held, given up, and held again. */
 static void rest_locked(struct dmp_embedded_channel *channel)
 {
 	uint32_t seen = __atomic_load_n(&channel->work_sequence, __ATOMIC_RELAXED);
+	struct kick kick = { &channel->work_sequence, seen };
 	__u64 deadline_ns = 0, asleep_ns;
 
 	pthread_mutex_unlock(&channel->lock);
 	/* Drainers of buffers count holders: the last operations have let go. */
 	dmp_plane_released(channel->plane);
-	if (dmp_spin_while(&channel->worker_spin, &channel->work_sequence, seen, 0)) {
+	if (dmp_spin_until(&channel->worker_spin, kicked, &kick, 0)) {
 		pthread_mutex_lock(&channel->lock);
 		return;
 	}
