@@ -113,7 +113,7 @@ int dmp_buffer_create(struct dmp_plane *plane, void *argument)
 	create->buffer_id = buffer->object.id;
 	create->page_bytes = buffer->memory.page_bytes;
 	create->map_offset = buffer->object.id * DMP_MAP_UNIT;
-	create->map_bytes = buffer->memory.map_bytes;
+	create->map_bytes = create->kind == DMP_KIND_USER ? 0 : buffer->memory.map_bytes;
 	return 0;
 
 err_memory:
@@ -333,12 +333,13 @@ int dmp_buffer_map_locked(struct dmp_plane *plane, struct dmp_buffer *buffer, si
 	void *start = buffer->memory.address;
 	int error;
 
+	if (buffer->memory.kind == DMP_KIND_USER)
+		return -EOPNOTSUPP;	/* the caller has it mapped already */
 	if (length > buffer->memory.map_bytes)
 		return -EINVAL;
 	if (protection & PROT_WRITE && buffer->memory.read_only)
 		return -EPERM;
-	if (!(protection & PROT_WRITE) && !buffer->memory.read_only &&
-	    buffer->memory.kind != DMP_KIND_USER) {
+	if (!(protection & PROT_WRITE) && !buffer->memory.read_only) {
 		error = dmp_memory_map_read_only(&buffer->memory, &start);
 		if (error)
 			return error;

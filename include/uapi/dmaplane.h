@@ -342,7 +342,7 @@ struct dmp_histogram {
  * @buffer_id: out: the buffer
  * @page_bytes: out: size of the pages it really has
  * @map_offset: out: offset to give to mmap
- * @map_bytes: out: bytes that can be mapped
+ * @map_bytes: out: bytes that can be mapped; 0 for kind USER, which the caller has mapped
  *
  * The memory is zeroed (except USER and PEER) and resident when the call returns. A plane
  * that gives it to devices pins it as well.
