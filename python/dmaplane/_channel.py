@@ -60,10 +60,12 @@ if TYPE_CHECKING:
     from dmaplane._plane import Plane
 
 OPERATION_BIT: Final = 1 << 63
+_tuple_of: Final = tuple.__new__  # what Completion._make does, less a look at the length
+_unpack: Final = ENTRY.unpack_from
 _TURN: Final = 0
 _FOLLOW_S: Final = 0.05
 _OPERATION_BIT: Final = np.uint64(OPERATION_BIT)
-_ROW: Final = struct.Struct("<HHIQQIIQQQII")
+_ROW: Final = struct.Struct("<HHIQQIIQQQIII")  # dmp_submission, and the count pushed
 _NOTHING: Final = (-errno.EINTR, -errno.ETIMEDOUT, -errno.EAGAIN)
 _PROT_BOTH: Final = _buffer.PROT_READ | _buffer.PROT_WRITE
 
@@ -100,7 +102,7 @@ class Operation:
         if self._completion is None:
             self._channel._wait_for(self, 0 if timeout is None else deadline_of(timeout))
         completion = cast("Completion", self._completion)
-        if check and completion.result:
+        if completion[1] and check:
             raise cast("Exception", completion.error)
         return completion
 
@@ -189,6 +191,8 @@ class Channel:
         self._push_lock = threading.Lock()
         self._row = (ctypes.c_char * _ROW.size)()
         self._row_at = ctypes.c_void_p(ctypes.addressof(self._row))
+        self._row_pushed = ctypes.c_uint32.from_buffer(self._row, _abi.SUBMISSION.itemsize)
+        self._row_pushed_at = ctypes.c_void_p(ctypes.addressof(self._row_pushed))
         self._pushed = ctypes.c_uint32()
         self._pushed_at = ctypes.c_void_p(ctypes.addressof(self._pushed))
         self._numbers = itertools.count(OPERATION_BIT)
@@ -370,28 +374,28 @@ class Channel:
                     length_bytes,
                     immediate,
                     checksum,
+                    0,
                 )
                 self._operations[user_data] = started
-                self._pushed.value = 0
                 try:
                     answer = self._push_exchange(
                         self._client_at,
                         self._row_at,
                         1,
-                        self._pushed_at,
+                        self._row_pushed_at,
                         None,
                         0,
                         0,
                         self._no_deadline,
                     )
                 except BaseException:  # of a signal handler
-                    if not self._pushed.value:
+                    if not self._row_pushed.value:
                         self._operations.pop(user_data, None)
                     raise
-                if answer >= 0 and self._pushed.value:
+                if answer >= 0:
                     return started
                 del self._operations[user_data]
-            if answer < 0 and answer not in _NOTHING:
+            if answer not in _NOTHING:
                 raise error_from(answer, "ENTER", f"channel {self.id}")
             self._make_room(deadline, nowait)
 
@@ -480,7 +484,7 @@ class Channel:
         first = (self._taken - self._scratch_head) & 0xFFFFFFFF
         if self._rows_taken == self._rows_pushed:
             for entry in range(first, first + count):
-                self._finish(ENTRY.unpack_from(self._scratch_bytes, entry * ENTRY.size))
+                self._finish(_unpack(self._scratch_bytes, entry * 32))
                 self._taken = (self._taken + 1) & 0xFFFFFFFF
         else:
             # Bytes are copied as bytes: numpy copies structured entries field by field.
@@ -489,7 +493,7 @@ class Channel:
             if self._operations:
                 ours = popped["user_data"] >= _OPERATION_BIT
                 for entry in np.flatnonzero(ours).tolist():
-                    self._finish(ENTRY.unpack_from(copied, entry * ENTRY.size))
+                    self._finish(_unpack(copied, entry * 32))
                 popped = popped[~ours]
             more = len(popped)
             with self._rows_lock:
@@ -507,7 +511,7 @@ class Channel:
         user_data = fields[0]
         operation = self._operations.get(user_data)
         if operation is not None:
-            operation._completion = Completion._make(fields)
+            operation._completion = _tuple_of(Completion, fields)
             if operation._futures:
                 for future in operation._futures:
                     future.get_loop().call_soon_threadsafe(_wake, future)
