@@ -73,8 +73,11 @@ def run(*command: object, text: str | None = None) -> subprocess.CompletedProces
 
 INCLUDE = re.compile(r'^\s*#\s*include\s+([<"])([^>"]+)[>"]')
 CORE_SYSTEM = {"linux/types.h", "linux/errno.h"}
-# Freestanding headers of the compiler, for the userspace build of core/types.h.
-CORE_TYPES_SYSTEM = {"stdbool.h", "stddef.h"}
+# Where the two worlds meet: what the compiler gives in userspace, the kernel there.
+CORE_BORDER = {
+    "types.h": {"stdbool.h", "stddef.h"},
+    "atomic.h": {"asm/barrier.h", "linux/compiler.h"},
+}
 UAPI_SYSTEM = {"linux/types.h", "linux/ioctl.h"}
 MAY_INCLUDE = {
     "include": ("include/uapi",),
@@ -103,8 +106,7 @@ def check_include_arrows(root: Path) -> Problems:
                     ):
                         problems.append(f"{where}, which is not in {' or '.join(allowed)}")
                 elif layer == "core":
-                    extra = CORE_TYPES_SYSTEM if path.name == "types.h" else set()
-                    if found[2] not in CORE_SYSTEM | extra:
+                    if found[2] not in CORE_SYSTEM | CORE_BORDER.get(path.name, set()):
                         problems.append(f"{where}; core knows only {sorted(CORE_SYSTEM)}")
                 elif layer == "include" and found[2] not in UAPI_SYSTEM:
                     problems.append(f"{where}; the contract knows only {sorted(UAPI_SYSTEM)}")
