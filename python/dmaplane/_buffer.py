@@ -38,7 +38,7 @@ from dmaplane._errors import (
     UnsupportedError,
     error_from,
 )
-from dmaplane._plane import Capability, deadline_of, mask_of
+from dmaplane._plane import Capability, Visit, deadline_of, mask_of, slice_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -172,7 +172,9 @@ class Storage:
     def _address(self) -> int:
         if not self.address:
             protection = PROT_READ if self.read_only else PROT_READ | PROT_WRITE
-            answer = self.plane._map(self.map_bytes, protection, self.map_offset)
+            with Visit(self.plane):
+                self.plane._check()
+                answer = self.plane._map(self.map_bytes, protection, self.map_offset)
             if answer < 0:
                 raise error_from(answer, "mmap", f"buffer {self.identity}")
             self.address = answer
@@ -229,23 +231,26 @@ class Storage:
         True once it is gone. Never waits. Only one caller at a time gets in.
         """
         plane = self.plane
-        if self.views or plane._ended or plane._process != os.getpid():
-            return plane._ended
-        try:
-            self._freeing.pop()
-        except IndexError:
+        if self.views or plane._process != os.getpid():
             return False
-        try:
-            self.unmap()
-            answer = self.destroy(0, 0)
-            if answer == -errno.EBUSY:
-                answer = self.destroy(_abi.DESTROY_DRAIN, 1)
-            if answer in (0, -errno.ENOENT):
-                self.forget()
+        with Visit(plane):
+            if plane._ended:
                 return True
-            return False
-        finally:
-            self._freeing.append(True)
+            try:
+                self._freeing.pop()
+            except IndexError:
+                return False
+            try:
+                self.unmap()
+                answer = self.destroy(0, 0)
+                if answer == -errno.EBUSY:
+                    answer = self.destroy(_abi.DESTROY_DRAIN, 1)
+                if answer in (0, -errno.ENOENT):
+                    self.forget()
+                    return True
+                return False
+            finally:
+                self._freeing.append(True)
 
     def retire(self) -> None:
         """No new use from here; freed now or when the last holder is gone."""
@@ -500,12 +505,14 @@ class Buffer:
         if drain:
             self._drain(deadline)
             return
-        if storage.views:
-            raise BusyError(f"buffer {self.id}", self.holders, errno=errno.EBUSY)
-        storage.unmap()
-        answer = storage.destroy(0, 0)
-        if answer == -errno.EBUSY:
-            raise BusyError(f"buffer {self.id}", self.holders, errno=errno.EBUSY)
+        with Visit(self.plane):
+            self.plane._check()
+            if storage.views:
+                raise BusyError(f"buffer {self.id}", self.holders, errno=errno.EBUSY)
+            storage.unmap()
+            answer = storage.destroy(0, 0)
+            if answer == -errno.EBUSY:
+                raise BusyError(f"buffer {self.id}", self.holders, errno=errno.EBUSY)
         if answer:
             raise error_from(answer, "BUFFER_DESTROY", f"buffer {self.id}")
         storage.forget()
@@ -514,12 +521,18 @@ class Buffer:
     def _drain(self, deadline_ns: int) -> None:
         storage = self._storage
         self._refusal = f"buffer {self.id} is draining or destroyed"
-        answer = storage.destroy(_abi.DESTROY_DRAIN, 1) if storage.views else -errno.ETIMEDOUT
-        while storage.views and (not deadline_ns or time.monotonic_ns() < deadline_ns):
-            time.sleep(0.0005)
-        if not storage.views:
-            storage.unmap()
-            answer = storage.destroy(_abi.DESTROY_DRAIN, deadline_ns)
+        answer, last = -errno.ETIMEDOUT, False
+        while answer == -errno.ETIMEDOUT and not last:
+            if storage.views:
+                time.sleep(0.0005)
+                until, last = 1, bool(deadline_ns) and time.monotonic_ns() >= deadline_ns
+            else:
+                until, last = slice_of(deadline_ns)
+            with Visit(self.plane):
+                self.plane._check()
+                if not storage.views:
+                    storage.unmap()
+                answer = storage.destroy(_abi.DESTROY_DRAIN, until)
         if answer == -errno.ETIMEDOUT:
             storage.retired = True
             raise TimedOutError(

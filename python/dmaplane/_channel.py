@@ -46,7 +46,7 @@ from dmaplane._errors import (
     WouldBlock,
     error_from,
 )
-from dmaplane._plane import Capability, deadline_of
+from dmaplane._plane import Capability, Visit, deadline_of
 from dmaplane._statistics import Histogram, Statistics, read_histogram, read_statistics
 
 if TYPE_CHECKING:
@@ -702,9 +702,10 @@ class Channel:
 
     def _arm_or_take(self) -> None:
         """Takes what is there; armed for the next completion when it returns."""
-        while self._refusal is None:
-            if self._arm(self._client_at) == 0:
-                return
+        while True:
+            with self._push_lock:
+                if self._refusal is not None or self._arm(self._client_at) == 0:
+                    return
             if not self._take_now():
                 return  # another thread is taking: it wakes the futures
 
@@ -771,8 +772,11 @@ class Channel:
             pass  # nobody is pushing from here on, and nobody starts to
         while _TURN not in self._turn:
             self._follow(0, None)
-        answer = self.plane._unmap(self._address, self._map_bytes)
-        self._address = 0
+        with Visit(self.plane):
+            answer = 0
+            if not self.plane._ended:
+                answer = self.plane._unmap(self._address, self._map_bytes)
+            self._address = 0
         try:
             self.plane.call("CHANNEL_DESTROY", _abi.CHANNEL_DESTROY, request)
         finally:
@@ -856,8 +860,18 @@ def create(
             node=node or 0,
             eventfd=eventfd,
         )
-        plane.call("CHANNEL_CREATE", _abi.CHANNEL_CREATE, request)
-        return Channel(plane, request, eventfd)
+        with Visit(plane):
+            plane.call("CHANNEL_CREATE", _abi.CHANNEL_CREATE, request)
+            try:
+                channel = Channel(plane, request, eventfd)
+            except BaseException:
+                ended = _abi.Destroy(size=ctypes.sizeof(_abi.Destroy), id=request.channel_id)
+                plane._command(_abi.CHANNEL_DESTROY, ended)
+                raise
     except BaseException:
         os.close(eventfd)
         raise
+    if plane.closed:  # meanwhile, by another thread
+        channel._refusal = "the plane was closed while this channel was made"
+        channel._check()
+    return channel

@@ -24,7 +24,7 @@ import os
 import time
 import warnings
 import weakref
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from dmaplane import _abi
 from dmaplane._errors import ClosedError, InvalidError, UnsupportedError, error_from
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from dmaplane._library import Client, Library
 
 Path = Literal["none", "local", "shm", "tcp", "verbs", "peer"]
+SLICE_NS: Final = 200_000_000
 PATHS: tuple[Path, ...] = ("none", "local", "shm", "tcp", "verbs", "peer")
 
 
@@ -94,6 +95,31 @@ def deadline_of(timeout: float | None, field: str = "timeout") -> int:
     return time.monotonic_ns() + int(timeout * 1e9)
 
 
+def slice_of(deadline_ns: int) -> tuple[int, bool]:
+    """A nearer time to wait until, so that a wait notices a close; is it the last one?"""
+    if deadline_ns == 1:
+        return 1, True
+    near = time.monotonic_ns() + SLICE_NS
+    return (near, False) if not deadline_ns or near < deadline_ns else (deadline_ns, True)
+
+
+class Visit:
+    """Somebody is inside the plane: it is not ended under them, but by the last who leaves."""
+
+    __slots__ = ("plane",)
+
+    def __init__(self, plane: Plane) -> None:
+        self.plane = plane
+
+    def __enter__(self) -> None:
+        self.plane._inside[self] = True
+
+    def __exit__(self, *_: object) -> None:
+        del self.plane._inside[self]
+        if self.plane._refusal is not None:
+            self.plane.end_if_unused()
+
+
 class Plane(abc.ABC):
     """A plane that is open. Use it in a `with` block; made by `dmaplane.open()`."""
 
@@ -103,16 +129,21 @@ class Plane(abc.ABC):
         self.reason = reason
         self._refusal: str | None = None
         self._ended = False
+        self._inside: dict[Visit, bool] = {}
+        self._last = [True]  # popped by whoever ends it: list.pop() happens once
         self._storages: dict[int, Storage] = {}
         self._channels: weakref.WeakValueDictionary[int, Channel] = weakref.WeakValueDictionary()
         self._eventfds: dict[int, int] = {}  # of channels, by id; left behind if one is forgotten
         self._process = os.getpid()
         _planes.add(self)
         answer = _abi.Query()
-        self.call("QUERY", _abi.QUERY, answer)
+        try:
+            self.call("QUERY", _abi.QUERY, answer)
+        except BaseException:
+            self.close()
+            raise
         if answer.abi_major != _abi.ABI_MAJOR:
-            self._end()
-            self._ended, self._refusal = True, "this plane speaks another version of the contract"
+            self.close()
             raise UnsupportedError(
                 f"a plane of ABI {answer.abi_major}.{answer.abi_minor}",
                 f"a dmaplane package for that version; this one speaks "
@@ -176,8 +207,9 @@ class Plane(abc.ABC):
 
         For tools and tests; @struct is passed unchanged, `size` included.
         """
-        self._check()
-        return self._command(number, struct)
+        with Visit(self):
+            self._check()
+            return self._command(number, struct)
 
     def call(self, name: str, number: int, struct: ctypes.Structure) -> None:
         """A command with its size filled in, repeated after signals, its errno raised."""
@@ -202,12 +234,16 @@ class Plane(abc.ABC):
         """True when any channel has an unread completion; False if @timeout seconds passed."""
         deadline = deadline_of(timeout)
         while True:
-            self._check()
-            answer = self._poll(deadline)
-            if answer >= 0:
-                return answer > 0
-            if answer != -errno.EINTR:
+            until, last = slice_of(deadline)
+            with Visit(self):
+                self._check()
+                answer = self._poll(until)
+            if answer > 0:
+                return True
+            if answer not in (0, -errno.EINTR):
                 raise error_from(answer, "poll")
+            if answer == 0 and last:
+                return False
 
     def topology(self) -> Topology:
         """NUMA nodes, NICs and GPUs; one command a row."""
@@ -325,7 +361,17 @@ class Plane(abc.ABC):
             return
         if any(storage.views for storage in list(self._storages.values())):
             return
-        self._ended = True
+        while True:
+            self._ended = True  # first, so that who comes in now sees it
+            if not self._inside:
+                break
+            self._ended = False
+            if self._inside:
+                return  # the last of them ends it
+        try:
+            self._last.pop()
+        except IndexError:
+            return
         self._storages.clear()
         answer = self._end()
         while self._eventfds:
