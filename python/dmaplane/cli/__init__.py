@@ -31,7 +31,7 @@ app = typer.Typer(
     name="dmaplane",
     help="Buffers for AI transports: allocated, placed, shared and torn down safely.",
     epilog=_EPILOG,
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     # Plain text: it greps, pastes, and fits 80 columns without boxes.
     rich_markup_mode=None,
@@ -53,6 +53,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _common(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -60,7 +61,9 @@ def _common(
         ),
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
+        raise typer.Exit(2)
 
 
 for _command in (doctor, topology, demo, bench, top):
