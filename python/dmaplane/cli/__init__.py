@@ -42,12 +42,9 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        import importlib.metadata
+        from dmaplane import __version__
 
-        try:
-            print(f"dmaplane {importlib.metadata.version('dmaplane')}")
-        except importlib.metadata.PackageNotFoundError:
-            print("dmaplane (a checkout, not installed)")
+        print(f"dmaplane {__version__}")
         raise typer.Exit
 
 
