@@ -181,8 +181,8 @@ int dmp_channel_create(struct dmp_plane *plane, void *argument)
 	channel->cpu = create->flags & DMP_CHANNEL_BIND_CPU ? create->cpu : -1;
 	channel->node = create->flags & DMP_CHANNEL_BIND_NODE ? create->node : -1;
 	channel->workers = create->workers ? create->workers : 1;
-	dmp_spin_init(&channel->worker_spin, fixed, create->spin_us * 1000u);
-	dmp_spin_init(&channel->waiter_spin, fixed, create->spin_us * 1000u);
+	dmp_spin_init(&channel->worker_spin, &channel->waiter_spin, fixed, create->spin_us * 1000u);
+	dmp_spin_init(&channel->waiter_spin, &channel->worker_spin, fixed, create->spin_us * 1000u);
 	error = allocate(channel, create);
 	if (error) {
 		free(channel);

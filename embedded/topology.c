@@ -182,11 +182,16 @@ __u32 dmp_topology_huge_page_bytes(void)
 	return kilobytes <= UINT32_MAX / 1024 ? (__u32)kilobytes * 1024 : 0;
 }
 
-/* Text with the MemTotal, MemFree, ... of a node. */
+/*
+ * Text with the MemTotal, MemFree, ... of a node. If it is the only one, what the
+ * kernel says of the machine is better: a node whose memory is still being
+ * initialised says less than it has.
+ */
 static bool read_node_memory(char *text, size_t capacity, int node)
 {
-	return read_text(text, capacity, NODES "/node%d/meminfo", node) ||
-	       (!node && access(NODES, F_OK) && read_path(text, capacity, "/proc/meminfo"));
+	if (dmp_topology_node_mask() == 1ULL << node)
+		return read_path(text, capacity, "/proc/meminfo");
+	return read_text(text, capacity, NODES "/node%d/meminfo", node);
 }
 
 /* A node's distance file has one number for every online node, in their order. */
@@ -485,11 +490,14 @@ static __u64 cgroup_room(void)
 	return room;
 }
 
+/* Of all nodes together MemAvailable knows better. */
 static __u64 nodes_room(__u64 nodes)
 {
 	char text[FILE_BYTES];
 	__u64 room = 0;
 
+	if (!(dmp_topology_node_mask() & ~nodes))
+		return UINT64_MAX;
 	for (; nodes; nodes &= nodes - 1) {
 		if (!read_node_memory(text, sizeof(text), __builtin_ctzll(nodes)))
 			return UINT64_MAX;

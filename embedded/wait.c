@@ -32,8 +32,11 @@ static bool several_cpus(void)
 	return sched_getaffinity(0, sizeof(cpus), &cpus) != 0 || CPU_COUNT(&cpus) > 1;
 }
 
-void dmp_spin_init(struct dmp_spin *spin, bool fixed, uint32_t fixed_ns)
+void dmp_spin_init(struct dmp_spin *spin, const struct dmp_spin *partner, bool fixed,
+		   uint32_t fixed_ns)
 {
+	spin->partner = partner;
+	spin->cpu = -1;
 	spin->fixed = fixed;
 	spin->budget_ns = fixed ? fixed_ns : SPIN_STEP_NS;
 	if (!several_cpus()) {
@@ -42,11 +45,20 @@ void dmp_spin_init(struct dmp_spin *spin, bool fixed, uint32_t fixed_ns)
 	}
 }
 
+/* Notes where we are. Is the partner there too? */
+static bool same_cpu(struct dmp_spin *spin)
+{
+	int cpu = sched_getcpu();
+
+	__atomic_store_n(&spin->cpu, cpu, __ATOMIC_RELAXED);
+	return cpu == __atomic_load_n(&spin->partner->cpu, __ATOMIC_RELAXED);
+}
+
 void dmp_spin_learn(struct dmp_spin *spin, bool caught)
 {
 	uint32_t budget = __atomic_load_n(&spin->budget_ns, __ATOMIC_RELAXED);
 
-	if (spin->fixed)
+	if (spin->fixed || (caught && same_cpu(spin)))
 		return;
 	if (caught)
 		budget = budget + SPIN_STEP_NS < DMP_SPIN_MAX_NS ? budget + SPIN_STEP_NS :
@@ -70,11 +82,13 @@ bool dmp_spin_until(struct dmp_spin *spin, bool (*met)(const void *), const void
 {
 	uint32_t budget = __atomic_load_n(&spin->budget_ns, __ATOMIC_RELAXED);
 	uint64_t end, now, yield_at;
+	bool same;
 	int turn;
 
 	if (met(context))
 		return true;
-	if (budget == 0)
+	same = same_cpu(spin);
+	if (budget == 0 || (same && !spin->fixed))
 		return false;
 	now = dmp_now_ns();
 	yield_at = now + SPIN_YIELD_NS;
@@ -82,7 +96,7 @@ bool dmp_spin_until(struct dmp_spin *spin, bool (*met)(const void *), const void
 	if (deadline_ns != 0 && deadline_ns < end)
 		end = deadline_ns;
 	do {
-		for (turn = 0; turn < 32; turn++) {
+		for (turn = same ? 31 : 0; turn < 32; turn++) {
 			if (met(context)) {
 				dmp_spin_learn(spin, true);
 				return true;
@@ -90,9 +104,10 @@ bool dmp_spin_until(struct dmp_spin *spin, bool (*met)(const void *), const void
 			pause_cpu();
 		}
 		now = dmp_now_ns();
-		if (now >= yield_at) {
+		if (same || now >= yield_at) {
 			sched_yield();
 			yield_at = now + SPIN_YIELD_NS;
+			same = same_cpu(spin);
 		}
 	} while (now < end);
 	dmp_spin_learn(spin, false);

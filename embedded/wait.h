@@ -4,7 +4,8 @@
  *
  * Spinning is bounded and pays for itself or stops: a budget that did not catch the
  * event is halved, one that did grows towards its maximum. A fixed budget stays as the
- * user set it. Where there is one CPU nobody spins.
+ * user set it. Where there is one CPU nobody spins, and nobody spins against a partner
+ * who was last seen on the same CPU: that one could only run once we stop.
  */
 #ifndef DMP_WAIT_H
 #define DMP_WAIT_H
@@ -15,11 +16,14 @@
 #define DMP_SPIN_MAX_NS 50000u
 
 struct dmp_spin {
-	uint32_t budget_ns;	/* racy on purpose: a hint */
+	const struct dmp_spin *partner;	/* whom we wait for */
+	uint32_t budget_ns;		/* racy on purpose: a hint */
+	int cpu;			/* where we waited last, -1 at first; a hint too */
 	bool fixed;
 };
 
-void dmp_spin_init(struct dmp_spin *spin, bool fixed, uint32_t fixed_ns);
+void dmp_spin_init(struct dmp_spin *spin, const struct dmp_spin *partner, bool fixed,
+		   uint32_t fixed_ns);
 void dmp_spin_learn(struct dmp_spin *spin, bool caught);
 
 /*

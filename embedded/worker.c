@@ -127,17 +127,16 @@ static void *help(void *argument)
 }
 
 static void run_slice(const struct dmp_submission *submission, char *target, const char *source,
-		      uint64_t offset, uint64_t length, struct outcome *outcome)
+		      uint64_t offset, uint64_t length, uint64_t sweep, struct outcome *outcome)
 {
 	if (submission->operation == DMP_OP_FILL)
 		dmp_copy_fill(target + offset, submission->immediate, length, offset);
 	else if (submission->flags & (DMP_SUBMIT_CHECKSUM | DMP_SUBMIT_VERIFY))
 		outcome->checksum = dmp_copy_crc32c(outcome->checksum, target + offset,
 						    source + offset, length,
-						    submission->length_bytes);
+						    sweep);
 	else
-		dmp_copy_bytes(target + offset, source + offset, length,
-			       submission->length_bytes);
+		dmp_copy_bytes(target + offset, source + offset, length, sweep);
 }
 
 static void run_bytes(struct dmp_embedded_channel *channel, struct dmp_operation *operation,
@@ -147,6 +146,11 @@ static void run_bytes(struct dmp_embedded_channel *channel, struct dmp_operation
 	char *target = (char *)holds->target->memory.address + submission->target_offset;
 	const char *source = NULL;
 	uint64_t left = submission->length_bytes;
+	/*
+	 * Small copies into a buffer that does not fit the cache are a sweep over it: nobody
+	 * will find their bytes in the cache anyway, so they stream like one large copy.
+	 */
+	uint64_t sweep = holds->target->memory.length;
 
 	if (holds->source)
 		source = (const char *)holds->source->memory.address + submission->source_offset;
@@ -158,7 +162,7 @@ static void run_bytes(struct dmp_embedded_channel *channel, struct dmp_operation
 	while (left != 0) {
 		uint64_t length = left < SLICE_BYTES ? left : SLICE_BYTES;
 
-		run_slice(submission, target, source, outcome->length, length, outcome);
+		run_slice(submission, target, source, outcome->length, length, sweep, outcome);
 		outcome->length += length;
 		left -= length;
 		if (left != 0) {
