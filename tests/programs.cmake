@@ -55,8 +55,14 @@ if(DMP_EMBEDDED_SOURCES)
 	if(sources)
 		add_executable(fuzz ${sources})
 		target_link_libraries(fuzz PRIVATE dmp_embedded)
+		# Writing entries that the plane is using is a race, and the point of
+		# hostile.c: it is judged by what comes of it, which TSan cannot.
+		set(writes 10000)
+		if(DMP_SANITIZE STREQUAL "thread")
+			set(writes 0)
+		endif()
 		add_test(NAME fuzz_short
-			COMMAND fuzz --seed 1 --commands 100000 --ring-writes 10000)
+			COMMAND fuzz --seed 1 --commands 100000 --ring-writes ${writes})
 		set_tests_properties(fuzz_short PROPERTIES LABELS fuzz
 			TIMEOUT ${DMP_TEST_TIMEOUT_SECONDS})
 	endif()

@@ -23,16 +23,6 @@
 #define WRITES_PER_REPORT	100000u
 #define CONTROL_WORDS		(sizeof(struct dmp_ring_control) / 4)
 
-/*
- * The client owns the user's words of its channel and reads them plainly. The second
- * thread breaks that on purpose, which TSan would rightly report.
- */
-#ifdef __SANITIZE_THREAD__
-#define CLIENT_MAY_RACE	0
-#else
-#define CLIENT_MAY_RACE	1
-#endif
-
 /* Shared by the two threads; @lock is held around a burst and while it is replaced. */
 struct victim {
 	pthread_mutex_t lock;
@@ -239,7 +229,7 @@ static void use_rings(struct fuzz *fuzz, struct rings *rings)
 		enter.deadline_ns = fuzz_near_deadline(fuzz);
 		fuzz_call(fuzz, DMP_ENTER, &enter, sizeof(enter), &enter);
 	}
-	if (CLIENT_MAY_RACE && !fuzz_below(fuzz, 32)) {
+	if (!fuzz_below(fuzz, 32)) {
 		/* The library's own client must survive rings that somebody else writes. */
 		make_submission(fuzz, &entry);
 		status = dmp_client_exchange(&client, &entry, 1, &pushed, done, 8, 1,

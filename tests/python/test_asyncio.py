@@ -175,3 +175,26 @@ def test_await_costs_no_spinning(plane: dmaplane.Plane) -> None:
 
     with plane.channel() as channel:
         asyncio.run(main(channel))
+
+
+def test_close_wakes_who_awaits(plane: dmaplane.Plane) -> None:
+    """From the loop's own thread, and from another."""
+
+    async def main(channel: dmaplane.Channel, elsewhere: bool) -> None:
+        running = [channel.copy(dst, src) for _ in range(8)]
+        waiting = [asyncio.create_task(_wrapped(operation)) for operation in running]
+        await asyncio.sleep(0.002)
+        if elsewhere:
+            await asyncio.to_thread(channel.close)
+        else:
+            channel.close()
+        done = await asyncio.gather(*waiting, return_exceptions=True)
+        assert isinstance(done[-1], dmaplane.OperationCancelledError)
+        assert not channel._loops
+
+    async def _wrapped(operation: dmaplane.Operation) -> dmaplane.Completion:
+        return await operation
+
+    with plane.buffer(128 << 20) as src, plane.buffer(128 << 20) as dst:
+        for elsewhere in (False, True):
+            asyncio.run(asyncio.wait_for(main(plane.channel(), elsewhere), 20))
