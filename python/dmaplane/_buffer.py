@@ -176,6 +176,7 @@ class Storage:
                 self.plane._check()
                 answer = self.plane._map(self.map_bytes, protection, self.map_offset)
             if answer < 0:
+                self.plane._check()  # closed meanwhile: that is the reason
                 raise error_from(answer, "mmap", f"buffer {self.identity}")
             self.address = answer
         return self.address
@@ -223,6 +224,7 @@ class Storage:
     def forget(self) -> None:
         """The plane has freed it."""
         self.plane._storages.pop(self.identity, None)
+        self.plane._retired.pop(self.identity, None)
         self.keep = None
 
     def free(self) -> bool:
@@ -255,13 +257,14 @@ class Storage:
     def retire(self) -> None:
         """No new use from here; freed now or when the last holder is gone."""
         self.retired = True
+        self.plane._retired[self.identity] = self
         self.free()
 
 
 def free_retired(plane: Plane) -> None:
     """Frees retired storage whose operations or exports have ended meanwhile."""
-    for storage in list(plane._storages.values()):
-        if storage.retired and not storage.views:
+    for storage in list(plane._retired.values()):
+        if not storage.views:
             storage.free()
 
 

@@ -199,6 +199,7 @@ class Channel:
         self._rows_pushed = 0
 
         self._turn = {_TURN: True}
+        self._open = [True]  # popped by whoever closes it: list.pop() happens once
         self._rows_lock = threading.Lock()
         self._scratch = np.zeros(self.completion_slots, dtype=_abi.COMPLETION)
         self._scratch_at = ctypes.c_void_p(self._scratch.ctypes.data)
@@ -519,7 +520,11 @@ class Channel:
 
     def _wait_for(self, operation: Operation, deadline: int) -> None:
         while operation._completion is None:
-            self._take(1, deadline, operation)
+            try:
+                self._take(1, deadline, operation)
+            except ClosedError:
+                if operation._completion is None:
+                    raise
             if operation._completion is None and deadline and time.monotonic_ns() >= deadline:
                 raise TimedOutError(
                     f"{operation!r} of channel {self.id} has not completed yet; "
@@ -688,6 +693,8 @@ class Channel:
         self._arm_or_take()
 
     def _unwatch(self, loop: asyncio.AbstractEventLoop) -> None:
+        if loop not in self._loops:
+            return  # the channel was closed meanwhile
         self._loops[loop] -= 1
         if not self._loops[loop]:
             del self._loops[loop]
@@ -747,46 +754,54 @@ class Channel:
         """
         if self._refusal is not None:
             return
-        request = _abi.Destroy(
-            flags=_abi.DESTROY_DRAIN if drain else 0,
-            id=self.id,
-            deadline_ns=deadline_of(timeout) if drain else 0,
-        )
-        if drain:
-            deadline = deadline_of(timeout)
-            while self.in_flight:
-                if not self._take(1, deadline) and deadline and time.monotonic_ns() >= deadline:
-                    raise TimedOutError(
-                        f"{self.in_flight} still in flight on channel {self.id}",
-                        errno=errno.ETIMEDOUT,
-                    )
-        else:
+        deadline = deadline_of(timeout)
+        while drain and self.in_flight:
+            if not self._take(1, deadline) and deadline and time.monotonic_ns() >= deadline:
+                raise TimedOutError(
+                    f"{self.in_flight} still in flight on channel {self.id}",
+                    errno=errno.ETIMEDOUT,
+                )
+        with Visit(self.plane):  # the plane is not ended before this is
             try:
-                self._cancel(_abi.CANCEL_ALL, 0, None)
-            except NotFoundError:
-                pass  # nothing was in flight
-        while self._take_now():
-            pass
-        self._refusal = f"channel {self.id} is closed"
-        with self._push_lock:
-            pass  # nobody is pushing from here on, and nobody starts to
-        while _TURN not in self._turn:
-            self._follow(0, None)
-        with Visit(self.plane):
-            answer = 0
-            if not self.plane._ended:
-                answer = self.plane._unmap(self._address, self._map_bytes)
-            self._address = 0
-        try:
-            self.plane.call("CHANNEL_DESTROY", _abi.CHANNEL_DESTROY, request)
-        finally:
-            for loop in list(self._loops):
-                loop.remove_reader(self._eventfd)
-            self._loops.clear()
-            self._eventfd = -1
-            os.close(self.plane._eventfds.pop(self.id))
+                self._open.pop()
+            except IndexError:
+                return  # another thread is closing it, or has
+            everything = _abi.Cancel(
+                size=ctypes.sizeof(_abi.Cancel), flags=_abi.CANCEL_ALL, channel_id=self.id
+            )
+            self.plane._command(_abi.CANCEL, everything)  # ENOENT: nothing was in flight
+            while self._take_now():
+                pass
+            self._refusal = f"channel {self.id} is closed"
+            with self._push_lock:
+                pass  # nobody is pushing from here on, and nobody starts to
+            while _TURN not in self._turn:
+                self._follow(0, None)
+            self._end()
+
+    def _end(self) -> None:
+        """Gives everything back; nobody is inside the rings any more."""
+        request = _abi.Destroy(size=ctypes.sizeof(_abi.Destroy), id=self.id)
+        answer = self.plane._unmap(self._address, self._map_bytes)
+        answer = self.plane._command(_abi.CHANNEL_DESTROY, request) or answer
+        for user_data in list(self._operations):  # what came after the cancel
+            self._finish((user_data, -errno.ECANCELED, 0, 0, 0, 0, 0, 0))
+        here = asyncio._get_running_loop()
+        abroad = [loop for loop in self._loops if loop is not here]
+        if here in self._loops:
+            here.remove_reader(self._eventfd)
+        for loop in abroad:
+            try:
+                loop.call_soon_threadsafe(loop.remove_reader, self._eventfd)
+            except RuntimeError:
+                pass  # that loop is closed, and its readers with it
+        self._loops = {}
+        if not abroad:  # else it is closed with the plane: a loop still knows its number
+            fd = self.plane._eventfds.pop(self.id, -1)
+            if fd >= 0:
+                os.close(fd)
         if answer:
-            raise error_from(answer, "munmap", f"channel {self.id}")
+            raise error_from(answer, "CHANNEL_DESTROY", f"channel {self.id}")
 
     def __enter__(self) -> Self:
         self._check()
@@ -872,6 +887,7 @@ def create(
         os.close(eventfd)
         raise
     if plane.closed:  # meanwhile, by another thread
+        channel._open.clear()
         channel._refusal = "the plane was closed while this channel was made"
         channel._check()
     return channel

@@ -132,6 +132,7 @@ class Plane(abc.ABC):
         self._inside: dict[Visit, bool] = {}
         self._last = [True]  # popped by whoever ends it: list.pop() happens once
         self._storages: dict[int, Storage] = {}
+        self._retired: dict[int, Storage] = {}  # of these, closed but still held
         self._channels: weakref.WeakValueDictionary[int, Channel] = weakref.WeakValueDictionary()
         self._eventfds: dict[int, int] = {}  # of channels, by id; left behind if one is forgotten
         self._process = os.getpid()
@@ -219,6 +220,7 @@ class Plane(abc.ABC):
             if answer >= 0:
                 return
             if answer != -errno.EINTR:
+                self._check()  # closed meanwhile: that is the reason
                 raise error_from(answer, name)
 
     def require(self, capability: Capability) -> None:
@@ -346,14 +348,15 @@ class Plane(abc.ABC):
         """
         if self._refusal is not None:
             return
-        try:
-            for channel in list(self._channels.values()):
-                channel.close()
-        finally:
+        with Visit(self):  # nobody ends it before all of this is done
+            # First, so that what is made meanwhile is either seen here or sees it.
             self._refusal = f"the {self.name} plane is closed"
+            for reference in self._channels.valuerefs():
+                channel = reference()
+                if channel is not None:
+                    channel.close()
             for storage in list(self._storages.values()):
                 storage.retire()
-            self.end_if_unused()
 
     def end_if_unused(self) -> None:
         """Ends a closed plane once no view shows its memory any more."""
@@ -373,6 +376,7 @@ class Plane(abc.ABC):
         except IndexError:
             return
         self._storages.clear()
+        self._retired.clear()
         answer = self._end()
         while self._eventfds:
             os.close(self._eventfds.popitem()[1])
