@@ -306,12 +306,91 @@ static void groups(void)
 		put("inactive_file 5\ntotal_inactive_file 1024\n",
 		    "/sys/fs/cgroup/memory/memory.stat");
 		CHECK(dmp_topology_memory_available(0) == MIB + 1024 || !strcmp(path, "/"));
+		put("4096\n", "/sys/fs/cgroup/memory%s/memory.limit_in_bytes", path);
+		CHECK(dmp_topology_memory_available(0) == 4096);
 	}
 }
 
 static void test_every_group_above_the_process_limits_it(void)
 {
 	on_machine("/sys/fs/cgroup", groups);
+}
+
+/* ---- this machine */
+
+static void test_node_rows_match_the_mask(void)
+{
+	__u64 mask = dmp_topology_node_mask();
+	__u32 count = (__u32)__builtin_popcountll(mask);
+	struct dmp_topology row = { .size = sizeof(row), .kind = DMP_TOPOLOGY_NODE };
+
+	CHECK(mask);
+	for (row.index = 0; row.index < count; row.index++) {
+		CHECK(!dmp_topology_fill(&row));
+		CHECK(row.size == sizeof(row) && row.kind == DMP_TOPOLOGY_NODE);
+		CHECK(row.count == count);
+		CHECK(row.node >= 0 && mask >> row.node & 1);
+		CHECK(row.memory_bytes && row.memory_free_bytes <= row.memory_bytes);
+		CHECK(row.distance[row.node] == 10 || access("/sys/devices/system/node", F_OK));
+		CHECK(row.name[0] && !row.name[DMP_NAME_BYTES - 1]);
+	}
+}
+
+static void test_rows_beyond_the_last_leave_the_struct_alone(void)
+{
+	for (__u32 kind = 0; kind <= DMP_TOPOLOGY_GPU + 1; kind++) {
+		struct dmp_topology row, before;
+
+		memset(&row, 0x5a, sizeof(row));
+		row.kind = kind;
+		row.index = 100000;
+		before = row;
+		CHECK(dmp_topology_fill(&row) == (kind > DMP_TOPOLOGY_GPU ? -EINVAL : -ENOENT));
+		CHECK(!memcmp(&row, &before, sizeof(row)));
+	}
+}
+
+static void test_every_device_row_can_be_read(void)
+{
+	for (__u32 kind = DMP_TOPOLOGY_NIC; kind <= DMP_TOPOLOGY_GPU; kind++) {
+		struct dmp_topology row = { .size = sizeof(row), .kind = kind };
+		__u32 count = 1;
+
+		for (row.index = 0; row.index < count; row.index++) {
+			int ret = dmp_topology_fill(&row);
+
+			if (ret == -ENOENT && row.index == 0)
+				break;
+			CHECK(!ret);
+			count = row.count;
+			CHECK(row.node >= -1 && row.name[0]);
+			printf("device: kind %u name %s node %d pci %x vendor %08x\n", kind, row.name,
+			       row.node, row.pci_address, row.pci_vendor);
+		}
+	}
+}
+
+static void test_node_cpus_are_those_of_the_row(void)
+{
+	struct dmp_topology row = { .size = sizeof(row), .kind = DMP_TOPOLOGY_NODE };
+	cpu_set_t cpus;
+
+	CHECK(!dmp_topology_fill(&row));
+	CHECK(!dmp_topology_node_cpus(row.node, &cpus));
+	for (int cpu = 0; cpu < DMP_CPUS_MAX; cpu++)
+		CHECK(!CPU_ISSET(cpu, &cpus) == !(row.cpu_mask[cpu / 64] >> (cpu % 64) & 1));
+	CHECK(dmp_topology_node_cpus(-1, &cpus) == -EINVAL);
+	CHECK(dmp_topology_node_cpus(DMP_NODES_MAX, &cpus) == -EINVAL);
+	CHECK(dmp_topology_node_cpus(1 << 20, &cpus) == -EINVAL);
+}
+
+static void test_available_memory_is_within_the_machine(void)
+{
+	__u64 physical = (__u64)sysconf(_SC_PHYS_PAGES) * (__u64)sysconf(_SC_PAGESIZE);
+	__u64 available = dmp_topology_memory_available(0);
+
+	CHECK(available > 0 && available <= physical);
+	CHECK(dmp_topology_memory_available(dmp_topology_node_mask()) <= physical);
 }
 
 int main(void)
@@ -323,5 +402,11 @@ int main(void)
 	test_accelerators_are_found_by_class_and_maker();
 	test_rdma_devices_are_found_with_or_without_a_card();
 	test_every_group_above_the_process_limits_it();
+	/* Only now may this process read the set of nodes. */
+	test_node_rows_match_the_mask();
+	test_rows_beyond_the_last_leave_the_struct_alone();
+	test_every_device_row_can_be_read();
+	test_node_cpus_are_those_of_the_row();
+	test_available_memory_is_within_the_machine();
 	return 0;
 }
