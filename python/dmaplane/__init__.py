@@ -10,8 +10,8 @@ with dmaplane.open() as plane:
 
 from dmaplane import _abi as abi
 from dmaplane._abi import COMPLETION, SUBMISSION
-from dmaplane._buffer import Buffer, BufferRange, Export, Holders, Placement
-from dmaplane._channel import Channel, Operation
+from dmaplane._buffer import Buffer, BufferRange, Export, Placement
+from dmaplane._channel import Channel
 from dmaplane._completion import Completion
 from dmaplane._errors import (
     BusyError,
@@ -33,8 +33,10 @@ from dmaplane._errors import (
 )
 from dmaplane._library import crc32c, now_ns
 from dmaplane._open import open
+from dmaplane._operation import Operation
 from dmaplane._plane import Capability, Limits, Plane
 from dmaplane._statistics import Histogram, Statistics
+from dmaplane._storage import Holders
 from dmaplane._topology import Device, Node, Topology
 
 __version__ = "0.1.0"

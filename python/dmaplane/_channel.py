@@ -32,7 +32,7 @@ import struct
 import threading
 import time
 import warnings
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -41,16 +41,17 @@ from dmaplane._completion import ENTRY, Completion
 from dmaplane._errors import (
     ClosedError,
     InvalidError,
-    NotFoundError,
     TimedOutError,
     WouldBlock,
     error_from,
 )
+from dmaplane._operation import OPERATION_BIT, Operation, wake
 from dmaplane._plane import Capability, Visit, deadline_of
 from dmaplane._statistics import Histogram, Statistics, read_histogram, read_statistics
+from dmaplane._storage import PROT_READ, PROT_WRITE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable
     from types import TracebackType
 
     import numpy.typing as npt
@@ -59,7 +60,6 @@ if TYPE_CHECKING:
     from dmaplane._buffer import Buffer, BufferRange
     from dmaplane._plane import Plane
 
-OPERATION_BIT: Final = 1 << 63
 _tuple_of: Final = tuple.__new__  # what Completion._make does, less a look at the length
 _unpack: Final = ENTRY.unpack_from
 _TURN: Final = 0
@@ -67,92 +67,7 @@ _FOLLOW_S: Final = 0.05
 _OPERATION_BIT: Final = np.uint64(OPERATION_BIT)
 _ROW: Final = struct.Struct("<HHIQQIIQQQIII")  # dmp_submission, and the count pushed
 _NOTHING: Final = (-errno.EINTR, -errno.ETIMEDOUT, -errno.EAGAIN)
-_PROT_BOTH: Final = _buffer.PROT_READ | _buffer.PROT_WRITE
-
-
-class Operation:
-    """One accepted submission. wait() for it, `await` it, or cancel() it."""
-
-    __slots__ = ("__weakref__", "_channel", "_completion", "_futures", "user_data")
-
-    def __init__(self, channel: Channel, user_data: int) -> None:
-        self._channel = channel
-        self._completion: Completion | None = None
-        self._futures: list[asyncio.Future[None]] | None = None
-        self.user_data = user_data
-
-    @property
-    def done(self) -> bool:
-        """True once its completion was taken; never blocks, takes what there is."""
-        if self._completion is None:
-            self._channel._take_now()
-        return self._completion is not None
-
-    @property
-    def completion(self) -> Completion | None:
-        """Its completion, if there is one yet; does not look for it."""
-        return self._completion
-
-    def wait(self, timeout: float | None = None, *, check: bool = True) -> Completion:
-        """Blocks until it has completed, and raises its failure unless @check is False.
-
-        TimedOutError after @timeout seconds leaves it in flight; a limit for the
-        operation itself is given where it is made.
-        """
-        if self._completion is None:
-            self._channel._wait_for(self, 0 if timeout is None else deadline_of(timeout))
-        completion = cast("Completion", self._completion)
-        if completion[1] and check:
-            raise cast("Exception", completion.error)
-        return completion
-
-    def cancel(self, timeout: float | None = None) -> bool:
-        """A fence: when it returns, nothing touches the buffers any more (L5).
-
-        True if this stopped it, False if it had finished by itself.
-        """
-        if self._completion is not None:
-            return False
-        try:
-            stopped = self._channel._cancel(0, self.user_data, timeout)
-        except NotFoundError:
-            stopped = 0
-        self._channel._take_now()
-        return stopped > 0
-
-    def __await__(self) -> Generator[Any, None, Completion]:
-        """Waits in asyncio; raises its failure. Cancelling the only waiter cancels it."""
-        if self._completion is None:
-            loop = asyncio.get_running_loop()
-            future: asyncio.Future[None] = loop.create_future()
-            if self._futures is None:
-                self._futures = []
-            self._futures.append(future)
-            try:
-                self._channel._watch(loop)
-                while self._completion is None:
-                    yield from future
-            except BaseException:
-                self._futures.remove(future)
-                if not self._futures and self._completion is None:
-                    self.cancel()
-                raise
-            finally:
-                self._channel._unwatch(loop)
-        completion = self._completion
-        if completion.result:
-            raise cast("Exception", completion.error)
-        return completion
-
-    def __repr__(self) -> str:
-        if self._completion is None:
-            return f"<operation {self.user_data & ~OPERATION_BIT}, in flight>"
-        return f"<operation {self.user_data & ~OPERATION_BIT}, result {self._completion.result}>"
-
-
-def _wake(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+_PROT_BOTH: Final = PROT_READ | PROT_WRITE
 
 
 class Channel:
@@ -515,7 +430,7 @@ class Channel:
             operation._completion = _tuple_of(Completion, fields)
             if operation._futures:
                 for future in operation._futures:
-                    future.get_loop().call_soon_threadsafe(_wake, future)
+                    future.get_loop().call_soon_threadsafe(wake, future)
             del self._operations[user_data]  # last: a raise before it means once more
 
     def _wait_for(self, operation: Operation, deadline: int) -> None:

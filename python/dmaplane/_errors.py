@@ -31,7 +31,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from dmaplane._buffer import Holders
+    from dmaplane._storage import Holders
 
 
 class DmaplaneError(Exception):

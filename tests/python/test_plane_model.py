@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 )
 
 import dmaplane
-from dmaplane._buffer import free_retired
+from dmaplane._storage import free_retired
 
 LENGTH = 16384
 
