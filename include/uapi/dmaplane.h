@@ -396,7 +396,8 @@ struct dmp_buffer_create {
  * @pages_misplaced: out: of these, not where the policy wants them
  * @mappings: out: holder: mappings alive
  * @regions: out: holder: regions alive
- * @exports: out: holder: exported fds (or mappings of one) alive anywhere
+ * @exports: out: holder: exported fds (or mappings of one) alive anywhere; a plane that
+ *	can tell that there are some, but not how many, says 1
  * @operations: out: holder: operations in flight
  * @create_flags: out: flags of BUFFER_CREATE
  * @__reserved: 0
