@@ -319,9 +319,12 @@ class Buffer:
             self.plane._check()
             if storage.views:
                 raise BusyError(f"buffer {self.id}", self.holders, errno=errno.EBUSY)
-            storage.unmap()
-            answer = storage.destroy(0, 0)
-            if answer == -errno.EBUSY:
+            with storage.lock:
+                busy = bool(storage.views)
+                if not busy:
+                    storage.unmap()
+                    answer = storage.destroy(0, 0)
+            if busy or answer == -errno.EBUSY:
                 raise BusyError(f"buffer {self.id}", self.holders, errno=errno.EBUSY)
         if answer:
             raise error_from(answer, "BUFFER_DESTROY", f"buffer {self.id}")
@@ -340,8 +343,9 @@ class Buffer:
                 until, last = slice_of(deadline_ns)
             with Visit(self.plane):
                 self.plane._check()
-                if not storage.views:
-                    storage.unmap()
+                with storage.lock:
+                    if not storage.views:
+                        storage.unmap()
                 answer = storage.destroy(_abi.DESTROY_DRAIN, until)
         if answer == -errno.ETIMEDOUT:
             storage.retired = True

@@ -16,16 +16,19 @@ import ctypes
 import dataclasses
 import errno
 import os
+import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from dmaplane import _abi
-from dmaplane._errors import error_from
+from dmaplane._errors import ClosedError, error_from
 from dmaplane._plane import Visit
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dmaplane._plane import Plane
 
 PROT_READ: Final = 1
@@ -80,6 +83,7 @@ class Storage:
         "identity",
         "keep",
         "length_bytes",
+        "lock",
         "map_bytes",
         "map_offset",
         "plane",
@@ -108,7 +112,8 @@ class Storage:
         self.keep = keep
         self.retired = False
         self.address = 0
-        self.views: dict[int, tuple[weakref.ref[Any], str]] = {}
+        self.views: dict[int, tuple[Callable[[], Any], str]] = {}
+        self.lock = threading.Lock()  # a view is not made while destroy() unmaps
         self._freeing = [True]  # popped by whoever frees: list.pop() happens once
         plane._storages[identity] = self
         if keep is not None:
@@ -128,11 +133,23 @@ class Storage:
 
     def view(self, offset: int, length_bytes: int, name: str) -> memoryview:
         """A view of a range. It, and all that is made from it, hang on one tracked object."""
-        root = (ctypes.c_ubyte * length_bytes).from_address(self._address() + offset)
-        if self.keep is not None:
-            root._keep = self.keep  # type: ignore[attr-defined]  # the user's memory stays too
-        key = id(root)
-        self.views[key] = (weakref.ref(root, lambda _, key=key: self._view_gone(key)), name)  # type: ignore[misc]
+        reserved = object()
+        self.views[id(reserved)] = (lambda: reserved, name)
+        try:
+            # Reserved first, looked at second: who frees sets `retired` first and looks at
+            # the views second, so one of us sees the other.
+            with self.lock:
+                self.plane._check()
+                if self.retired:
+                    raise ClosedError(f"buffer {self.identity} is closed")
+                root = (ctypes.c_ubyte * length_bytes).from_address(self._address() + offset)
+            if self.keep is not None:
+                root._keep = self.keep  # type: ignore[attr-defined]  # the user's memory stays too
+            key = id(root)
+            gone = weakref.ref(root, lambda _, key=key: self._view_gone(key))  # type: ignore[misc]
+            self.views[key] = (gone, name)
+        finally:
+            self._view_gone(id(reserved))
         shown = memoryview(root).cast("B")
         return shown.toreadonly() if self.read_only else shown
 
