@@ -182,6 +182,8 @@ __u32 dmp_channel_take(struct dmp_channel *channel, __u32 *indices, __u32 count,
 		operation = &channel->operations[index];
 		if (operation->leader != NONE)
 			break;
+		if (taken != 0 && operation->submission.length_bytes > bytes_max - bytes)
+			break;
 		if (operation->submission.operation == DMP_OP_FENCE) {
 			if (channel->running != 0)
 				break;
@@ -194,6 +196,13 @@ __u32 dmp_channel_take(struct dmp_channel *channel, __u32 *indices, __u32 count,
 		indices[taken++] = index;
 	}
 	return taken;
+}
+
+__u64 dmp_channel_next_bytes(const struct dmp_channel *channel)
+{
+	if (channel->queue_first == NONE)
+		return 0;
+	return channel->operations[channel->queue_first].submission.length_bytes;
 }
 
 static void count_completion(struct dmp_channel *channel, const struct dmp_operation *operation,

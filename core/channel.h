@@ -122,9 +122,13 @@ int dmp_channel_unread(const struct dmp_channel *channel, __u32 *unread);
 
 /*
  * Takes up to @count operations that may start now, in order; they are RUNNING then.
- * Stops after @bytes_max bytes of work, so that what follows can still be cancelled.
+ * More than one only as long as they fit @bytes_max bytes together, so that what follows
+ * can still be cancelled.
  */
 __u32 dmp_channel_take(struct dmp_channel *channel, __u32 *indices, __u32 count, __u64 bytes_max);
+
+/* Bytes the first queued operation asks for, 0 if nothing is queued. */
+__u64 dmp_channel_next_bytes(const struct dmp_channel *channel);
 
 /* Writes the completion of a RUNNING operation. Told to the user by dmp_channel_flush(). */
 void dmp_channel_finish(struct dmp_channel *channel, __u32 index, __s32 result, __u8 path,

@@ -71,6 +71,8 @@ struct dmp_embedded_channel {
 	struct dmp_channel_counters published;	/* of these, what the board has */
 	uint64_t wakeups;
 	bool worker_sleeps;
+	bool worker_wakes;		/* it has been woken, and is not here yet */
+	bool executing;			/* somebody takes and runs operations */
 	bool stop;
 	bool closing;			/* waiters go home */
 	uint32_t waiters;
@@ -88,6 +90,14 @@ struct dmp_embedded_channel {
 /* Starts and stops the threads. */
 int dmp_worker_start(struct dmp_embedded_channel *channel);
 void dmp_worker_stop(struct dmp_embedded_channel *channel);
+
+/*
+ * A waiter in the place of a worker that sleeps or is still waking up: allowed where no thread is bound, for
+ * operations short enough that its own deadline is not at stake. Runs until @wanted
+ * completions are unread, or hands what is left to the worker.
+ */
+bool dmp_worker_can_help_locked(const struct dmp_embedded_channel *channel);
+void dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted);
 
 /*
  * Releases what completed operations held, tells their completions, publishes counters.

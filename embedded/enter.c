@@ -95,6 +95,7 @@ bool dmp_channel_claim_wake_locked(struct dmp_embedded_channel *channel)
 	bool wake = channel->worker_sleeps;
 
 	channel->worker_sleeps = false;
+	channel->worker_wakes |= wake;
 	channel->wakeups += wake;
 	return wake;
 }
@@ -106,9 +107,12 @@ void dmp_channel_kick(struct dmp_embedded_channel *channel, bool wake)
 		dmp_futex_wake_all(&channel->work_sequence);
 }
 
-/* Accepts up to @count; both locks are taken here, plane->lock by the caller. */
-static int accept_locked(struct dmp_embedded_channel *channel, uint32_t count, uint32_t *accepted,
-			 bool *wake)
+/* Who carries out what was accepted. */
+enum executor { RUNNING_WORKER, SLEEPING_WORKER, CALLER };
+
+/* Accepts up to @count; plane->lock is held by the caller, who waits if @waits. */
+static int accept_locked(struct dmp_embedded_channel *channel, uint32_t count, bool waits,
+			 uint32_t *accepted, enum executor *executor)
 {
 	struct dmp_channel *machine = &channel->machine;
 	struct recent recent[2] = { { 0, NULL }, { 0, NULL } };
@@ -127,7 +131,10 @@ static int accept_locked(struct dmp_embedded_channel *channel, uint32_t count, u
 			if (operation->error == 0)
 				operation->error = wrong;
 		}
-		*wake = dmp_channel_claim_wake_locked(channel);
+		if (waits && dmp_worker_can_help_locked(channel))
+			*executor = CALLER;
+		else if (dmp_channel_claim_wake_locked(channel))
+			*executor = SLEEPING_WORKER;
 	}
 	pthread_mutex_unlock(&channel->lock);
 	return error;
@@ -349,7 +356,7 @@ int dmp_channel_enter(struct dmp_plane *plane, void *argument)
 	struct dmp_enter *enter = argument;
 	struct dmp_embedded_channel *channel;
 	uint32_t accepted = 0, unread = 0;
-	bool wake = false;
+	enum executor executor = RUNNING_WORKER;
 	int error;
 
 	pthread_mutex_lock(&plane->lock);
@@ -361,10 +368,13 @@ int dmp_channel_enter(struct dmp_plane *plane, void *argument)
 	if (enter->wait_count > channel->machine.completion_slots)
 		error = -EINVAL;
 	else if (enter->submit_count != 0)
-		error = accept_locked(channel, enter->submit_count, &accepted, &wake);
+		error = accept_locked(channel, enter->submit_count, enter->wait_count != 0,
+				      &accepted, &executor);
 	pthread_mutex_unlock(&plane->lock);
-	if (accepted != 0)
-		dmp_channel_kick(channel, wake);
+	if (accepted != 0 && executor != CALLER)
+		dmp_channel_kick(channel, executor == SLEEPING_WORKER);
+	if (!error && enter->wait_count != 0)
+		dmp_worker_help(channel, enter->wait_count);
 	if (!error && enter->submit_count != 0 && accepted == 0 && enter->wait_count == 0)
 		error = -EAGAIN;
 	if (!error)

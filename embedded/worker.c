@@ -2,8 +2,12 @@
 /*
  * worker.c - the threads of a channel: take operations, move bytes, complete
  *
- * Thread 0 is the executor. The others only help with large copies: bytes are cut into
- * slices, and each thread takes the next one. Between two slices the executor looks at
+ * Thread 0 is the executor, the others only share its large copies: bytes are cut into
+ * slices, and each thread takes the next one. A caller who waits anyway takes the
+ * executor's place while that one sleeps and the work is short (dmp_worker_help): two
+ * wake-ups less for a small operation. `executing` says that somebody has the place.
+ *
+ * Between two slices the executor looks at
  * the operation's cancel mark and deadline, and lets queued operations expire, so a
  * long copy delays nothing by more than one slice.
  */
@@ -231,7 +235,7 @@ static void rest_locked(struct dmp_embedded_channel *channel)
 	pthread_mutex_lock(&channel->lock);
 	/* The kick comes after the lock: what was queued meanwhile may not have changed it yet. */
 	if (__atomic_load_n(&channel->work_sequence, __ATOMIC_RELAXED) != seen || channel->stop ||
-	    channel->machine.queued != 0)
+	    (channel->machine.queued != 0 && !channel->executing))
 		return;
 	dmp_channel_deadline(&channel->machine, &deadline_ns);
 	channel->worker_sleeps = true;
@@ -243,49 +247,103 @@ static void rest_locked(struct dmp_embedded_channel *channel)
 		dmp_spin_learn(&channel->worker_spin, true);
 	pthread_mutex_lock(&channel->lock);
 	channel->worker_sleeps = false;
+	channel->worker_wakes = false;
+}
+
+static void prefetch(const struct dmp_embedded_channel *channel, uint32_t index)
+{
+	const struct dmp_submission *submission = &channel->machine.operations[index].submission;
+	const struct dmp_buffer *source = channel->holds[index].source;
+
+	if (source)
+		dmp_copy_prefetch((char *)source->memory.address + submission->source_offset,
+				  submission->length_bytes);
+}
+
+/*
+ * One round of the executor: expire, take, run, finish. What is finished is told at the
+ * start of the next round. Lock held, given up while bytes move. Returns how many ran;
+ * *@woke says that waiters had to be woken, so that there may be more to look at.
+ */
+static uint32_t round_locked(struct dmp_embedded_channel *channel, bool *woke)
+{
+	struct outcome outcomes[BATCH];
+	uint32_t indices[BATCH];
+	uint32_t count, number;
+	__u64 deadline_ns;
+
+	if (dmp_channel_deadline(&channel->machine, &deadline_ns))
+		dmp_channel_expire(&channel->machine, dmp_now_ns());
+	count = dmp_channel_take(&channel->machine, indices, BATCH, BATCH_BYTES);
+	*woke = dmp_channel_tell_locked(channel);
+	if (count == 0 && !*woke)
+		return 0;
+	pthread_mutex_unlock(&channel->lock);
+	if (*woke)
+		dmp_futex_wake_all(&channel->done_sequence);
+	for (number = 0; number < count; number++) {
+		if (number + 1 < count)
+			prefetch(channel, indices[number + 1]);
+		run(channel, indices[number], &outcomes[number]);
+	}
+	pthread_mutex_lock(&channel->lock);
+	finish_locked(channel, indices, outcomes, count);
+	return count;
 }
 
 static void *work(void *argument)
 {
 	struct dmp_embedded_channel *channel = argument;
-	struct outcome outcomes[BATCH];
-	uint32_t indices[BATCH];
-	__u64 deadline_ns;
 
 	pthread_mutex_lock(&channel->lock);
 	for (;;) {
-		uint32_t count, number;
-		bool wake;
+		bool woke = false;
 
-		if (dmp_channel_deadline(&channel->machine, &deadline_ns))
-			dmp_channel_expire(&channel->machine, dmp_now_ns());
-		count = dmp_channel_take(&channel->machine, indices, BATCH, BATCH_BYTES);
-		wake = dmp_channel_tell_locked(channel);
-		if (count == 0 && channel->stop)
-			break;
-		if (count == 0 && !wake) {
-			rest_locked(channel);
-			continue;
+		if (!channel->executing) {
+			channel->executing = true;
+			while (round_locked(channel, &woke) != 0 || woke)
+				continue;
+			channel->executing = false;
+			if (channel->stop)
+				break;
 		}
-		pthread_mutex_unlock(&channel->lock);
-		if (wake)
-			dmp_futex_wake_all(&channel->done_sequence);
-		dmp_plane_released(channel->plane);
-		for (number = 0; number < count; number++) {
-			if (number + 1 < count && channel->holds[indices[number + 1]].source)
-				dmp_copy_prefetch(
-					(char *)channel->holds[indices[number + 1]].source->memory.address +
-						channel->machine.operations[indices[number + 1]]
-							.submission.source_offset,
-					channel->machine.operations[indices[number + 1]]
-						.submission.length_bytes);
-			run(channel, indices[number], &outcomes[number]);
-		}
-		pthread_mutex_lock(&channel->lock);
-		finish_locked(channel, indices, outcomes, count);
+		rest_locked(channel);
 	}
 	pthread_mutex_unlock(&channel->lock);
 	return NULL;
+}
+
+bool dmp_worker_can_help_locked(const struct dmp_embedded_channel *channel)
+{
+	return (channel->worker_sleeps || channel->worker_wakes) && !channel->executing &&
+	       channel->cpu < 0 && channel->node < 0 && channel->workers == 1;
+}
+
+void dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted)
+{
+	uint32_t unread = 0;
+	bool woke, wake = false;
+
+	pthread_mutex_lock(&channel->lock);
+	if (channel->machine.queued == 0 || !dmp_worker_can_help_locked(channel)) {
+		pthread_mutex_unlock(&channel->lock);
+		return;
+	}
+	channel->executing = true;
+	while (dmp_channel_unread(&channel->machine, &unread) == 0 && unread < wanted &&
+	       dmp_channel_next_bytes(&channel->machine) <= BATCH_BYTES)
+		if (round_locked(channel, &woke) == 0 && !woke)
+			break;
+	woke = dmp_channel_tell_locked(channel);
+	channel->executing = false;
+	if (channel->machine.queued != 0 || channel->stop)
+		wake = dmp_channel_claim_wake_locked(channel);
+	pthread_mutex_unlock(&channel->lock);
+	if (woke)
+		dmp_futex_wake_all(&channel->done_sequence);
+	if (wake)
+		dmp_channel_kick(channel, true);
+	dmp_plane_released(channel->plane);
 }
 
 /* Puts the calling thread's child where the channel is bound to. */
