@@ -61,7 +61,8 @@ DMP_PUBLIC int dmp_poll(struct dmp_plane *plane, uint64_t deadline_ns);
 /*
  * The user's side of a channel's rings, with the memory ordering done right. It
  * works on the mapping alone, so it serves any plane: enter() is how this plane
- * is entered. One thread at a time per channel.
+ * is entered. One thread at a time may submit and one may take completions: two
+ * threads that do one each need no lock between them.
  */
 struct dmp_client {
 	struct dmp_ring_control *control;	/* the mapping */
