@@ -10,7 +10,7 @@ with dmaplane.open() as plane:
 
 from dmaplane import _abi as abi
 from dmaplane._abi import COMPLETION, SUBMISSION
-from dmaplane._buffer import Buffer, BufferRange, Export, Placement
+from dmaplane._buffer import Buffer, BufferRange
 from dmaplane._channel import Channel
 from dmaplane._completion import Completion
 from dmaplane._errors import (
@@ -31,9 +31,11 @@ from dmaplane._errors import (
     UnsupportedError,
     WouldBlock,
 )
+from dmaplane._export import Export
 from dmaplane._library import crc32c, now_ns
 from dmaplane._open import open
 from dmaplane._operation import Operation
+from dmaplane._placement import Placement
 from dmaplane._plane import Capability, Limits, Plane
 from dmaplane._statistics import Histogram, Statistics
 from dmaplane._storage import Holders

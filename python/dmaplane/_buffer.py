@@ -7,12 +7,9 @@ freed when the last view, operation or export is gone (see _storage.py).
 
 from __future__ import annotations
 
-import dataclasses
 import errno
-import os
 import sys
 import time
-import types
 import warnings
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -27,11 +24,22 @@ from dmaplane._errors import (
     UnsupportedError,
     error_from,
 )
-from dmaplane._plane import Capability, Visit, deadline_of, mask_of, slice_of
+from dmaplane._export import Export
+from dmaplane._placement import (
+    KINDS,
+    POLICIES,
+    Kind,
+    Placement,
+    Policy,
+    chosen_kind,
+    chosen_place,
+    placement_of,
+)
+from dmaplane._plane import Capability, Visit, deadline_of, slice_of
 from dmaplane._storage import Holders, Storage, free_retired
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
     from types import TracebackType
 
     import numpy.typing as npt
@@ -39,40 +47,12 @@ if TYPE_CHECKING:
 
     from dmaplane._plane import Plane
 
-Kind = Literal["pages", "huge", "coherent", "user", "imported", "peer"]
-Policy = Literal["any", "prefer", "bind", "interleave"]
-Verification = Literal["unknown", "counted", "single"]
-
-KINDS: Final[tuple[Kind, ...]] = ("pages", "huge", "coherent", "user", "imported", "peer")
-POLICIES: Final[tuple[Policy, ...]] = ("any", "prefer", "bind", "interleave")
-VERIFICATIONS: Final[tuple[Verification, ...]] = ("unknown", "counted", "single")
 _NEEDED: Final[dict[str, Capability]] = {
     "huge": Capability.HUGE,
     "coherent": Capability.COHERENT,
     "user": Capability.USER,
     "peer": Capability.PEER,
 }
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Placement:
-    """Where the pages of a buffer are (L6)."""
-
-    nodes: Mapping[int, int]
-    """Node -> pages on it."""
-    page_bytes: int
-    pages: int
-    misplaced: int
-    """Pages that are not where the policy wants them."""
-    verified: Verification
-    """"counted": asked page by page; "single": the machine has one node; "unknown"."""
-
-    def __str__(self) -> str:
-        where = ", ".join(f"node {node}: {pages}" for node, pages in self.nodes.items()) or "?"
-        return (
-            f"{self.pages} pages of {self.page_bytes >> 10} KiB ({where}; "
-            f"{self.misplaced} misplaced, {self.verified})"
-        )
 
 
 class BufferRange:
@@ -241,11 +221,11 @@ class Buffer:
     @property
     def placement(self) -> Placement:
         """Where the pages were found at creation; one command."""
-        return _placement(self._query())
+        return placement_of(self._query())
 
     def recheck(self) -> Placement:
         """Where the pages are now, counted again; costs a look at every page."""
-        return _placement(self._query(_abi.BUFFER_RECHECK))
+        return placement_of(self._query(_abi.BUFFER_RECHECK))
 
     @property
     def holders(self) -> Holders:
@@ -392,69 +372,6 @@ class Buffer:
         return f"<buffer {self.id} {self.kind}, {state}>"
 
 
-class Export:
-    """An fd of a buffer. Owns it: close(), a `with` block, or detach() to take it over."""
-
-    __slots__ = ("__weakref__", "_fd", "length_bytes", "read_only")
-
-    def __init__(self, fd: int, *, length_bytes: int, read_only: bool) -> None:
-        self._fd = fd
-        self.length_bytes = length_bytes
-        self.read_only = read_only
-
-    def fileno(self) -> int:
-        """The fd; ClosedError if it is closed or detached."""
-        if self._fd < 0:
-            raise ClosedError("this export is closed or detached")
-        return self._fd
-
-    @property
-    def fd(self) -> int:
-        """The fd."""
-        return self.fileno()
-
-    def detach(self) -> int:
-        """The fd, which the caller closes from here on."""
-        fd, self._fd = self.fileno(), -1
-        return fd
-
-    def close(self) -> None:
-        """Closes the fd; idempotent."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def __enter__(self) -> Self:
-        self.fileno()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
-
-    def __repr__(self) -> str:
-        return f"<export of {self.length_bytes} bytes, fd {self._fd}>"
-
-
-def _placement(answer: _abi.BufferQuery) -> Placement:
-    nodes = {node: pages for node, pages in enumerate(answer.node_pages) if pages}
-    return Placement(
-        nodes=types.MappingProxyType(nodes),
-        page_bytes=answer.page_bytes,
-        pages=answer.pages,
-        misplaced=answer.pages_misplaced,
-        verified=VERIFICATIONS[answer.placement],
-    )
-
-
 def _part(part: slice, length_bytes: int) -> tuple[int, int]:
     if not isinstance(part, slice):
         raise InvalidError("index", f"{part!r} is no range", fix="slice it: buffer[0:4096]")
@@ -501,52 +418,6 @@ def _torch() -> Any:
     return torch
 
 
-def _chosen_kind(
-    kind: Kind | None, huge: Literal["prefer", "require"] | None, user: object
-) -> Kind:
-    if kind is not None and kind not in KINDS:
-        raise InvalidError("kind", f"{kind!r} is none", fix=f"one of {', '.join(KINDS)}")
-    if kind == "imported":
-        raise InvalidError("kind", "imported buffers are not created", fix="plane.import_buffer()")
-    if huge not in (None, "prefer", "require"):
-        raise InvalidError("huge", f"{huge!r} is none", fix='"prefer", "require" or None')
-    if huge is not None and kind not in (None, "huge"):
-        raise InvalidError("huge", f"contradicts kind {kind!r}", fix="leave kind out")
-    if user is None and kind == "user":
-        raise InvalidError("user", "kind user is missing its memory", fix="give user= alone")
-    if user is not None:
-        if kind not in (None, "user") or huge is not None:
-            raise InvalidError("user", "this memory already has its pages", fix="give user= alone")
-        return "user"
-    return "huge" if huge is not None else kind or "pages"
-
-
-def _chosen_place(
-    node: int | None, nodes: Iterable[int] | None, policy: Policy | None, strict: bool
-) -> tuple[Policy, int, int]:
-    if policy is not None and policy not in POLICIES:
-        raise InvalidError("policy", f"{policy!r} is none", fix=f"one of {', '.join(POLICIES)}")
-    if node is not None and nodes is not None:
-        raise InvalidError("node, nodes", "both are given", fix="one node, or several")
-    mask = mask_of(nodes) if nodes is not None else 0
-    if nodes is not None and not mask:
-        raise InvalidError("nodes", "it names no node", fix="at least one")
-    if nodes is not None:
-        if policy not in (None, "bind", "interleave"):
-            raise InvalidError("policy", f"{policy!r} takes no nodes", fix="bind or interleave")
-        return policy or "bind", -1, mask
-    if node is not None:
-        single = mask_of([node])
-        if policy in ("bind", "interleave") or (policy is None and strict):
-            return policy or "bind", -1, single
-        if policy == "any":
-            raise InvalidError("policy", "any takes no node", fix="leave policy out")
-        return "prefer", node, 0
-    if policy not in (None, "any"):
-        raise InvalidError("node", f"policy {policy!r} names none", fix="give node= or nodes=")
-    return "any", -1, 0
-
-
 def _user_memory(user: Any, read_only: bool) -> memoryview:
     try:
         memory = memoryview(user)
@@ -578,8 +449,8 @@ def create(
 ) -> Buffer:
     """Plane.buffer(): checks every argument here, so that the plane is never asked nonsense."""
     free_retired(plane)
-    chosen = _chosen_kind(kind, huge, user)
-    place, preferred, mask = _chosen_place(node, nodes, policy, strict)
+    chosen = chosen_kind(kind, huge, user)
+    place, preferred, mask = chosen_place(node, nodes, policy, strict)
     keep: memoryview | None = None
     if user is not None:
         if place != "any" or strict:

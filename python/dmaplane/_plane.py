@@ -37,9 +37,10 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from dmaplane._buffer import Buffer, Kind, Policy
+    from dmaplane._buffer import Buffer
     from dmaplane._channel import Channel
     from dmaplane._library import Client, Library
+    from dmaplane._placement import Kind, Policy
     from dmaplane._storage import Storage
 
 Path = Literal["none", "local", "shm", "tcp", "verbs", "peer"]
