@@ -38,7 +38,7 @@ class Operation:
     def done(self) -> bool:
         """True once its completion was taken; never blocks, takes what there is."""
         if self._completion is None:
-            self._channel._take_now()
+            self._channel._taker.take_now()
         return self._completion is not None
 
     @property
@@ -52,9 +52,10 @@ class Operation:
         TimedOutError after @timeout seconds leaves it in flight; a limit for the
         operation itself is given where it is made.
         """
-        if self._completion is None:
-            self._channel._wait_for(self, 0 if timeout is None else deadline_of(timeout))
-        completion = cast("Completion", self._completion)
+        completion = self._completion
+        if completion is None:
+            deadline = 0 if timeout is None else deadline_of(timeout)
+            completion = self._channel._taker.wait_for(self, deadline)
         if completion[1] and check:
             raise cast("Exception", completion.error)
         return completion
@@ -70,7 +71,7 @@ class Operation:
             stopped = self._channel._cancel(0, self.user_data, timeout)
         except NotFoundError:
             stopped = 0
-        self._channel._take_now()
+        self._channel._taker.take_now()
         return stopped > 0
 
     def __await__(self) -> Generator[Any, None, Completion]:
@@ -82,7 +83,7 @@ class Operation:
                 self._futures = []
             self._futures.append(future)
             try:
-                self._channel._watch(loop)
+                self._channel._loops.watch(loop)
                 while self._completion is None:
                     yield from future
             except BaseException:
@@ -91,7 +92,7 @@ class Operation:
                     self.cancel()
                 raise
             finally:
-                self._channel._unwatch(loop)
+                self._channel._loops.unwatch(loop)
         completion = self._completion
         if completion.result:
             raise cast("Exception", completion.error)

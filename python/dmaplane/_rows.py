@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: MIT
-"""Submission rows: arrays of SUBMISSION, checked as a whole.
+"""Rows: arrays of SUBMISSION checked as a whole, and arrays of COMPLETION kept for a caller.
 
 What is wrong in a row by itself (an unknown operation, a flag nobody knows, a field
 that must be zero) is refused here, before anything is submitted, with the first
 such row and field named. What depends on the plane's state (is the id alive, is the
 range inside it) is the plane's to say, in the completion.
+
+Who owns what. The channel counts the rows it pushes; whoever takes completions adds parts
+and counts those; a caller takes parts away. The lock is about `parts` and `taken`.
 """
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -111,3 +115,38 @@ def _examine(rows: npt.NDArray[np.void]) -> None:
         "0 for this operation",
     )
     _refuse(~verify & (rows["checksum"] != 0), rows, "checksum", "0 without SUBMIT_VERIFY")
+
+
+class KeptRows:
+    """Completions of rows, taken from the ring and not yet asked for, in the order they came."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.parts: dict[int, npt.NDArray[np.void]] = {}
+        """Under the ring position each was popped at."""
+        self.pushed = 0
+        self.taken = 0
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts.values())) if self.parts else 0
+
+    @property
+    def to_come(self) -> int:
+        """Rows whose completion no caller has been given yet."""
+        return self.pushed - self.taken + len(self)
+
+    def give(self, limit: int | None) -> npt.NDArray[np.void]:
+        """The first @limit of them, or all; not kept any more."""
+        with self.lock:
+            parts = list(self.parts.values())
+            kept = parts[0] if len(parts) == 1 else _joined(parts)
+            rest: dict[int, npt.NDArray[np.void]] = {}
+            if limit is not None and limit < len(kept):
+                rest = {next(iter(self.parts)): kept[limit:]}
+                kept = kept[:limit]
+            self.parts = rest
+            return kept
+
+
+def _joined(parts: list[npt.NDArray[np.void]]) -> npt.NDArray[np.void]:
+    return np.concatenate(parts) if parts else np.empty(0, dtype=_abi.COMPLETION)

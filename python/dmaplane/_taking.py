@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: MIT
+"""Taking completions from a ring, and handing them to whom they belong.
+
+Invariants
+ - One thread takes at a time (_turn). It hands what it takes to all who wait; who
+   waits and is not taking is woken by who is.
+ - Taking is restartable. An exception can arrive between any two steps (a signal
+   handler that raises), so completions are popped into the rings' `popped`, which stays
+   valid until _taken, the number handed out, has caught up with the ring's own head.
+   Handing out twice is harmless: operations are found by number and leave their
+   table once, rows are kept under the position they were popped at.
+
+Who owns what. The taker owns the turn and the table of operations in flight; the rings
+and the kept rows are the channel's, and it only uses them. It knows no channel, so
+dropping one is not delayed by a cycle.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from dmaplane import _abi
+from dmaplane._completion import ENTRY, Completion
+from dmaplane._errors import ClosedError, TimedOutError, error_from
+from dmaplane._operation import OPERATION_BIT, Operation, wake
+from dmaplane._rings import NO_DEADLINE
+
+if TYPE_CHECKING:
+    from dmaplane._rings import Rings
+    from dmaplane._rows import KeptRows
+
+NOTHING: Final = (-errno.EINTR, -errno.ETIMEDOUT, -errno.EAGAIN)
+"""Answers of an exchange that moved nothing and is worth another."""
+_tuple_of: Final = tuple.__new__  # what Completion._make does, less a look at the length
+_unpack: Final = ENTRY.unpack_from
+_TURN: Final = 0
+_FOLLOW_S: Final = 0.05
+_OPERATION_BIT: Final = np.uint64(OPERATION_BIT)
+
+
+class Taker:
+    """The consumer of one completion ring."""
+
+    def __init__(self, rings: Rings, rows: KeptRows) -> None:
+        self.operations: dict[int, Operation] = {}
+        self._rings = rings
+        self._rows = rows
+        self._control = rings.control
+        self._pop_into = rings.pop
+        self._bytes = rings.popped.view(np.uint8).data
+        self._turn = {_TURN: True}
+        self._popped_from = 0
+        self._taken = 0
+        self._until = type(NO_DEADLINE)()
+        self._news = threading.Condition()
+        self._followers = 0
+
+    def take_now(self) -> int:
+        """Takes what is there, without waiting; how many. 0 if another thread is taking."""
+        return self.take(0, 1) if self._rings.refusal is None and _TURN in self._turn else 0
+
+    def take(self, wait_count: int, deadline: int, operation: Operation | None = None) -> int:
+        """Waits for completions, or for another thread that is taking them to do so.
+
+        Whoever removes _TURN from _turn is the one who takes. That a signal handler may
+        raise after any call is why this is no lock: between `del`, the store that follows
+        it, and the `finally` there is no call, so the turn cannot get lost.
+        """
+        mine = False
+        try:
+            try:
+                del self._turn[_TURN]
+                mine = True
+            except KeyError:
+                self._follow(deadline, operation)
+                return 0
+            return self._pop(wait_count, deadline)
+        finally:
+            if mine:
+                self._turn[_TURN] = True
+                if self._followers:
+                    with self._news:
+                        self._news.notify_all()
+
+    def _follow(self, deadline: int, operation: Operation | None) -> None:
+        """Another thread is taking: waits until it has handed something out, or stops."""
+        with self._news:
+            self._followers += 1
+            try:
+                # Looked at once counted, so that who takes now cannot miss us. Who was
+                # interrupted may not have said so: hence the limit.
+                if _TURN not in self._turn and not (operation and operation._completion):
+                    self._news.wait(min(_FOLLOW_S, _remaining(deadline)))
+            finally:
+                self._followers -= 1
+
+    def _pop(self, wait_count: int, deadline: int) -> int:
+        """One exchange, by whose turn it is. How many completions were handed out."""
+        rings = self._rings
+        if rings.refusal is not None:
+            raise ClosedError(rings.refusal)
+        if self._control.complete_head != self._taken:
+            return self._hand_out()  # an exception came between popping and handing out
+        self._popped_from = self._taken
+        if deadline:
+            self._until.value = deadline
+            answer = self._pop_into(wait_count, self._until)
+        else:
+            answer = self._pop_into(wait_count, NO_DEADLINE)
+        if answer > 0:
+            return self._hand_out()
+        if answer == 0 or answer in NOTHING:
+            return 0
+        raise error_from(answer, "ENTER", f"channel {rings.channel_id}")
+
+    def _hand_out(self) -> int:
+        """Gives popped completions to whom they belong. May be entered again after a raise."""
+        head = self._control.complete_head
+        count = (head - self._taken) & 0xFFFFFFFF
+        first = (self._taken - self._popped_from) & 0xFFFFFFFF
+        if self._rows.taken == self._rows.pushed:
+            while self._taken != head:
+                self.finish(_unpack(self._bytes, first * 32))
+                self._taken = (self._taken + 1) & 0xFFFFFFFF
+                first += 1
+        else:
+            # Bytes are copied as bytes: numpy copies structured entries field by field.
+            copied = bytearray(self._bytes[first * 32 : (first + count) * 32])
+            popped = np.frombuffer(copied, dtype=_abi.COMPLETION)
+            if self.operations:
+                ours = popped["user_data"] >= _OPERATION_BIT
+                for entry in np.flatnonzero(ours).tolist():
+                    self.finish(_unpack(copied, entry * 32))
+                popped = popped[~ours]
+            more = len(popped)
+            rows = self._rows
+            with rows.lock:
+                # Plain stores in a row: no signal handler runs between them.
+                if more:
+                    rows.parts[self._taken] = popped
+                    rows.taken += more
+                self._taken = head
+        if self._followers:
+            with self._news:
+                self._news.notify_all()
+        return count
+
+    def finish(self, fields: tuple[Any, ...]) -> None:
+        """Completes the operation that these fields of a completion are about."""
+        user_data = fields[0]
+        operation = self.operations.get(user_data)
+        if operation is not None:
+            operation._completion = _tuple_of(Completion, fields)
+            if operation._futures:
+                for future in operation._futures:
+                    future.get_loop().call_soon_threadsafe(wake, future)
+            del self.operations[user_data]  # last: a raise before it means once more
+
+    def leave(self) -> None:
+        """Waits until nobody is taking; the rings refuse already, so nobody starts to."""
+        while _TURN not in self._turn:
+            self._follow(0, None)
+
+    def wait_for(self, operation: Operation, deadline: int) -> Completion:
+        """Takes, or lets another thread take, until @operation has completed."""
+        while (completion := operation._completion) is None:
+            try:
+                self.take(1, deadline, operation)
+            except ClosedError:
+                if operation._completion is None:
+                    raise
+            if operation._completion is None and deadline and time.monotonic_ns() >= deadline:
+                raise TimedOutError(
+                    f"{operation!r} of channel {self._rings.channel_id} has not completed yet; "
+                    "it goes on: wait again, or cancel() it",
+                    errno=errno.ETIMEDOUT,
+                )
+        return completion
+
+
+def _remaining(deadline_ns: int) -> float:
+    return max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9) if deadline_ns else math.inf
