@@ -352,19 +352,25 @@ static void cancel_one(struct dmp_channel *channel, __u32 index, __u64 now_ns,
 {
 	struct dmp_operation *operation = &channel->operations[index];
 
-	cancellation->found++;
 	if (operation->state == DMP_OPERATION_QUEUED) {
-		cancellation->cancelled++;
 		finish_queued(channel, index, -ECANCELED, now_ns);
 		return;
 	}
-	if (operation->cancel)
-		return;		/* another call's; cancel_done waits for `cancelling` */
+	if (operation->cancel) {
+		cancellation->foreign++;	/* cancel_done waits for `cancelling` */
+		return;
+	}
 	operation->cancellation = cancellation;
 	cancellation->pending++;
 	channel->cancelling++;
 	/* Pairs with the load in dmp_operation_cancelled. */
 	dmp_store_release(&operation->cancel, 1);
+}
+
+static bool matches(const struct dmp_operation *operation, bool all, __u64 user_data)
+{
+	return operation->state != DMP_OPERATION_FREE &&
+	       (all || operation->submission.user_data == user_data);
 }
 
 void dmp_channel_cancel(struct dmp_channel *channel, bool all, __u64 user_data, __u64 now_ns,
@@ -373,19 +379,25 @@ void dmp_channel_cancel(struct dmp_channel *channel, bool all, __u64 user_data, 
 	__u32 index;
 
 	__builtin_memset(cancellation, 0, sizeof(*cancellation));
+	/* Counted before the first one goes: it takes those linked to it along. */
 	for (index = 0; index < channel->completion_slots; index++) {
 		struct dmp_operation *operation = &channel->operations[index];
 
-		if (operation->state != DMP_OPERATION_FREE &&
-		    (all || operation->submission.user_data == user_data))
-			cancel_one(channel, index, now_ns, cancellation);
+		if (!matches(operation, all, user_data))
+			continue;
+		cancellation->found++;
+		cancellation->cancelled += operation->state == DMP_OPERATION_QUEUED;
 	}
+	for (index = 0; cancellation->found != 0 && index < channel->completion_slots; index++)
+		if (matches(&channel->operations[index], all, user_data))
+			cancel_one(channel, index, now_ns, cancellation);
 }
 
 bool dmp_channel_cancel_done(const struct dmp_channel *channel,
 			     const struct dmp_cancellation *cancellation)
 {
-	return cancellation->pending == 0 && channel->cancelling == 0;
+	return cancellation->pending == 0 &&
+	       (cancellation->foreign == 0 || channel->cancelling == 0);
 }
 
 void dmp_channel_cancel_abandon(struct dmp_channel *channel,

@@ -40,7 +40,8 @@ enum dmp_operation_state { DMP_OPERATION_FREE, DMP_OPERATION_QUEUED, DMP_OPERATI
 struct dmp_cancellation {
 	__u32 found;		/* matched this call */
 	__u32 pending;		/* of these, still running */
-	__u32 cancelled;	/* of these, completed with -ECANCELED */
+	__u32 foreign;		/* of these, were running and marked by an earlier call */
+	__u32 cancelled;	/* of found, completed with -ECANCELED because of this call */
 };
 
 struct dmp_operation {
