@@ -55,8 +55,8 @@ void dmp_board_close(struct dmp_plane *plane)
 void dmp_board_add(__u64 *field, __u64 delta)
 {
 #if DMP_OBSERVE
-	/* A counter orders nothing. */
-	__atomic_fetch_add(field, delta, __ATOMIC_RELAXED);
+	/* Pairs with the loads in dmp_statistics_read: what was counted before is seen. */
+	__atomic_fetch_add(field, delta, __ATOMIC_RELEASE);
 #else
 	(void)field;
 	(void)delta;
@@ -77,8 +77,9 @@ int dmp_statistics_read(struct dmp_plane *plane, void *argument)
 		return -EOPNOTSUPP;
 	if (scope != DMP_SCOPE_PLANE || id != 0)
 		return -EINVAL;
-	for (word = 2; word < sizeof(*statistics) / sizeof(*to); word++)
-		to[word] = __atomic_load_n(&from[word], __ATOMIC_RELAXED);
+	/* Backwards, against the order of counting: never more completions than submissions. */
+	for (word = sizeof(*statistics) / sizeof(*to); word-- > 2;)
+		to[word] = __atomic_load_n(&from[word], __ATOMIC_ACQUIRE);
 	statistics->size = size;
 	statistics->scope = scope;
 	statistics->id = id;

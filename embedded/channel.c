@@ -37,37 +37,39 @@ static int check_create(const struct dmp_channel_create *create)
 		return -EINVAL;
 	if (!(create->flags & DMP_CHANNEL_EVENTFD) && create->eventfd != 0)
 		return -EINVAL;
+	if (!(create->flags & DMP_CHANNEL_BIND_CPU) && create->cpu != 0)
+		return -EINVAL;
 	if (create->flags & DMP_CHANNEL_BIND_NODE)
 		return dmp_topology_node_cpus(create->node, &cpus);
 	if (create->node != 0)
 		return -EINVAL;
 	if (!(create->flags & DMP_CHANNEL_BIND_CPU))
-		return create->cpu == 0 ? 0 : -EINVAL;
+		return 0;
 	if (create->cpu < 0 || create->cpu >= CPU_SETSIZE ||
 	    sched_getaffinity(0, sizeof(cpus), &cpus) != 0 || !CPU_ISSET(create->cpu, &cpus))
 		return -EINVAL;
 	return 0;
 }
 
-/* Our own duplicate, non-blocking, so that a full counter can never stop the worker. */
+/*
+ * Our own duplicate, taken before it is looked at, so that it is what we saw. Its status
+ * flags are the caller's too and stay as they are: who reads it may want to block.
+ */
 static int take_eventfd(int fd)
 {
+	int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
 	char path[64], target[64];
 	ssize_t length;
-	int copy;
 
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-	length = readlink(path, target, sizeof(target) - 1);
-	if (length < 0)
-		return -EINVAL;
-	target[length] = '\0';
-	if (strcmp(target, "anon_inode:[eventfd]") != 0)
-		return -EINVAL;
-	copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
 	if (copy < 0)
-		return -errno;
-	fcntl(copy, F_SETFL, fcntl(copy, F_GETFL) | O_NONBLOCK);
-	return copy;
+		return errno == EBADF ? -EINVAL : -errno;
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", copy);
+	length = readlink(path, target, sizeof(target) - 1);
+	target[length < 0 ? 0 : length] = '\0';
+	if (strcmp(target, "anon_inode:[eventfd]") == 0)
+		return copy;
+	close(copy);
+	return -EINVAL;
 }
 
 static size_t round_up(size_t value, size_t unit)
@@ -279,13 +281,15 @@ int dmp_channel_query(struct dmp_plane *plane, void *argument)
 	query->operations = channel->machine.in_flight;
 	error = dmp_channel_unread(&channel->machine, &unread);
 	pthread_mutex_unlock(&channel->lock);
+	pthread_mutex_lock(&plane->lock);
 	query->state = channel->object.state;
+	query->mappings = channel->mappings;
+	pthread_mutex_unlock(&plane->lock);
 	query->slots = channel->machine.slots;
 	query->completion_slots = channel->machine.completion_slots;
 	query->unread = unread;
 	query->cpu = channel->cpu;
 	query->node = channel->node;
-	query->mappings = channel->mappings;
 	query->workers = channel->workers;
 	dmp_channel_put(channel);
 	return error;
@@ -312,7 +316,9 @@ int dmp_channel_statistics(struct dmp_plane *plane, struct dmp_statistics *stati
 	statistics->batches = counters->batches;
 	statistics->wakeups = channel->wakeups;
 	pthread_mutex_unlock(&channel->lock);
+	pthread_mutex_lock(&plane->lock);
 	statistics->mappings = channel->mappings;
+	pthread_mutex_unlock(&plane->lock);
 	dmp_channel_put(channel);
 	return 0;
 }

@@ -94,10 +94,10 @@ void dmp_worker_stop(struct dmp_embedded_channel *channel);
 /*
  * A waiter in the place of a worker that sleeps or is still waking up: allowed where no thread is bound, for
  * operations short enough that its own deadline is not at stake. Runs until @wanted
- * completions are unread, or hands what is left to the worker.
+ * completions are unread or @deadline_ns has passed, and hands what is left to the worker.
  */
 bool dmp_worker_can_help_locked(const struct dmp_embedded_channel *channel);
-void dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted);
+void dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted, uint64_t deadline_ns);
 
 /*
  * Releases what completed operations held, tells their completions, publishes counters.

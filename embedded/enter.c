@@ -7,6 +7,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include "channel_embedded.h"
@@ -71,7 +72,8 @@ static int hold(struct dmp_plane *plane, const struct dmp_submission *submission
 	    submission->source_offset < submission->target_offset + submission->length_bytes &&
 	    submission->target_offset < submission->source_offset + submission->length_bytes)
 		return -EINVAL;
-	if (source)
+	/* One operation is one holder, even where it names a buffer twice. */
+	if (source && source != target)
 		__atomic_add_fetch(&source->operations, 1, __ATOMIC_RELAXED);
 	__atomic_add_fetch(&target->operations, 1, __ATOMIC_RELAXED);
 	holds->source = source;
@@ -82,7 +84,7 @@ static int hold(struct dmp_plane *plane, const struct dmp_submission *submission
 /* Release: what the operation did to the memory happens before destroy can see 0. */
 static void release(struct dmp_holds *holds)
 {
-	if (holds->source)
+	if (holds->source && holds->source != holds->target)
 		__atomic_sub_fetch(&holds->source->operations, 1, __ATOMIC_SEQ_CST);
 	if (holds->target)
 		__atomic_sub_fetch(&holds->target->operations, 1, __ATOMIC_SEQ_CST);
@@ -96,7 +98,10 @@ bool dmp_channel_claim_wake_locked(struct dmp_embedded_channel *channel)
 
 	channel->worker_sleeps = false;
 	channel->worker_wakes |= wake;
-	channel->wakeups += wake;
+	if (wake) {
+		channel->wakeups++;
+		dmp_board_add(&channel->plane->board->statistics.wakeups, 1);
+	}
 	return wake;
 }
 
@@ -131,6 +136,9 @@ static int accept_locked(struct dmp_embedded_channel *channel, uint32_t count, b
 			if (operation->error == 0)
 				operation->error = wrong;
 		}
+		/* At once, not when they complete: the difference is what is in flight. */
+		dmp_board_add(&channel->plane->board->statistics.submissions, *accepted);
+		dmp_board_add(&channel->plane->board->statistics.batches, 1);
 		if (waits && dmp_worker_can_help_locked(channel))
 			*executor = CALLER;
 		else if (dmp_channel_claim_wake_locked(channel))
@@ -201,7 +209,9 @@ static int wait_for_unread(struct dmp_embedded_channel *channel, uint32_t wanted
 		slept = dmp_futex_wait(&channel->done_sequence, seen, deadline_ns);
 		pthread_mutex_lock(&channel->lock);
 	}
-	channel->waiters--;
+	/* What the last one wished for must not stand before a wish of 2^31 completions later. */
+	if (--channel->waiters == 0)
+		channel->wake_at_valid = false;
 	pthread_mutex_unlock(&channel->lock);
 	/* It came so soon that spinning would have caught it: spin longer next time. */
 	if (asleep_ns != 0 && dmp_now_ns() - asleep_ns < DMP_SPIN_MAX_NS)
@@ -211,6 +221,7 @@ static int wait_for_unread(struct dmp_embedded_channel *channel, uint32_t wanted
 
 static void signal_eventfd(struct dmp_embedded_channel *channel)
 {
+	struct pollfd room = { .fd = channel->eventfd, .events = POLLOUT };
 	uint64_t one = 1;
 
 	/* Pairs with the fence in dmp_client_arm: it sees the tail, or we see it armed. */
@@ -218,8 +229,8 @@ static void signal_eventfd(struct dmp_embedded_channel *channel)
 	if (__atomic_load_n(&channel->control->event_armed, __ATOMIC_RELAXED) == 0)
 		return;
 	__atomic_store_n(&channel->control->event_armed, 0, __ATOMIC_RELAXED);
-	/* A full counter is refused, and readable already, which is all we want. */
-	if (write(channel->eventfd, &one, sizeof(one)) < 0)
+	/* A full counter would block, and is readable already, which is all we want. */
+	if (poll(&room, 1, 0) == 1 && write(channel->eventfd, &one, sizeof(one)) < 0)
 		return;
 }
 
@@ -231,9 +242,7 @@ static void publish_counters(struct dmp_embedded_channel *channel)
 	struct dmp_channel_counters *then = &channel->published;
 	struct dmp_statistics *board = &channel->plane->board->statistics;
 
-	dmp_board_add(&board->submissions, now->submissions - then->submissions);
 	dmp_board_add(&board->completions, now->completions - then->completions);
-	dmp_board_add(&board->batches, now->batches - then->batches);
 	if (now->errors != then->errors) {
 		dmp_board_add(&board->errors, now->errors - then->errors);
 		dmp_board_add(&board->cancelled, now->cancelled - then->cancelled);
@@ -374,7 +383,7 @@ int dmp_channel_enter(struct dmp_plane *plane, void *argument)
 	if (accepted != 0 && executor != CALLER)
 		dmp_channel_kick(channel, executor == SLEEPING_WORKER);
 	if (!error && enter->wait_count != 0)
-		dmp_worker_help(channel, enter->wait_count);
+		dmp_worker_help(channel, enter->wait_count, enter->deadline_ns);
 	if (!error && enter->submit_count != 0 && accepted == 0 && enter->wait_count == 0)
 		error = -EAGAIN;
 	if (!error)

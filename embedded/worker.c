@@ -319,10 +319,10 @@ bool dmp_worker_can_help_locked(const struct dmp_embedded_channel *channel)
 	       channel->cpu < 0 && channel->node < 0 && channel->workers == 1;
 }
 
-void dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted)
+void dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted, uint64_t deadline_ns)
 {
+	bool woke, wake = false, left;
 	uint32_t unread = 0;
-	bool woke, wake = false;
 
 	pthread_mutex_lock(&channel->lock);
 	if (channel->machine.queued == 0 || !dmp_worker_can_help_locked(channel)) {
@@ -331,18 +331,21 @@ void dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted)
 	}
 	channel->executing = true;
 	while (dmp_channel_unread(&channel->machine, &unread) == 0 && unread < wanted &&
-	       dmp_channel_next_bytes(&channel->machine) <= BATCH_BYTES)
+	       dmp_channel_next_bytes(&channel->machine) <= BATCH_BYTES &&
+	       (deadline_ns == 0 || dmp_now_ns() < deadline_ns))
 		if (round_locked(channel, &woke) == 0 && !woke)
 			break;
 	woke = dmp_channel_tell_locked(channel);
 	channel->executing = false;
-	if (channel->machine.queued != 0 || channel->stop)
+	left = channel->machine.queued != 0 || channel->stop;
+	if (left)
 		wake = dmp_channel_claim_wake_locked(channel);
 	pthread_mutex_unlock(&channel->lock);
 	if (woke)
 		dmp_futex_wake_all(&channel->done_sequence);
-	if (wake)
-		dmp_channel_kick(channel, true);
+	/* Even if it does not sleep: it may spin, and would do so to the end of its budget. */
+	if (left)
+		dmp_channel_kick(channel, wake);
 	dmp_plane_released(channel->plane);
 }
 
