@@ -92,12 +92,15 @@ int dmp_worker_start(struct dmp_embedded_channel *channel);
 void dmp_worker_stop(struct dmp_embedded_channel *channel);
 
 /*
- * A waiter in the place of a worker that sleeps or is still waking up: allowed where no thread is bound, for
- * operations short enough that its own deadline is not at stake. Runs until @wanted
- * completions are unread or @deadline_ns has passed, and hands what is left to the worker.
+ * A waiter in the place of a worker that sleeps, is still waking up, or waits for our CPU:
+ * allowed where no thread is bound, for operations short enough that its own deadline is
+ * not at stake. Runs until @wanted completions are unread or @deadline_ns has passed, and
+ * hands what is left to the worker. @promised: nobody was told of what was accepted, so
+ * if the place is taken by now the worker has to be.
  */
 bool dmp_worker_can_help_locked(const struct dmp_embedded_channel *channel);
-void dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted, uint64_t deadline_ns);
+void dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted, uint64_t deadline_ns,
+		     bool promised);
 
 /*
  * Releases what completed operations held, tells their completions, publishes counters.

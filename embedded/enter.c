@@ -383,7 +383,8 @@ int dmp_channel_enter(struct dmp_plane *plane, void *argument)
 	if (accepted != 0 && executor != CALLER)
 		dmp_channel_kick(channel, executor == SLEEPING_WORKER);
 	if (!error && enter->wait_count != 0)
-		dmp_worker_help(channel, enter->wait_count, enter->deadline_ns);
+		dmp_worker_help(channel, enter->wait_count, enter->deadline_ns,
+				executor == CALLER);
 	if (!error && enter->submit_count != 0 && accepted == 0 && enter->wait_count == 0)
 		error = -EAGAIN;
 	if (!error)

@@ -54,6 +54,11 @@ static bool same_cpu(struct dmp_spin *spin)
 	return cpu == __atomic_load_n(&spin->partner->cpu, __ATOMIC_RELAXED);
 }
 
+bool dmp_spin_is_here(const struct dmp_spin *spin)
+{
+	return __atomic_load_n(&spin->cpu, __ATOMIC_RELAXED) == sched_getcpu();
+}
+
 void dmp_spin_learn(struct dmp_spin *spin, bool caught)
 {
 	uint32_t budget = __atomic_load_n(&spin->budget_ns, __ATOMIC_RELAXED);

@@ -26,6 +26,9 @@ void dmp_spin_init(struct dmp_spin *spin, const struct dmp_spin *partner, bool f
 		   uint32_t fixed_ns);
 void dmp_spin_learn(struct dmp_spin *spin, bool caught);
 
+/* Was the owner of @spin last seen on the CPU of the calling thread? A hint. */
+bool dmp_spin_is_here(const struct dmp_spin *spin);
+
 /*
  * Spins until @met says so, for as long as the budget allows; false if it ran out. On a
  * crowded machine the one we wait for gets our time: every few microseconds we yield.

@@ -315,18 +315,25 @@ static void *work(void *argument)
 
 bool dmp_worker_can_help_locked(const struct dmp_embedded_channel *channel)
 {
-	return (channel->worker_sleeps || channel->worker_wakes) && !channel->executing &&
-	       channel->cpu < 0 && channel->node < 0 && channel->workers == 1;
+	if (channel->executing || channel->cpu >= 0 || channel->node >= 0 || channel->workers != 1)
+		return false;
+	/* One that is awake, but on our CPU, could only begin once we give it up. */
+	return channel->worker_sleeps || channel->worker_wakes ||
+	       dmp_spin_is_here(&channel->worker_spin);
 }
 
-void dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted, uint64_t deadline_ns)
+void dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted, uint64_t deadline_ns,
+		     bool promised)
 {
 	bool woke, wake = false, left;
 	uint32_t unread = 0;
 
 	pthread_mutex_lock(&channel->lock);
 	if (channel->machine.queued == 0 || !dmp_worker_can_help_locked(channel)) {
+		wake = promised && dmp_channel_claim_wake_locked(channel);
 		pthread_mutex_unlock(&channel->lock);
+		if (promised)
+			dmp_channel_kick(channel, wake);
 		return;
 	}
 	channel->executing = true;
