@@ -16,6 +16,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "child.h"
 #include "core/check.h"
 #include "memory.h"
 #include "topology.h"
@@ -31,21 +32,6 @@ static struct dmp_memory allocated(__u64 length)
 
 	CHECK(!dmp_memory_allocate(&memory, DMP_KIND_PAGES, length, 0, &any));
 	return memory;
-}
-
-/* Runs @body in a child; the child's checks count here. */
-static void in_child(void (*body)(void))
-{
-	pid_t child = fork();
-	int status;
-
-	CHECK(child >= 0);
-	if (!child) {
-		body();
-		_exit(0);
-	}
-	CHECK(waitpid(child, &status, 0) == child);
-	CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
 static unsigned int open_descriptors(void)

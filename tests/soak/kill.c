@@ -36,7 +36,7 @@
 #define RETURN_WITHIN_NS	SECOND_NS	/* law L4 */
 #define KILLS_PER_REPORT	100u
 /* Other processes of the machine come and go; leaked children would weigh far more. */
-#define SHMEM_TOLERANCE_KIB	(256u << 10)
+#define SHMEM_TOLERANCE_KIB	(32u << 10)
 
 #define FAIL(...)								\
 	do {									\
