@@ -1,30 +1,19 @@
 // SPDX-License-Identifier: MIT
 /*
- * command.c - one row per command: what its struct may hold, who serves it
+ * command.c - one row per command: who serves it
  *
- * Copy in, refuse what must be refused, call the handler on our copy, copy out. The
- * handler therefore never sees a short struct, an unknown flag or a reserved byte.
+ * Copy in, refuse what must be refused (core/command.h), call the handler on our copy,
+ * copy out.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "command.h"
 #include "placement.h"
 #include "plane.h"
 #include "topology.h"
-
-#define ARGUMENT_BYTES_MAX 1024u
-#define SIZE_MAX_ACCEPTED 65536u	/* a caller from the far future; beyond is a mistake */
-
-struct row {
-	uint32_t command;
-	uint32_t size;			/* of this release; also the smallest so far */
-	uint32_t flags;
-	uint32_t reserved_offset;
-	uint32_t reserved_bytes;
-	int (*serve)(struct dmp_plane *plane, void *argument);	/* NULL: EOPNOTSUPP */
-};
 
 static int serve_query(struct dmp_plane *plane, void *argument)
 {
@@ -63,68 +52,26 @@ static int serve_topology(struct dmp_plane *plane, void *argument)
 	return dmp_topology_fill(argument);
 }
 
-#define RESERVED(type, field) offsetof(struct type, field), sizeof(((struct type *)0)->field)
-#define NO_RESERVED 0, 0
+/* Who serves a command; what is not here is EOPNOTSUPP. */
+#define ROW(command) [_IOC_NR(command)]
 
-static const struct row rows[] = {
-	{ DMP_QUERY, sizeof(struct dmp_query), 0, RESERVED(dmp_query, __reserved), serve_query },
-	{ DMP_TOPOLOGY, sizeof(struct dmp_topology), 0, NO_RESERVED, serve_topology },
-	{ DMP_STATISTICS, sizeof(struct dmp_statistics), 0, NO_RESERVED, dmp_statistics_read },
-	{ DMP_HISTOGRAM, sizeof(struct dmp_histogram), 0, NO_RESERVED, dmp_histogram_read },
-	{ DMP_BUFFER_CREATE, sizeof(struct dmp_buffer_create),
-	  DMP_BUFFER_STRICT | DMP_BUFFER_HUGE_PREFER | DMP_BUFFER_WRITE_COMBINE |
-		  DMP_BUFFER_READ_ONLY,
-	  RESERVED(dmp_buffer_create, __reserved), dmp_buffer_create },
-	{ DMP_BUFFER_QUERY, sizeof(struct dmp_buffer_query), DMP_BUFFER_RECHECK,
-	  RESERVED(dmp_buffer_query, __reserved), dmp_buffer_query },
-	{ DMP_BUFFER_DESTROY, sizeof(struct dmp_destroy), DMP_DESTROY_DRAIN,
-	  RESERVED(dmp_destroy, __reserved), dmp_buffer_destroy },
-	{ DMP_BUFFER_SYNC, sizeof(struct dmp_buffer_sync),
-	  DMP_SYNC_FOR_READ | DMP_SYNC_FOR_WRITE | DMP_SYNC_END,
-	  RESERVED(dmp_buffer_sync, __reserved), dmp_buffer_sync },
-	{ DMP_BUFFER_EXPORT, sizeof(struct dmp_buffer_export),
-	  DMP_EXPORT_READ_ONLY | DMP_EXPORT_DMABUF, NO_RESERVED, dmp_buffer_export },
-	{ DMP_BUFFER_IMPORT, sizeof(struct dmp_buffer_import), DMP_IMPORT_READ_ONLY,
-	  RESERVED(dmp_buffer_import, __reserved), dmp_buffer_import },
-	{ DMP_REGION_CREATE, sizeof(struct dmp_region_create), 0,
-	  RESERVED(dmp_region_create, __reserved), NULL },
-	{ DMP_REGION_QUERY, sizeof(struct dmp_region_query), 0,
-	  RESERVED(dmp_region_query, __reserved), NULL },
-	{ DMP_REGION_DESTROY, sizeof(struct dmp_destroy), DMP_DESTROY_DRAIN,
-	  RESERVED(dmp_destroy, __reserved), NULL },
-	{ DMP_REGION_IMPORT, sizeof(struct dmp_region_import), 0, NO_RESERVED, NULL },
-	{ DMP_CHANNEL_CREATE, sizeof(struct dmp_channel_create),
-	  DMP_CHANNEL_BIND_CPU | DMP_CHANNEL_BIND_NODE | DMP_CHANNEL_SPIN | DMP_CHANNEL_EVENTFD,
-	  NO_RESERVED, dmp_channel_create },
-	{ DMP_CHANNEL_QUERY, sizeof(struct dmp_channel_query), 0, NO_RESERVED,
-	  dmp_channel_query },
-	{ DMP_CHANNEL_DESTROY, sizeof(struct dmp_destroy), DMP_DESTROY_DRAIN,
-	  RESERVED(dmp_destroy, __reserved), dmp_channel_destroy },
-	{ DMP_ENTER, sizeof(struct dmp_enter), 0, RESERVED(dmp_enter, __reserved),
-	  dmp_channel_enter },
-	{ DMP_CANCEL, sizeof(struct dmp_cancel), DMP_CANCEL_ALL, NO_RESERVED,
-	  dmp_channel_cancel_command },
-	{ DMP_LISTEN, sizeof(struct dmp_listen), DMP_REQUIRE_PATH | DMP_ENCRYPT,
-	  RESERVED(dmp_listen, __reserved), NULL },
-	{ DMP_LISTENER_DESTROY, sizeof(struct dmp_destroy), DMP_DESTROY_DRAIN,
-	  RESERVED(dmp_destroy, __reserved), NULL },
-	{ DMP_CONNECT, sizeof(struct dmp_connect), DMP_REQUIRE_PATH | DMP_ENCRYPT, NO_RESERVED,
-	  NULL },
-	{ DMP_ACCEPT, sizeof(struct dmp_accept), 0, RESERVED(dmp_accept, __reserved), NULL },
-	{ DMP_ENDPOINT_QUERY, sizeof(struct dmp_endpoint_query), 0, NO_RESERVED, NULL },
-	{ DMP_ENDPOINT_DESTROY, sizeof(struct dmp_destroy), DMP_DESTROY_DRAIN,
-	  RESERVED(dmp_destroy, __reserved), NULL },
+static int (*const serve[DMP_COMMAND_ROWS])(struct dmp_plane *plane, void *argument) = {
+	ROW(DMP_QUERY) = serve_query,
+	ROW(DMP_TOPOLOGY) = serve_topology,
+	ROW(DMP_STATISTICS) = dmp_statistics_read,
+	ROW(DMP_HISTOGRAM) = dmp_histogram_read,
+	ROW(DMP_BUFFER_CREATE) = dmp_buffer_create,
+	ROW(DMP_BUFFER_QUERY) = dmp_buffer_query,
+	ROW(DMP_BUFFER_DESTROY) = dmp_buffer_destroy,
+	ROW(DMP_BUFFER_SYNC) = dmp_buffer_sync,
+	ROW(DMP_BUFFER_EXPORT) = dmp_buffer_export,
+	ROW(DMP_BUFFER_IMPORT) = dmp_buffer_import,
+	ROW(DMP_CHANNEL_CREATE) = dmp_channel_create,
+	ROW(DMP_CHANNEL_QUERY) = dmp_channel_query,
+	ROW(DMP_CHANNEL_DESTROY) = dmp_channel_destroy,
+	ROW(DMP_ENTER) = dmp_channel_enter,
+	ROW(DMP_CANCEL) = dmp_channel_cancel_command,
 };
-
-static const struct row *find_row(uint32_t command)
-{
-	size_t index;
-
-	for (index = 0; index < sizeof(rows) / sizeof(rows[0]); index++)
-		if (rows[index].command == command)
-			return &rows[index];
-	return NULL;
-}
 
 static bool all_zero(const unsigned char *bytes, size_t length)
 {
@@ -137,37 +84,35 @@ static bool all_zero(const unsigned char *bytes, size_t length)
 
 int dmp_ioctl(struct dmp_plane *plane, unsigned int command, void *argument)
 {
-	uint64_t copy[ARGUMENT_BYTES_MAX / 8];
-	const struct row *row = find_row(command);
-	uint32_t size, flags;
-	int error;
+	int row = dmp_command_find(command), error;
+	uint64_t copy[DMP_COMMAND_BYTES_MAX / 8];
+	const struct dmp_command_shape *shape;
+	uint32_t size;
 
 	if (plane->owner != getpid())
 		return -EPERM;
-	if (!row)
-		return -ENOTTY;
+	if (row < 0)
+		return row;
 	if (!argument)
 		return -EFAULT;
+	shape = dmp_command_shape(row);
 	memcpy(&size, argument, sizeof(size));
-	if (size < row->size)
-		return -EINVAL;
-	if (size > SIZE_MAX_ACCEPTED)
+	error = dmp_command_check_size(shape, size);
+	if (error)
+		return error;
+	memcpy(copy, argument, shape->size);
+	if (!all_zero((const unsigned char *)argument + shape->size, size - shape->size))
 		return -E2BIG;
-	memcpy(copy, argument, row->size);
-	if (!all_zero((const unsigned char *)argument + row->size, size - row->size))
-		return -E2BIG;
-	memcpy(&flags, (const char *)copy + 4, sizeof(flags));
-	if (flags & ~row->flags)
-		return -EINVAL;
-	if (!all_zero((const unsigned char *)copy + row->reserved_offset, row->reserved_bytes))
-		return -EINVAL;
-	if (!row->serve)
+	error = dmp_command_check(shape, copy);
+	if (error)
+		return error;
+	if (!serve[row])
 		return -EOPNOTSUPP;
-	memcpy(copy, &row->size, sizeof(row->size));	/* size as we know it */
-	error = row->serve(plane, copy);
+	memcpy(copy, &shape->size, sizeof(shape->size));	/* size as we know it */
+	error = serve[row](plane, copy);
 	if (error)
 		return error;
 	/* Everything but the caller's size and flags, which are his. */
-	memcpy((char *)argument + 8, (const char *)copy + 8, row->size - 8);
+	memcpy((char *)argument + 8, (const char *)copy + 8, shape->size - 8);
 	return 0;
 }

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * compat.h - what differs between the kernels this module builds on, and nothing else
+ *
+ * Oldest: 6.1. The rest of the module is written for the newest; what is missing in older
+ * ones is supplied here under its new name.
+ */
+#ifndef DMP_KERNEL_COMPAT_H
+#define DMP_KERNEL_COMPAT_H
+
+#include <linux/eventfd.h>
+#include <linux/mm.h>
+#include <linux/version.h>
+
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 3, 0)
+static inline void vm_flags_set(struct vm_area_struct *vma, vm_flags_t flags)
+{
+	vma->vm_flags |= flags;
+}
+
+static inline void vm_flags_clear(struct vm_area_struct *vma, vm_flags_t flags)
+{
+	vma->vm_flags &= ~flags;
+}
+#endif
+
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 13, 0)
+#define DMP_IMPORT_DMA_BUF MODULE_IMPORT_NS(DMA_BUF)
+#else
+#define DMP_IMPORT_DMA_BUF MODULE_IMPORT_NS("DMA_BUF")
+#endif
+
+static inline void dmp_eventfd_signal(struct eventfd_ctx *context)
+{
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 8, 0)
+	eventfd_signal(context, 1);
+#else
+	eventfd_signal(context);
+#endif
+}
+
+#endif /* DMP_KERNEL_COMPAT_H */
