@@ -68,6 +68,7 @@ struct dmp_memory {
 	struct kref references;
 	const struct dmp_memory_operations *operations;
 	/* immutable after create */
+	u64 serial;		/* names it in traces; set by dmp_memory_init(), never reused */
 	u32 kind;		/* DMP_KIND_* */
 	u32 page_bytes;
 	u64 length;		/* usable */
@@ -93,6 +94,7 @@ void dmp_memory_put(struct dmp_memory *memory);
 /* Against dmp_bytes_max: 0 or -ENOSPC. Undone by dmp_memory_put() of the last reference. */
 int dmp_memory_charge(struct dmp_memory *memory, u64 bytes);
 u64 dmp_memory_charged_bytes(void);
+u32 dmp_memory_count(void);		/* memories alive, exported ones without a buffer too */
 
 /* Read sections. A section may sleep. dmp_memory_alive() is only of use inside one. */
 int dmp_memory_enter(void);
