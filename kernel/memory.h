@@ -19,6 +19,7 @@
 #define DMP_KERNEL_MEMORY_H
 
 #include <linux/atomic.h>
+#include <linux/dma-direction.h>
 #include <linux/kref.h>
 #include <linux/mm_types.h>
 #include <linux/scatterlist.h>
