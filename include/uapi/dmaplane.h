@@ -29,7 +29,8 @@
  *  EOPNOTSUPP  understood, but this plane does not offer it (see capabilities)
  *  EINVAL      a wrong value: size too short, unknown flag, reserved not zero,
  *              range outside the object, contradiction between fields
- *  EFAULT      the struct, or memory it names, is not mapped as needed
+ *  EFAULT      the struct, or memory it names, is not mapped as needed; what the
+ *              command made is taken back
  *  ENOENT      no such id on this fd
  *  EBUSY       in use; a query names the holders
  *  EAGAIN      no slot or credit now; the same request can succeed later
@@ -768,7 +769,10 @@ struct dmp_submission {
 #define DMP_COMPLETE_CHECKSUM	(1U << 1)	/* @checksum is valid */
 #define DMP_COMPLETE_IMMEDIATE	(1U << 2)	/* @immediate is valid */
 
-/* Events: user_data is the id of the object, or the endpoint's user_data. */
+/*
+ * Events: user_data is the id of the object, or the endpoint's user_data. BUFFER_REVOKED
+ * goes to every channel of the plane, once, as soon as it has a slot to spare.
+ */
 #define DMP_EVENT_WRITE_IMM		1	/* a peer's WRITE_IMM has landed */
 #define DMP_EVENT_ENDPOINT_LOST		2
 #define DMP_EVENT_BUFFER_REVOKED	3
@@ -811,7 +815,8 @@ struct dmp_completion {
  * Accepting reserves the completion slot, so fewer than submit_count may be accepted:
  * take completions and call again. Once something was accepted the call succeeds, even
  * if the wait was cut short by the deadline or a signal: compare @unread. If nothing
- * was, it answers EAGAIN (no slot), ETIMEDOUT or EINTR.
+ * was, it succeeds if as many as waited for are unread, and answers EAGAIN (no slot and
+ * no wait), ETIMEDOUT or EINTR if not.
  */
 struct dmp_enter {
 	__u32 size;

@@ -83,14 +83,14 @@ def _load(path: str) -> Library:
     return Library(path, waiting, quick)
 
 
-def load() -> Library:
+def load(needed_by: str = "the embedded plane") -> Library:
     """Loads libdmaplane; UnsupportedError, with the fix, if that cannot be done."""
     path = str(library_path())
     try:
         return _load(path)
     except (OSError, AttributeError) as reason:
         raise UnsupportedError(
-            "the embedded plane",
+            needed_by,
             f"{LIBRARY_NAME}, and {path} could not be loaded ({reason}): "
             f"install the dmaplane wheel, or set {LIBRARY_VARIABLE} to a library built with `make`",
         ) from reason

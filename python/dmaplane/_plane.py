@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A plane: who serves requests, and the parent of every buffer and channel.
 
-`Plane` holds all that is the same for any plane; what differs is the seven
+`Plane` holds all that is the same for any plane; what differs is the six
 methods that start with an underscore and are abstract here. A plane of another
 kind is another subclass, and nobody above asks which one it is.
 
@@ -188,6 +188,9 @@ class Plane(abc.ABC):
     @abc.abstractmethod
     def _attach(self, client: Client) -> Library:
         """Tells a ring client how to enter this plane."""
+
+    def _leave_to_parent(self) -> None:  # noqa: B027 - most have nothing to do
+        """In a forked child: lets go of what was inherited and would keep the parent's alive."""
 
     # What is the same for all of them.
 
@@ -421,6 +424,7 @@ def _after_fork() -> None:
                 "this plane belongs to the process that opened it; "
                 "a forked child opens its own with dmaplane.open()"
             )
+            plane._leave_to_parent()
         for channel in list(plane._channels.values()):
             channel._forked()
 
