@@ -23,6 +23,11 @@ static inline void dmp_store_release(__u32 *word, __u32 value)
 {
 	smp_store_release(word, value);
 }
+
+static inline void dmp_copied(void)
+{
+	barrier();
+}
 #else
 /* Nothing after it moves before it: entries are read after the index that covers them. */
 static inline __u32 dmp_load_acquire(const __u32 *word)
@@ -34,6 +39,15 @@ static inline __u32 dmp_load_acquire(const __u32 *word)
 static inline void dmp_store_release(__u32 *word, __u32 value)
 {
 	__atomic_store_n(word, value, __ATOMIC_RELEASE);
+}
+
+/*
+ * What was just copied out of shared memory is what everything after this sees: the
+ * compiler may not read the original again in its place. Nothing for the processor.
+ */
+static inline void dmp_copied(void)
+{
+	__asm__ __volatile__("" : : : "memory");
 }
 #endif
 

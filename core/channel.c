@@ -147,6 +147,7 @@ int dmp_channel_accept(struct dmp_channel *channel, __u32 count, __u64 now_ns, _
 		operation->submission =
 			channel->submissions[(channel->submit.own + number) &
 					     (channel->slots - 1)];
+		dmp_copied();	/* it was checked and used as it is here */
 		operation->accepted_ns = now_ns;
 		operation->cancellation = NULL;
 		operation->cancel = 0;
@@ -328,6 +329,26 @@ __u32 dmp_channel_flush(struct dmp_channel *channel)
 		dmp_ring_advance(&channel->complete, written);
 	}
 	return written;
+}
+
+int dmp_channel_event(struct dmp_channel *channel, __u64 user_data, __u8 event, __s32 result)
+{
+	struct dmp_completion *completion =
+		&channel->completions[channel->complete.own & (channel->completion_slots - 1)];
+	__u32 room;
+	int error = dmp_ring_room(&channel->complete, &room);
+
+	if (error)
+		return error;
+	if (channel->written != 0 || room <= channel->in_flight)
+		return -EAGAIN;
+	__builtin_memset(completion, 0, sizeof(*completion));
+	completion->user_data = user_data;
+	completion->result = result;
+	completion->operation = event;
+	completion->flags = DMP_COMPLETE_EVENT;
+	dmp_ring_advance(&channel->complete, 1);
+	return 0;
 }
 
 void dmp_channel_expire(struct dmp_channel *channel, __u64 now_ns)

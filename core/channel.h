@@ -142,6 +142,13 @@ void dmp_channel_finish(struct dmp_channel *channel, __u32 index, __s32 result, 
  */
 __u32 dmp_channel_flush(struct dmp_channel *channel);
 
+/*
+ * Tells the user of something nobody submitted: a completion with @event for operation.
+ * It takes no slot that an accepted operation has reserved (L2): -EAGAIN if there is no
+ * other, or if completions are written and not told yet; -EPROTO for an impossible index.
+ */
+int dmp_channel_event(struct dmp_channel *channel, __u64 user_data, __u8 event, __s32 result);
+
 /* Completes every queued operation whose deadline is not after @now_ns. */
 void dmp_channel_expire(struct dmp_channel *channel, __u64 now_ns);
 

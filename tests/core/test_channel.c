@@ -5,6 +5,7 @@
  * Laws asserted after every step
  *  L1  each accepted submission completes exactly once; none appears from nowhere
  *  L2  in_flight + unread never exceeds completion_slots
+ *  events arrive in order, each once, and take no slot an operation has reserved
  *  links: what is linked to a failure is cancelled and never ran; what ran after a link
  *  ran after the success of its predecessor. fences: nothing runs across one.
  */
@@ -17,6 +18,7 @@
 
 #define SLOTS 8
 #define COMPLETIONS 16
+#define EVENT_DATA (1ull << 40)	/* user_data of the first event */
 #define IDS 4096		/* submissions of one run; user_data is the number */
 
 enum fate { UNSEEN, ACCEPTED, RAN, COMPLETED };
@@ -32,6 +34,7 @@ struct world {
 	__u16 flags[IDS];
 	__u16 operation[IDS];
 	__u32 next, accepted, completed, running[COMPLETIONS], running_count;
+	__u32 events, events_seen;
 	__u64 now, random;
 };
 
@@ -122,12 +125,36 @@ static void reap(struct world *world)
 			&world->completions[world->control.complete_head % COMPLETIONS];
 		__u64 id = completion->user_data;
 
+		if (completion->flags & DMP_COMPLETE_EVENT) {
+			CHECK(id == EVENT_DATA + world->events_seen);
+			CHECK(completion->operation == DMP_EVENT_BUFFER_REVOKED);
+			CHECK(completion->result == 0 && completion->path == DMP_PATH_NONE);
+			world->events_seen++;
+			world->control.complete_head++;
+			continue;
+		}
 		CHECK(id < world->accepted);
 		CHECK(world->fate[id] == ACCEPTED || world->fate[id] == RAN ||
 		      completion->result == world->result[id]);
 		world->completed++;
 		world->control.complete_head++;
 	}
+}
+
+/* An event goes out exactly when a slot is free that nobody has reserved. */
+static void event(struct world *world)
+{
+	__u32 unread, before = world->control.complete_tail;
+	bool room;
+	int error;
+
+	CHECK(dmp_channel_unread(&world->channel, &unread) == 0);
+	room = world->channel.written == 0 && world->channel.in_flight + unread < COMPLETIONS;
+	error = dmp_channel_event(&world->channel, EVENT_DATA + world->events,
+				  DMP_EVENT_BUFFER_REVOKED, 0);
+	CHECK(error == (room ? 0 : -EAGAIN));
+	CHECK(world->control.complete_tail == before + (room ? 1 : 0));
+	world->events += room ? 1 : 0;
 }
 
 /* Notes results as they are written, before the user sees them. */
@@ -159,7 +186,8 @@ static void laws(struct world *world)
 	for (index = 0; index < COMPLETIONS; index++)
 		in_use += world->channel.operations[index].state != DMP_OPERATION_FREE;
 	CHECK(in_use + world->channel.written == world->channel.in_flight);
-	CHECK(world->accepted - world->completed == world->channel.in_flight + unread);
+	CHECK(world->accepted - world->completed + world->events - world->events_seen ==
+	      world->channel.in_flight + unread);
 	CHECK(world->channel.running == world->running_count);
 }
 
@@ -167,7 +195,7 @@ static void step(struct world *world)
 {
 	struct dmp_cancellation cancellation;
 
-	switch (roll(world, 12)) {
+	switch (roll(world, 13)) {
 	case 0: case 1: case 2:
 		submit(world);
 		break;
@@ -188,6 +216,9 @@ static void step(struct world *world)
 	case 10:
 		world->now += roll(world, 5);
 		dmp_channel_expire(&world->channel, world->now);
+		break;
+	case 11:
+		event(world);
 		break;
 	default:
 		dmp_channel_cancel(&world->channel, roll(world, 8) == 0,
@@ -222,7 +253,10 @@ static void run(__u64 seed)
 		reap(world);
 	}
 	CHECK(world->channel.in_flight == 0 && world->completed == world->accepted);
+	while (world->events_seen != world->events)
+		reap(world);
 	CHECK(world->latency.samples == world->completed);
+	CHECK(world->channel.counters.completions == world->completed);
 	free(memory);
 	free(world);
 }
@@ -249,6 +283,7 @@ static void test_a_full_completion_ring_stops_acceptance(void)
 	CHECK(accepted == 0);
 	world.control.complete_head = 12345;
 	CHECK(dmp_channel_accept(&world.channel, SLOTS, 0, &first, &accepted) == -EPROTO);
+	CHECK(dmp_channel_event(&world.channel, 1, DMP_EVENT_BUFFER_REVOKED, 0) == -EPROTO);
 }
 
 static __u64 seed;

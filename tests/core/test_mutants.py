@@ -235,7 +235,24 @@ MUTANTS = (
         "	if (!endpoint->staged.count && !endpoint->copying)\n		index =",
         "	if (true)\n		index =",
     ),
+    # L2: the completion ring of a channel
+    mutant(
+        "event_takes_a_reserved_slot",
+        "channel.c",
+        "	if (channel->written != 0 || room <= channel->in_flight)\n",
+        "	if (channel->written != 0 || room == 0)\n",
+        "test_channel",
+    ),
+    mutant(
+        "event_overwrites_an_untold_completion",
+        "channel.c",
+        "	if (channel->written != 0 || room <= channel->in_flight)\n",
+        "	if (room <= channel->in_flight)\n",
+        "test_channel",
+    ),
 )
+
+PROGRAMS = ("simulate", "test_credit", "test_channel")
 
 
 def compile_one(source: Path, target: Path) -> Path:
@@ -248,12 +265,13 @@ def compile_one(source: Path, target: Path) -> Path:
 def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Everything compiled once as it is, so that a mutant costs one file and a link."""
     directory = tmp_path_factory.mktemp("objects")
-    sources = [*CORE.glob("*.c"), *TESTS.glob("simul*.c"), TESTS / "test_credit.c"]
+    mains = {TESTS / f"{program}.c" for program in PROGRAMS}
+    sources = [*CORE.glob("*.c"), *{*TESTS.glob("simul*.c"), *mains}]
     return {path.name: compile_one(path, directory / f"{path.stem}.o") for path in sources}
 
 
 def link(directory: Path, program: str, objects: dict[str, Path]) -> Path:
-    mains = {"simulate.c", "test_credit.c"} - {f"{program}.c"}
+    mains = {f"{name}.c" for name in PROGRAMS} - {f"{program}.c"}
     parts = [str(path) for name, path in sorted(objects.items()) if name not in mains]
     target = directory / program
     subprocess.run([COMPILER, *parts, "-o", str(target)], check=True, timeout=TIMEOUT_SECONDS)
@@ -272,7 +290,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("program", ["simulate", "test_credit"])
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_unchanged_core_passes(program: str, tmp_path: Path, objects: dict[str, Path]) -> None:
     result = run(link(tmp_path, program, objects), seeds="100")
     assert result.returncode == 0, result.stdout + result.stderr
