@@ -44,6 +44,10 @@ void dmp_placement_count(struct dmp_memory *memory, const struct dmp_policy *pol
 int dmp_buffer_map(struct dmp_plane *plane, struct dmp_buffer *buffer,
 		   struct vm_area_struct *vma);
 
+/* The same for a mapping whose vma is an exporter's (import.c): one more, one fewer. */
+void dmp_buffer_mapped(struct dmp_buffer *buffer, u64 bytes);
+void dmp_buffer_unmapped(struct dmp_buffer *buffer, u64 bytes);
+
 /* Out of the table, and nobody holds it. */
 void dmp_buffer_free(struct dmp_plane *plane, struct dmp_buffer *buffer);
 

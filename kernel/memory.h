@@ -42,7 +42,13 @@ struct dmp_span {
 struct dmp_memory_operations {
 	/* The bytes from @offset on; inside dmp_memory_enter(). 0 or -errno (-EOPNOTSUPP). */
 	int (*span)(struct dmp_memory *memory, u64 offset, struct dmp_span *span);
-	/* Puts it into @vma, whole or lazily (then `fault`). mmap_lock held. NULL: cannot. */
+	/*
+	 * Puts it into @vma, whole or lazily (then `fault`). mmap_lock held. NULL: cannot.
+	 * What can be revoked is put in lazily. Not inside dmp_memory_enter(): an exporter
+	 * may have to be waited for, and it may be waiting for those sections. A mapping of
+	 * a foreign dma-buf becomes its exporter's: import.c reads the buffer from
+	 * vm_private_data and counts by dmp_buffer_mapped() and dmp_buffer_unmapped().
+	 */
 	int (*map)(struct dmp_memory *memory, struct vm_area_struct *vma);
 	/* Inside dmp_memory_enter(); NULL if map() did it all. */
 	vm_fault_t (*fault)(struct dmp_memory *memory, struct vm_fault *fault);
@@ -59,7 +65,10 @@ struct dmp_memory_operations {
 	/* One kernel address for all of it; NULL: cannot. */
 	int (*vmap)(struct dmp_memory *memory, struct dmp_span *whole);
 	void (*vunmap)(struct dmp_memory *memory, const struct dmp_span *whole);
-	/* BUFFER_SYNC; NULL: nothing to do, the CPU is coherent with it. @flags: DMP_SYNC_*. */
+	/*
+	 * BUFFER_SYNC; NULL: nothing to do, the CPU is coherent with it. @flags: DMP_SYNC_*.
+	 * Not inside dmp_memory_enter(), as map. See also dmp_export_sync().
+	 */
 	int (*sync)(struct dmp_memory *memory, u32 flags);
 	/* Gives back what it is made of, and itself. Not after revocation's fence: always. */
 	void (*free)(struct dmp_memory *memory);
@@ -69,6 +78,7 @@ struct dmp_memory {
 	struct kref references;
 	const struct dmp_memory_operations *operations;
 	/* immutable after create */
+	struct dmp_memory *origin;	/* an import of our own export: whose bytes these are */
 	u64 serial;		/* names it in traces; set by dmp_memory_init(), never reused */
 	u32 kind;		/* DMP_KIND_* */
 	u32 page_bytes;
@@ -82,7 +92,7 @@ struct dmp_memory {
 	/* atomic */
 	bool revoked;		/* WRITE_ONCE by dmp_memory_revoke */
 	atomic_t exports;	/* dma-bufs alive */
-	/* protected by dmp_exports_lock: dma-bufs alive, so that importers hear of a move */
+	/* protected by a lock of export.c: dma-bufs alive, so that importers hear of a move */
 	struct list_head exported;
 };
 
@@ -97,7 +107,11 @@ int dmp_memory_charge(struct dmp_memory *memory, u64 bytes);
 u64 dmp_memory_charged_bytes(void);
 u32 dmp_memory_count(void);		/* memories alive, exported ones without a buffer too */
 
-/* Read sections. A section may sleep. dmp_memory_alive() is only of use inside one. */
+/*
+ * Read sections. A section may sleep, but takes no reservation lock (of a dma-buf): it may be
+ * held by an exporter whose move_notify waits for the section. dmp_memory_alive() is only of
+ * use inside one; a memory is dead too when its origin is.
+ */
 int dmp_memory_enter(void);
 void dmp_memory_leave(int section);
 bool dmp_memory_alive(const struct dmp_memory *memory);
@@ -126,10 +140,18 @@ struct dmp_memory *dmp_import_create(int fd, bool read_only);
 /* Waits for what dmp_memory_revoke() put off; at module exit, when no memory is left. */
 void dmp_memory_exit(void);
 
-/* export.c: the file of a new dma-buf, which holds a reference; or ERR_PTR. */
+/*
+ * export.c: the file of a new dma-buf, which holds a reference; or ERR_PTR.
+ * Context: may sleep; not inside a section.
+ */
 struct file *dmp_export_create(struct dmp_memory *memory, bool read_only);
-/* Tells every importer that the pages are gone; called by dmp_memory_revoke(). */
+/*
+ * Tells every importer that the pages are gone. Called by dmp_memory_revoke() after its
+ * fence. Context: may sleep, takes the reservation locks of the dma-bufs of @memory.
+ */
 void dmp_export_revoke(struct dmp_memory *memory);
+/* BUFFER_SYNC for the devices that importers of @memory have mapped it for. As above. */
+void dmp_export_sync(struct dmp_memory *memory, u32 flags);
 
 /* mapping.c: the inode whose address space all mappings that can be zapped are in. */
 int dmp_mapping_init(void);
