@@ -5,9 +5,10 @@
 
 PY := .venv/bin/python
 BENCHES := copy ring alloc observe scale
+KERNEL ?= 6.12
 SEED ?= $(shell date +%s)
 
-.PHONY: help demo test test-one vmtest bench tidy fuzz lint clean setup setup-test
+.PHONY: help demo test test-one kernel vmtest bench tidy fuzz lint clean setup setup-test
 
 help:
 	@echo "make demo            a stream between two processes, one of them killed, on this machine"
@@ -17,7 +18,9 @@ help:
 	@echo "make tidy            the rules of the house"
 	@echo "make lint            mypy and ruff"
 	@echo "make fuzz SEED=n     the fuzzer at full length; a seed replays exactly"
-	@echo "make vmtest          the kernel plane in a virtual machine"
+	@echo "make kernel          dmaplane.ko, built against KERNEL=6.12 (or 6.1, debug)"
+	@echo "make vmtest          boots KERNEL=6.12 (or 6.1, debug) and runs tests/kernel in it;"
+	@echo "                     T=name takes the tests of that name"
 	@echo "make clean           removes build/ and .venv/"
 
 setup:
@@ -35,8 +38,11 @@ test: setup-test
 test-one: setup-test
 	@$(if $(T),,$(error say which: make test-one T=name))$(PY) tools/verify.py --one "$(T)"
 
-vmtest:
-	@echo "vmtest: the kernel plane is not there yet, so there is no kernel to boot; nothing was run"
+vmtest: setup-test
+	@$(PY) tools/vm/vmtest.py --kernel $(KERNEL) $(if $(T),-k "$(T)") $(VMFLAGS)
+
+kernel: setup-test
+	@$(PY) tools/kernel/build.py $(KERNEL)
 
 bench: setup
 	@mkdir -p build/bench; status=0; for name in $(BENCHES); do \

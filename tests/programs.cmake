@@ -76,3 +76,5 @@ if(DMP_EMBEDDED_SOURCES)
 			TIMEOUT ${DMP_TEST_TIMEOUT_SECONDS})
 	endif()
 endif()
+
+include(tests/kernel/programs.cmake)

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: MIT
+"""Tests of the module, run in a virtual machine by `make vmtest`.
+
+Around every test: the kernel may say nothing it should not, taint nothing, keep lockdep
+on; and afterwards nobody may hold the module any more. Around all of them: the module is
+loaded and unloaded, and the debug kernel's leak detector is asked.
+
+Elsewhere, where there is no such machine, nothing here is collected.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+TREE = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(TREE / "tools/vm"))
+
+import kmsg  # noqa: E402 (the harness is not a package)
+from driver import Driver  # noqa: E402
+
+SHARE = Path(os.environ.get("DMAPLANE_VM", "/nonexistent"))
+DEBUGFS = Path("/sys/kernel/debug")
+KMEMLEAK = DEBUGFS / "kmemleak"
+# An out-of-tree module and an unsigned one: both are what we are.
+TAINT_EXPECTED = 4096 | 8192
+RELEASE_S = 5.0
+KMEMLEAK_AGE_S = 6.0
+
+if not SHARE.is_dir():
+    collect_ignore_glob = ["test_*.py"]
+
+
+def taint() -> int:
+    return int(Path("/proc/sys/kernel/tainted").read_text()) & ~TAINT_EXPECTED
+
+
+def lockdep_is_on() -> bool:
+    """True as well where the kernel has no lockdep."""
+    path = Path("/proc/lockdep_stats")
+    return not path.exists() or "debug_locks:                             1" in path.read_text()
+
+
+def is_debug_kernel() -> bool:
+    return (DEBUGFS / "dma-api").is_dir()
+
+
+def leaks() -> str:
+    """What kmemleak found since it was cleared; nothing where it is off."""
+    time.sleep(KMEMLEAK_AGE_S)
+    for _ in range(2):
+        KMEMLEAK.write_text("scan")
+    return KMEMLEAK.read_text(errors="replace")
+
+
+def kmemleak_is_on() -> bool:
+    try:
+        KMEMLEAK.write_text("scan=off")
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="session")
+def share() -> Path:
+    """The run's folder, which the host sees too; share / "ivshmem" is the host's side of it."""
+    return SHARE
+
+
+@pytest.fixture(scope="session")
+def program() -> Callable[[str], Path]:
+    """The built tests/kernel/NAME.c."""
+    return lambda name: SHARE / "programs" / name
+
+
+@pytest.fixture(scope="session")
+def standin() -> Callable[[str], Driver]:
+    """The built module NAME of tests/kernel/standin, not loaded."""
+    return lambda name: Driver(SHARE / f"{name}.ko")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def driver() -> Iterator[Driver]:
+    """dmaplane.ko, loaded with the parameters of the run."""
+    module = Driver(SHARE / "dmaplane.ko")
+    if is_debug_kernel():
+        (DEBUGFS / "dma-api/all_errors").write_text("1")
+    watched = kmemleak_is_on()
+    if watched:
+        KMEMLEAK.write_text("clear")
+    with kmsg.Reader() as log:
+        module.load(*os.environ.get("DMAPLANE_MODULE_PARAMETERS", "").split())
+        yield module
+        log.lines()
+        if module.loaded:
+            module.unload()
+        said = [line for line in log.lines() if kmsg.is_splat(line)]
+    assert not said, said
+    assert not (DEBUGFS / "dmaplane").exists()
+    found = leaks() if watched else ""
+    assert not found, found
+
+
+@pytest.fixture(autouse=True)
+def quiet_kernel(request: pytest.FixtureRequest, driver: Driver) -> Iterator[None]:
+    """Fails a test that makes the kernel complain or leaves the module held.
+
+    @pytest.mark.kernel_log("words") allows lines that contain the words.
+    """
+    allowed = [word for mark in request.node.iter_markers("kernel_log") for word in mark.args]
+    taint_before = taint()
+    kmsg.write(f"dmaplane-test: {request.node.name}")
+    with kmsg.Reader() as log:
+        yield
+        gc.collect()
+        released = driver.wait_unused(RELEASE_S)
+        said = [
+            line
+            for line in log.lines()
+            if kmsg.is_splat(line) and not any(word in line for word in allowed)
+        ]
+    if said and is_debug_kernel():
+        # After the first report lockdep and others are off: what follows proves nothing.
+        request.session.shouldstop = "the kernel complained, its detectors may be off"
+    assert not said, "the kernel said: " + "; ".join(said)
+    assert taint() == taint_before, f"the test tainted the kernel: {taint():#x}"
+    assert lockdep_is_on(), "lockdep has switched itself off"
+    assert released, f"{driver.users} still hold the module {RELEASE_S:.0f} s after the test"
