@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * debugfs.c - every plane, object and holder, for an administrator: debugfs/dmaplane/
+ *
+ * Each file is lines of name=value, for eyes and scripts; no contract. Root only. Nothing
+ * here is a holder: an object can be destroyed between two lines, never within one.
+ *
+ * Locks: dmp_planes_lock while one buffer of text is filled, inside it one plane's lock
+ * for reading, inside that a channel's. None while text is copied to the reader.
+ */
+#include "debugfs.h"
+
+#include <linux/debugfs.h>
+#include <linux/module.h>
+#include <linux/seq_file.h>
+
+#include "buffer.h"
+#include "channel_kernel.h"
+#include "histogram.h"
+#include "memory.h"
+#include "plane.h"
+
+static struct dentry *directory;
+
+static const char *name_of(const char *const *names, u32 count, u32 value)
+{
+	return value < count ? names[value] : "unknown";
+}
+
+static const char *state_name(u32 state)
+{
+	static const char *const names[] = {
+		[DMP_STATE_NONE] = "none", [DMP_STATE_LIVE] = "live",
+		[DMP_STATE_DRAINING] = "draining", [DMP_STATE_REVOKED] = "revoked",
+		[DMP_STATE_DEAD] = "dead",
+	};
+
+	return name_of(names, ARRAY_SIZE(names), state);
+}
+
+static const char *kind_name(u32 kind)
+{
+	static const char *const names[] = {
+		[DMP_KIND_PAGES] = "pages", [DMP_KIND_HUGE] = "huge",
+		[DMP_KIND_COHERENT] = "coherent", [DMP_KIND_USER] = "user",
+		[DMP_KIND_IMPORTED] = "imported", [DMP_KIND_PEER] = "peer",
+	};
+
+	return name_of(names, ARRAY_SIZE(names), kind);
+}
+
+static const char *policy_name(u32 policy)
+{
+	static const char *const names[] = {
+		[DMP_POLICY_ANY] = "any", [DMP_POLICY_PREFER] = "prefer",
+		[DMP_POLICY_BIND] = "bind", [DMP_POLICY_INTERLEAVE] = "interleave",
+	};
+
+	return name_of(names, ARRAY_SIZE(names), policy);
+}
+
+static const char *placement_name(u32 how)
+{
+	static const char *const names[] = {
+		[DMP_PLACEMENT_UNKNOWN] = "unknown", [DMP_PLACEMENT_COUNTED] = "counted",
+		[DMP_PLACEMENT_SINGLE] = "single",
+	};
+
+	return name_of(names, ARRAY_SIZE(names), how);
+}
+
+/* ---- planes: one line each */
+
+static void *planes_start(struct seq_file *file, loff_t *position)
+{
+	mutex_lock(&dmp_planes_lock);
+	return seq_list_start(&dmp_planes, *position);
+}
+
+static void *planes_next(struct seq_file *file, void *entry, loff_t *position)
+{
+	return seq_list_next(entry, &dmp_planes, position);
+}
+
+static void planes_stop(struct seq_file *file, void *entry)
+{
+	mutex_unlock(&dmp_planes_lock);
+}
+
+static void sum_plane_locked(struct dmp_plane *plane, struct dmp_statistics *sum)
+{
+	const struct dmp_channel_counters *retired = &plane->retired;
+	struct dmp_object *object;
+	unsigned long id;
+
+	lockdep_assert_held(&plane->lock);
+	*sum = (struct dmp_statistics){
+		.submissions = retired->submissions,
+		.completions = retired->completions,
+		.errors = retired->errors,
+		.cancelled = retired->cancelled,
+		.timeouts = retired->timeouts,
+		.bytes = retired->bytes,
+		.checksum_bytes = retired->checksum_bytes,
+		.batches = retired->batches,
+		.wakeups = plane->retired_wakeups,
+		.events = plane->retired_events,
+	};
+	xa_for_each_marked(&plane->objects, id, object, DMP_MARK_CHANNEL)
+		dmp_channel_count(container_of(object, struct dmp_kernel_channel, object), sum);
+}
+
+static int planes_show(struct seq_file *file, void *entry)
+{
+	struct dmp_plane *plane = list_entry(entry, struct dmp_plane, planes);
+	struct dmp_statistics sum;
+
+	down_read(&plane->lock);
+	sum_plane_locked(plane, &sum);
+	seq_printf(file, "plane=%016llx owner=%d buffers=%u bytes=%llu channels=%u mappings=%d",
+		   plane->incarnation, plane->owner, plane->buffers, plane->buffer_bytes,
+		   plane->channels, atomic_read(&plane->mappings));
+	seq_printf(file, " revocations=%llu", plane->revocations);
+	up_read(&plane->lock);
+	seq_printf(file, " submissions=%llu completions=%llu errors=%llu cancelled=%llu timeouts=%llu",
+		   sum.submissions, sum.completions, sum.errors, sum.cancelled, sum.timeouts);
+	seq_printf(file, " moved=%llu checksummed=%llu batches=%llu wakeups=%llu events=%llu\n",
+		   sum.bytes, sum.checksum_bytes, sum.batches, sum.wakeups, sum.events);
+	return 0;
+}
+
+static const struct seq_operations planes_sops = {
+	.start = planes_start,
+	.next = planes_next,
+	.stop = planes_stop,
+	.show = planes_show,
+};
+DEFINE_SEQ_ATTRIBUTE(planes);
+
+/* ---- all objects of all planes, for `objects` and `histograms` */
+
+struct walk {
+	struct dmp_plane *plane;		/* locked for reading, or NULL */
+	struct dmp_histogram_counts latency;	/* a copy, so that no channel waits for us */
+};
+
+/*
+ * The position is the plane's place in the list and, below, the id. A plane that closes
+ * between two buffers of text moves those behind it: one of them may then be missed.
+ */
+static void *walk_from(struct walk *walk, loff_t *position)
+{
+	unsigned long id = *position & U32_MAX;
+	u64 skip = *position >> 32, place = 0;
+	struct dmp_plane *plane;
+	void *object;
+
+	lockdep_assert_held(&dmp_planes_lock);
+	list_for_each_entry(plane, &dmp_planes, planes) {
+		if (place++ < skip)
+			continue;
+		down_read(&plane->lock);
+		object = xa_find(&plane->objects, &id, U32_MAX, XA_PRESENT);
+		if (object) {
+			walk->plane = plane;
+			*position = (place - 1) << 32 | id;
+			return object;
+		}
+		up_read(&plane->lock);
+		id = 0;
+	}
+	*position = place << 32;
+	return NULL;
+}
+
+static void walk_unlock(struct walk *walk)
+{
+	if (walk->plane)
+		up_read(&walk->plane->lock);
+	walk->plane = NULL;
+}
+
+static void *walk_start(struct seq_file *file, loff_t *position)
+{
+	mutex_lock(&dmp_planes_lock);
+	return walk_from(file->private, position);
+}
+
+static void *walk_next(struct seq_file *file, void *object, loff_t *position)
+{
+	walk_unlock(file->private);
+	++*position;
+	return walk_from(file->private, position);
+}
+
+static void walk_stop(struct seq_file *file, void *object)
+{
+	walk_unlock(file->private);
+	mutex_unlock(&dmp_planes_lock);
+}
+
+static void show_buffer(struct seq_file *file, struct dmp_buffer *buffer)
+{
+	const struct dmp_placement *placement = &buffer->placement;
+	struct dmp_memory *memory = buffer->memory;
+	char separator = '=';
+	int node;
+
+	seq_printf(file, " kind=%s memory=%llu bytes=%llu charged=%llu policy=%s",
+		   kind_name(memory->kind), memory->serial, memory->length,
+		   memory->charged_bytes, policy_name(buffer->policy.policy));
+	seq_printf(file, " placement=%s page_bytes=%u pages=%llu misplaced=%llu nodes",
+		   placement_name(placement->how), memory->page_bytes, placement->pages,
+		   placement->pages_misplaced);
+	for (node = 0; node < DMP_NODES_MAX; node++) {
+		if (placement->node_pages[node] == 0)
+			continue;
+		seq_printf(file, "%c%d:%llu", separator, node, placement->node_pages[node]);
+		separator = ',';
+	}
+	if (separator == '=')
+		seq_puts(file, "=none");
+	seq_printf(file, " mappings=%d exports=%d operations=%d\n",
+		   atomic_read(&buffer->mappings), atomic_read(&memory->exports),
+		   atomic_read(&buffer->operations));
+}
+
+static void show_channel(struct seq_file *file, struct dmp_kernel_channel *channel)
+{
+	u32 in_flight, queued, running, unread = 0;
+
+	mutex_lock(&channel->lock);
+	in_flight = channel->machine.in_flight;
+	queued = channel->machine.queued;
+	running = channel->machine.running;
+	if (dmp_channel_unread(&channel->machine, &unread) != 0)
+		unread = U32_MAX;	/* its user has broken the ring */
+	mutex_unlock(&channel->lock);
+	seq_printf(file, " slots=%u completion_slots=%u in_flight=%u queued=%u running=%u unread=%d",
+		   channel->machine.slots, channel->machine.completion_slots, in_flight, queued,
+		   running, (int)unread);
+	seq_printf(file, " mappings=%d users=%d workers=%u cpu=%d node=%d\n",
+		   atomic_read(&channel->mappings), atomic_read(&channel->users),
+		   channel->workers, channel->cpu, channel->node);
+}
+
+static int objects_show(struct seq_file *file, void *entry)
+{
+	struct walk *walk = file->private;
+	struct dmp_object *object = entry;
+	bool is_buffer = object->type == DMP_OBJECT_BUFFER;
+
+	seq_printf(file, "plane=%016llx id=%u type=%s state=%s", walk->plane->incarnation,
+		   object->id, is_buffer ? "buffer" : "channel", state_name(object->state));
+	if (is_buffer)
+		show_buffer(file, container_of(object, struct dmp_buffer, object));
+	else
+		show_channel(file, container_of(object, struct dmp_kernel_channel, object));
+	return 0;
+}
+
+static const struct seq_operations objects_sops = {
+	.start = walk_start,
+	.next = walk_next,
+	.stop = walk_stop,
+	.show = objects_show,
+};
+
+static int objects_open(struct inode *inode, struct file *file)
+{
+	return seq_open_private(file, &objects_sops, sizeof(struct walk));
+}
+
+static const struct file_operations objects_fops = {
+	.owner = THIS_MODULE,
+	.open = objects_open,
+	.read = seq_read,
+	.llseek = seq_lseek,
+	.release = seq_release_private,
+};
+
+/* ---- histograms: of each channel a line, then its buckets that are not empty */
+
+static int histograms_show(struct seq_file *file, void *entry)
+{
+	struct walk *walk = file->private;
+	struct dmp_histogram_counts *latency = &walk->latency;
+	struct dmp_kernel_channel *channel;
+	struct dmp_object *object = entry;
+	u32 bucket;
+
+	if (object->type != DMP_OBJECT_CHANNEL)
+		return SEQ_SKIP;
+	channel = container_of(object, struct dmp_kernel_channel, object);
+	mutex_lock(&channel->lock);
+	*latency = *channel->latency;
+	mutex_unlock(&channel->lock);
+	seq_printf(file, "plane=%016llx id=%u samples=%llu sum_ns=%llu p50_ns=%llu p99_ns=%llu max_ns=%llu\n",
+		   walk->plane->incarnation, object->id, latency->samples, latency->sum,
+		   dmp_histogram_quantile(latency, 500000),
+		   dmp_histogram_quantile(latency, 990000), latency->maximum);
+	for (bucket = 0; bucket < DMP_HISTOGRAM_BUCKETS; bucket++)
+		if (latency->counts[bucket] != 0)
+			seq_printf(file, "\tfrom_ns=%llu below_ns=%llu count=%llu\n",
+				   dmp_histogram_lower(bucket), dmp_histogram_lower(bucket + 1),
+				   latency->counts[bucket]);
+	return 0;
+}
+
+static const struct seq_operations histograms_sops = {
+	.start = walk_start,
+	.next = walk_next,
+	.stop = walk_stop,
+	.show = histograms_show,
+};
+
+static int histograms_open(struct inode *inode, struct file *file)
+{
+	return seq_open_private(file, &histograms_sops, sizeof(struct walk));
+}
+
+static const struct file_operations histograms_fops = {
+	.owner = THIS_MODULE,
+	.open = histograms_open,
+	.read = seq_read,
+	.llseek = seq_lseek,
+	.release = seq_release_private,
+};
+
+/* ---- memory: what all planes, and exports that outlive them, have together */
+
+static int memory_show(struct seq_file *file, void *entry)
+{
+	seq_printf(file, "memories=%u charged_bytes=%llu bytes_max=%lu\n", dmp_memory_count(),
+		   dmp_memory_charged_bytes(), READ_ONCE(dmp_bytes_max));
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(memory);
+
+void dmp_debugfs_init(void)
+{
+	directory = debugfs_create_dir("dmaplane", NULL);
+	debugfs_create_file("planes", 0400, directory, NULL, &planes_fops);
+	debugfs_create_file("objects", 0400, directory, NULL, &objects_fops);
+	debugfs_create_file("memory", 0400, directory, NULL, &memory_fops);
+	debugfs_create_file("histograms", 0400, directory, NULL, &histograms_fops);
+}
+
+void dmp_debugfs_exit(void)
+{
+	debugfs_remove(directory);
+}
