@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "vm"))
 
-import kernel as kernels
+import kernels
 
 TREE = kernels.TREE
 SOURCES = ("include", "core", "kernel")
@@ -37,9 +37,9 @@ class BuildError(Exception):
 
 def _sources(top: Path) -> Iterator[Path]:
     for path in sorted(top.rglob("*")):
-        if path.suffix in SUFFIXES or path.name in NAMES:
-            if not path.name.endswith(".mod.c"):
-                yield path
+        is_source = path.suffix in SUFFIXES or path.name in NAMES
+        if is_source and not path.name.endswith(".mod.c"):
+            yield path
 
 
 def mirror(source: Path, target: Path) -> None:

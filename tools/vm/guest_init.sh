@@ -19,10 +19,10 @@ if [ "${1:-}" != root ]; then
 		/bin/busybox insmod "/modules/$module"
 	done
 	options=version=9p2000.L,trans=virtio,msize=524288
-	/bin/busybox mount -t 9p -o $options,ro,cache=loose root /root
-	/bin/busybox mount -t 9p -o $options share /root/mnt
+	/bin/busybox mount -t 9p -o $options,ro,cache=loose root /sysroot
+	/bin/busybox mount -t 9p -o $options share /sysroot/mnt
 	/bin/busybox umount /proc
-	exec /bin/busybox switch_root /root /bin/sh /mnt/guest_init.sh root
+	exec /bin/busybox switch_root /sysroot /bin/sh /mnt/guest_init.sh root
 fi
 
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin

@@ -12,7 +12,7 @@ import stat
 import subprocess
 from pathlib import Path
 
-from kernel import Kernel, NoKernelError
+from kernels import Kernel, NoKernelError
 
 INIT = Path(__file__).resolve().parent / "guest_init.sh"
 NEEDED = ("virtio_pci", "9pnet_virtio", "9p")
@@ -48,7 +48,7 @@ def write(kernel: Kernel, target: Path) -> None:
         raise NoKernelError("no busybox (busybox-static)")
     files = [] if kernel.is_debug else _module_files(kernel)
     order = [path.name.removesuffix(".xz") for path in files]
-    parts = [_entry(name, stat.S_IFDIR | 0o755) for name in ("bin", "modules", "proc", "root")]
+    parts = [_entry(name, stat.S_IFDIR | 0o755) for name in ("bin", "modules", "proc", "sysroot")]
     parts += [_entry("dev", stat.S_IFDIR | 0o755)]
     parts += [_entry("bin/busybox", stat.S_IFREG | 0o755, Path(busybox).read_bytes())]
     parts += [_entry("init", stat.S_IFREG | 0o755, INIT.read_bytes())]

@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 import initrd
 import kmsg
-from kernel import TREE, Kernel
+from kernels import TREE, Kernel
 
 IVSHMEM_BYTES = 64 << 20
 SILENCE_S = 5

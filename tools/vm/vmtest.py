@@ -26,7 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernel"))
 
 import build
-import kernel as kernels
+import kernels
 import machine
 
 TREE = kernels.TREE
@@ -42,8 +42,8 @@ def programs(target: Path) -> None:
     home.mkdir(parents=True, exist_ok=True)
     with (home / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        configure = ["cmake", "-S", TREE, "-B", home, "-DCMAKE_C_COMPILER=gcc"]
-        make = ["cmake", "--build", home, "--target", "kernel_programs", "-j", "2"]
+        configure = ["cmake", "-S", str(TREE), "-B", str(home), "-DCMAKE_C_COMPILER=gcc"]
+        make = ["cmake", "--build", str(home), "--target", "kernel_programs", "-j", "2"]
         for command in (configure, make):
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
@@ -72,7 +72,7 @@ def pytest_command(arguments: argparse.Namespace) -> str:
     settings = {
         "DMAPLANE_VM": "/mnt",
         "DMAPLANE_MODULE_PARAMETERS": arguments.parameters,
-        "HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis",
+        "HYPOTHESIS_STORAGE_DIRECTORY": "/run/hypothesis",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
         "COLUMNS": "100",
