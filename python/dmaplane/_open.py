@@ -4,34 +4,32 @@
 from __future__ import annotations
 
 import os
-from typing import Final, Literal
+from typing import Literal
 
 from dmaplane._embedded import EmbeddedPlane
-from dmaplane._errors import InvalidError, UnsupportedError
+from dmaplane._errors import DmaplaneError, InvalidError, UnsupportedError
+from dmaplane._kernel import DEVICE_PATH, KernelPlane
 from dmaplane._plane import Plane
-
-DEVICE_PATH: Final = "/dev/dmaplane"
 
 
 def open(plane: Literal["auto", "embedded", "kernel"] = "auto") -> Plane:
     """Opens a plane; `plane.name` and `plane.reason` say which one it is and why.
 
-    UnsupportedError says what is missing and how to get it. What was asked for by name
-    is never replaced by something else.
+    "auto" is the kernel plane where it is there, may be opened and speaks our ABI, else the
+    embedded one. UnsupportedError says what is missing and how to get it. What was asked
+    for by name is never replaced by something else.
     """
     if plane == "embedded":
         return EmbeddedPlane("asked for by name")
     if plane == "kernel":
-        if os.path.exists(DEVICE_PATH):
-            needs = "a newer dmaplane package: this one serves the embedded plane only"
-        else:
-            needs = (
-                f"{DEVICE_PATH}, and there is none: load the module (`modprobe dmaplane`, as root) "
-                'or take dmaplane.open(plane="embedded"), which needs nothing'
-            )
-        raise UnsupportedError("the kernel plane", needs)
-    if plane == "auto":
-        if os.path.exists(DEVICE_PATH):
-            return EmbeddedPlane(f"this package does not serve {DEVICE_PATH} yet")
+        return KernelPlane("asked for by name")
+    if plane != "auto":
+        raise InvalidError("plane", f"{plane!r} is none", fix='"auto", "embedded" or "kernel"')
+    if not os.path.exists(DEVICE_PATH):
         return EmbeddedPlane(f"no kernel plane: {DEVICE_PATH} does not exist")
-    raise InvalidError("plane", f"{plane!r} is none", fix='"auto", "embedded" or "kernel"')
+    try:
+        return KernelPlane(f"{DEVICE_PATH} is there")
+    except UnsupportedError as missing:
+        return EmbeddedPlane(f"no kernel plane: it needs {missing.needs}")
+    except DmaplaneError as refused:
+        return EmbeddedPlane(f"no kernel plane: {refused}")

@@ -424,7 +424,7 @@ def _after_fork() -> None:
                 "this plane belongs to the process that opened it; "
                 "a forked child opens its own with dmaplane.open()"
             )
-            plane._leave_to_parent()
+        plane._leave_to_parent()
         for channel in list(plane._channels.values()):
             channel._forked()
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 MakePlane = Callable[[], "Plane"]
 Check = Callable[[MakePlane], None]
 
+Needs = tuple[Capability, ...]
+"""Alternatives: a plane has to claim all of one of them."""
+
 NOTHING: Final = Capability(0)
 GROUPS: Final = (
     "commands",
@@ -48,17 +51,22 @@ class Case:
     group: str
     name: str
     law: str
-    needs: Capability
+    needs: Needs
     check: Check = dataclasses.field(repr=False)
 
     def __str__(self) -> str:
         return f"{self.group}-{self.name}"
 
+    def missing(self, capabilities: Capability) -> Capability:
+        """What a plane that claims @capabilities lacks for this; nothing if the case applies."""
+        lacking = (alternative & ~capabilities for alternative in self.needs)
+        return min(lacking, key=lambda absent: absent.bit_count(), default=NOTHING)
+
     def run(self, make_plane: MakePlane) -> None:
         """AssertionError if the plane breaks the law; MissingCapability if it is not about it."""
         if self.needs:
             with make_plane() as plane:
-                missing = self.needs & ~plane.capabilities
+                missing = self.missing(plane.capabilities)
             if missing:
                 raise MissingCapability(missing)
         self.check(make_plane)
@@ -75,12 +83,13 @@ class Report:
 _register: dict[str, Case] = {}
 
 
-def case(law: str, needs: Capability = NOTHING) -> Callable[[Check], Check]:
-    """Registers a function as a case of @law."""
+def case(law: str, needs: Capability | Needs = ()) -> Callable[[Check], Check]:
+    """Registers a function as a case of @law, for planes that claim @needs, or one of them."""
+    alternatives = (needs,) if isinstance(needs, Capability) else needs
 
     def register(check: Check) -> Check:
         group = check.__module__.rpartition(".")[2]
-        made = Case(group, check.__name__, law, needs, check)
+        made = Case(group, check.__name__, law, alternatives, check)
         assert str(made) not in _register, f"two cases are called {made}"
         _register[str(made)] = made
         return check

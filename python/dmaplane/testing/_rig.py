@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from dmaplane import _abi
+from dmaplane._plane import Capability
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,8 +31,24 @@ if TYPE_CHECKING:
 
 READ: Final = 1
 BOTH: Final = 3
-PATIENCE_S: Final = 20.0
+
+SHARES: Final = (
+    Capability.EXPORT | Capability.IMPORT,
+    Capability.EXPORT | Capability.EXPORT_DMABUF | Capability.IMPORT_DMABUF,
+)
+"""What a plane needs to import what it exports: memory files or dma-bufs."""
+
+IMPORTS: Final = (Capability.IMPORT, Capability.IMPORT_DMABUF)
+
+SLOWNESS_VARIABLE: Final = "DMAPLANE_TEST_SLOWNESS"
+SLOWNESS: Final = max(1.0, float(os.environ.get(SLOWNESS_VARIABLE, "1")))
+"""How many times slower than an ordinary machine this one is: an emulated one, a debug kernel."""
+
+PATIENCE_S: Final = 20.0 * SLOWNESS
 """What should take milliseconds is given this long before it counts as never."""
+
+SECOND: Final = 1.0 * SLOWNESS
+"""The second within which everything is returned (L4)."""
 
 MIB: Final = 1 << 20
 
@@ -259,6 +276,17 @@ def busy_channel(plane: Plane, *, length_bytes: int = 64 * MIB) -> Iterator[tupl
         rings.put(rows)
         assert rings.enter(16).accepted == 16
         yield rings, source, target
+
+
+def export_buffer(plane: Plane, identity: int, flags: int = 0) -> int:
+    """An fd of a buffer that a plane of this kind can import, if it imports at all."""
+    dmabufs = Capability.EXPORT_DMABUF | Capability.IMPORT_DMABUF
+    if Capability.IMPORT not in plane.capabilities and dmabufs in plane.capabilities:
+        flags |= _abi.EXPORT_DMABUF
+    request = _abi.BufferExport(buffer_id=identity, flags=flags)
+    expect(ask(plane, _abi.BUFFER_EXPORT, request), 0)
+    fd: int = request.fd
+    return fd
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:

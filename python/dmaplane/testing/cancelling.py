@@ -73,7 +73,7 @@ def cancel_all_stops_everything(make_plane: MakePlane) -> None:
         started = time.monotonic()
         answer, count = _cancel(rings, flags=_abi.CANCEL_ALL)
         _rig.expect(answer, 0)
-        assert time.monotonic() - started < 1.0
+        assert time.monotonic() - started < _rig.SECOND
         after = rings.query()
         assert after.operations == 0
         done = rings.take_exactly(16)["result"].tolist()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import threading
 import time
@@ -61,7 +62,64 @@ def export_holds_its_buffer(make_plane: MakePlane) -> None:
         finally:
             os.close(export.fd)
         _rig.wait_until(
-            lambda: query_buffer(plane, made.buffer_id).exports == 0, 1.0, "the export is gone"
+            lambda: query_buffer(plane, made.buffer_id).exports == 0,
+            _rig.SECOND,
+            "the export is gone",
+        )
+        _rig.expect(destroy(plane, DESTROY, made.buffer_id), 0)
+
+
+@case("L3", needs=Capability.EXPORT | Capability.EXPORT_TRACKED)
+def every_export_and_each_of_its_mappings_holds(make_plane: MakePlane) -> None:
+    """A plane may say 1 where it only knows that there are some, but never 0 too early."""
+    with make_plane() as plane:
+        made = create_buffer(plane, 8192)
+        first, second = (_rig.export_buffer(plane, made.buffer_id) for _ in range(2))
+
+        def held(at_most: int) -> None:
+            exports = query_buffer(plane, made.buffer_id).exports
+            assert 1 <= exports <= at_most, f"{exports} exports"
+            _rig.expect(destroy(plane, DESTROY, made.buffer_id), errno.EBUSY)
+
+        held(2)
+        again = os.dup(first)
+        os.close(first)
+        held(2)
+        os.close(again)
+        held(1)
+        seen = mmap.mmap(second, 8192, mmap.MAP_SHARED, mmap.PROT_READ)
+        os.close(second)
+        held(1)
+        with Mapped(plane, made) as mapped:
+            mapped.bytes[-1] = 7
+        assert seen[8191] == 7
+        seen.close()
+        _rig.wait_until(
+            lambda: query_buffer(plane, made.buffer_id).exports == 0, _rig.SECOND, "exports gone"
+        )
+        _rig.expect(destroy(plane, DESTROY, made.buffer_id), 0)
+
+
+@case("L3", needs=_rig.SHARES)
+def import_holds_the_memory_it_came_from(make_plane: MakePlane) -> None:
+    """Importing what one exported oneself: the two buffers are one memory, and two lives."""
+    with make_plane() as plane:
+        made = create_buffer(plane, 8192)
+        fd = _rig.export_buffer(plane, made.buffer_id)
+        twin = _abi.BufferImport(fd=fd)
+        _rig.expect(_rig.ask(plane, _abi.BUFFER_IMPORT, twin), 0)
+        os.close(fd)
+        assert twin.buffer_id != made.buffer_id
+        if Capability.EXPORT_TRACKED in plane.capabilities:
+            assert query_buffer(plane, made.buffer_id).exports >= 1
+            _rig.expect(destroy(plane, DESTROY, made.buffer_id), errno.EBUSY)
+        with Mapped(plane, twin) as mapped:
+            mapped.bytes[:] = 5
+            with Mapped(plane, made) as original:
+                assert (original.bytes == 5).all()
+        _rig.expect(destroy(plane, DESTROY, twin.buffer_id), 0)
+        _rig.wait_until(
+            lambda: query_buffer(plane, made.buffer_id).exports == 0, _rig.SECOND, "exports gone"
         )
         _rig.expect(destroy(plane, DESTROY, made.buffer_id), 0)
 
@@ -117,7 +175,7 @@ def drain_returns_when_the_last_holder_goes(make_plane: MakePlane) -> None:
         waiting.join(_rig.PATIENCE_S)
         assert answers, "drain never returned"
         assert answers[0][0] == 0, _rig.name_of(answers[0][0])
-        assert answers[0][1] - let_go < 1.0
+        assert answers[0][1] - let_go < _rig.SECOND
 
 
 @case("L3")

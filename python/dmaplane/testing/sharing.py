@@ -22,14 +22,10 @@ from dmaplane.testing._rig import MIB, Child, Mapped, Rings, copy_of, create_buf
 if TYPE_CHECKING:
     from dmaplane._plane import Plane
 
-BOTH_WAYS = Capability.EXPORT | Capability.IMPORT
-
 
 def _export(plane: Plane, identity: int, flags: int = 0) -> int:
-    request = _abi.BufferExport(buffer_id=identity, flags=flags)
-    _rig.expect(_rig.ask(plane, _abi.BUFFER_EXPORT, request), 0)
-    assert fcntl.fcntl(request.fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
-    fd: int = request.fd
+    fd = _rig.export_buffer(plane, identity, flags)
+    assert fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
     return fd
 
 
@@ -44,7 +40,7 @@ def _imported(plane: Plane, fd: int, flags: int = 0) -> _abi.BufferImport:
     return made
 
 
-@case("L3", needs=BOTH_WAYS)
+@case("L3", needs=_rig.SHARES)
 def imported_buffer_is_the_same_memory(make_plane: MakePlane) -> None:
     with make_plane() as plane, make_plane() as other:
         made = create_buffer(plane, 8192)
@@ -62,7 +58,7 @@ def imported_buffer_is_the_same_memory(make_plane: MakePlane) -> None:
         os.close(fd)
 
 
-@case("L3", needs=BOTH_WAYS)
+@case("L3", needs=_rig.SHARES)
 def exported_memory_outlives_its_buffer(make_plane: MakePlane) -> None:
     with make_plane() as other:
         with make_plane() as plane:
@@ -76,7 +72,7 @@ def exported_memory_outlives_its_buffer(make_plane: MakePlane) -> None:
             assert (there.bytes == 77).all()
 
 
-@case("L4", needs=BOTH_WAYS)
+@case("L4", needs=_rig.SHARES)
 def buffer_works_across_processes_and_survives_kill(make_plane: MakePlane) -> None:
     """The child imports, copies into the shared buffer, and is killed in the middle of it."""
     with make_plane() as plane:
@@ -105,12 +101,14 @@ def buffer_works_across_processes_and_survives_kill(make_plane: MakePlane) -> No
         os.close(fd)
         with contextlib.suppress(AssertionError):
             _rig.wait_until(
-                lambda: _rig.query_buffer(plane, made.buffer_id).exports == 0, 1.0, "exports"
+                lambda: _rig.query_buffer(plane, made.buffer_id).exports == 0,
+                _rig.SECOND,
+                "exports",
             )
         _rig.expect(_rig.destroy(plane, _abi.BUFFER_DESTROY, made.buffer_id), 0)
 
 
-@case("L12", needs=BOTH_WAYS)
+@case("L12", needs=_rig.SHARES)
 def read_only_export_cannot_be_written(make_plane: MakePlane) -> None:
     with make_plane() as plane, make_plane() as other, Rings(other) as rings:
         made = create_buffer(plane, 4096)
@@ -143,13 +141,24 @@ def read_only_export_cannot_be_written(make_plane: MakePlane) -> None:
 
 
 @case("L12", needs=Capability.IMPORT)
-def fd_that_could_shrink_or_is_no_memory_is_refused(make_plane: MakePlane) -> None:
+def memory_file_that_could_shrink_is_refused(make_plane: MakePlane) -> None:
     with make_plane() as plane:
         unsealed = os.memfd_create("unsealed", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(unsealed, 4096)
         answer, _ = _import(plane, unsealed)
         _rig.expect(answer, errno.EPERM)
         os.close(unsealed)
+        empty = os.memfd_create("empty", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        fcntl.fcntl(empty, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        answer, _ = _import(plane, empty)
+        _rig.expect(answer, errno.EINVAL)
+        os.close(empty)
+        assert plane.statistics().buffers == 0
+
+
+@case("L12", needs=_rig.IMPORTS)
+def fd_that_is_no_memory_is_refused(make_plane: MakePlane) -> None:
+    with make_plane() as plane:
         read, write = os.pipe()
         for fd in (read, write, -1, 1_000_000):
             answer, _ = _import(plane, fd)
@@ -160,11 +169,6 @@ def fd_that_could_shrink_or_is_no_memory_is_refused(make_plane: MakePlane) -> No
             file.truncate(4096)
             answer, _ = _import(plane, file.fileno())
             _rig.expect(answer, errno.EINVAL, errno.EPERM)
-        empty = os.memfd_create("empty", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        fcntl.fcntl(empty, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-        answer, _ = _import(plane, empty)
-        _rig.expect(answer, errno.EINVAL)
-        os.close(empty)
         assert plane.statistics().buffers == 0
 
 

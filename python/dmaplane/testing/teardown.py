@@ -14,20 +14,32 @@ from dmaplane.testing import _rig
 from dmaplane.testing._case import MakePlane, case
 from dmaplane.testing._rig import MIB, Child, Mapped, Rings, copy_of, create_buffer, rows_of
 
+CHILDREN = 5
+CHILD_BYTES = 2 * 32 * MIB
 
-def _shared_memory_bytes() -> int:
-    """Shmem of the machine: where sealed memory files are counted."""
+
+def _memory_bytes() -> tuple[int, int]:
+    """Of this machine: shared memory, and what no cache could give back, whoever has it."""
+    found: dict[str, int] = {}
     with open("/proc/meminfo", encoding="ascii") as lines:
         for line in lines:
-            if line.startswith("Shmem:"):
-                return int(line.split()[1]) << 10
-    return 0
+            name, _, value = line.partition(":")
+            found[name] = int(value.split()[0]) << 10
+    return found["Shmem"], found["MemTotal"] - found["MemAvailable"]
+
+
+def _kill_children(make_plane: MakePlane, chance: random.Random) -> None:
+    for _ in range(CHILDREN):
+        with Child(lambda told: _occupy(make_plane, told)) as child:
+            assert child.hear() == b"busy"
+            time.sleep(chance.random() * 0.02)
+            child.kill()
 
 
 def _occupy(make_plane: MakePlane, told: socket.socket) -> None:
     """Opens a plane, puts it to work, says so, and works until it is killed."""
     plane = make_plane()
-    length = 32 * MIB
+    length = CHILD_BYTES // 2
     source, target = create_buffer(plane, length), create_buffer(plane, length)
     Mapped(plane, source).bytes[:] = 1
     rings = Rings(plane, slots=16)
@@ -52,7 +64,7 @@ def close_returns_every_fd_and_thread(make_plane: MakePlane) -> None:
             for one in mapped:
                 one.bytes[:] = 1
     assert _rig.open_fds() == fds
-    _rig.wait_until(lambda: _rig.threads() == tasks, 1.0, "all threads are gone")
+    _rig.wait_until(lambda: _rig.threads() == tasks, _rig.SECOND, "all threads are gone")
 
 
 @case("L4")
@@ -66,25 +78,31 @@ def close_with_copies_in_flight_returns_within_a_second(make_plane: MakePlane) -
         assert rings.enter(50).accepted == 50
         started = time.monotonic()
         plane.close()
-        assert time.monotonic() - started < 1.0
+        assert time.monotonic() - started < _rig.SECOND
 
 
 @case("L4")
 def killed_child_leaves_nothing_behind(make_plane: MakePlane) -> None:
+    """Five are killed at random moments; what they had of the machine's memory is back."""
     with make_plane() as plane, Rings(plane) as rings:
         fds, before = _rig.open_fds(), plane.statistics()
-        memory = _shared_memory_bytes()
         chance = random.Random(4)
-        for _ in range(5):
-            with Child(lambda told: _occupy(make_plane, told)) as child:
-                assert child.hear() == b"busy"
-                time.sleep(chance.random() * 0.02)
-                child.kill()
-        _rig.wait_until(
-            lambda: _shared_memory_bytes() < memory + 32 * MIB,
-            1.0,
-            "the memory of killed children is back",
-        )
+        lost: list[int] = []
+        # Other programs use memory too; a leak comes in every round, and they do not.
+        while len(lost) < 6 and (not lost or lost[-1] > CHILD_BYTES // 2):
+            shared, used = _memory_bytes()
+            _kill_children(make_plane, chance)
+            limit = time.monotonic() + _rig.SECOND
+            while True:
+                more_shared, more_used = (
+                    now - then for now, then in zip(_memory_bytes(), (shared, used), strict=True)
+                )
+                if max(more_shared, more_used) <= CHILD_BYTES // 2 or time.monotonic() > limit:
+                    break
+                time.sleep(0.01)
+            assert more_shared <= CHILD_BYTES // 2, "shared memory of killed children remains"
+            lost.append(more_used)
+        assert lost[-1] <= CHILD_BYTES // 2, f"bytes of killed children, by round: {lost}"
         assert _rig.open_fds() == fds
         assert _rig.results(rings.run(rows_of({}, {}))) == {1: 0, 2: 0}
         after = plane.statistics()
