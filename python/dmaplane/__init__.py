@@ -12,7 +12,7 @@ from dmaplane import _abi as abi
 from dmaplane._abi import COMPLETION, SUBMISSION
 from dmaplane._buffer import Buffer, BufferRange
 from dmaplane._channel import Channel
-from dmaplane._completion import Completion
+from dmaplane._completion import Completion, Event
 from dmaplane._errors import (
     BusyError,
     ChecksumError,
@@ -56,6 +56,7 @@ __all__ = [
     "Completion",
     "Device",
     "DmaplaneError",
+    "Event",
     "Export",
     "Histogram",
     "Holders",

@@ -37,6 +37,7 @@ from dmaplane._placement import (
 )
 from dmaplane._plane import Capability, Visit, deadline_of, slice_of
 from dmaplane._storage import Holders, Storage, free_retired
+from dmaplane._topology import pci_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -143,6 +144,14 @@ class Buffer:
     def read_only(self) -> bool:
         """True if views cannot write."""
         return self._storage.read_only
+
+    @property
+    def revoked(self) -> bool:
+        """True if its memory was taken away from outside; one command.
+
+        Operations on it fail from then on, and touching a view of it is a bus error.
+        """
+        return bool(self._query().state == _abi.STATE_REVOKED)
 
     @property
     def allocated_bytes(self) -> int:
@@ -446,10 +455,16 @@ def create(
     huge: Literal["prefer", "require"] | None,
     user: Any,
     read_only: bool,
+    write_combine: bool,
+    peer: str | None,
+    peer_bar: int,
+    peer_address: int,
 ) -> Buffer:
     """Plane.buffer(): checks every argument here, so that the plane is never asked nonsense."""
     free_retired(plane)
-    chosen = chosen_kind(kind, huge, user)
+    if peer is not None and (kind not in (None, "peer") or user is not None or huge is not None):
+        raise InvalidError("peer", "the memory of a device has its kind", fix="give peer= alone")
+    chosen = chosen_kind("peer" if peer is not None else kind, huge, user)
     place, preferred, mask = chosen_place(node, nodes, policy, strict)
     keep: memoryview | None = None
     if user is not None:
@@ -468,6 +483,10 @@ def create(
         raise InvalidError(
             "length_bytes", f"{length_bytes}", fix=f"1 .. {plane.limits.buffer_bytes_max}"
         )
+    if chosen != "peer" and (peer_bar or peer_address):
+        raise InvalidError("peer_bar, peer_address", "of no device", fix="give peer= too")
+    if write_combine:
+        plane.require(Capability.WRITE_COMBINE)
     if chosen in _NEEDED and not (chosen == "huge" and huge == "prefer"):
         plane.require(_NEEDED[chosen])
     if chosen == "huge" and huge == "prefer" and Capability.HUGE not in plane.capabilities:
@@ -475,6 +494,7 @@ def create(
     request = _abi.BufferCreate(
         flags=(_abi.BUFFER_STRICT if strict else 0)
         | (_abi.BUFFER_HUGE_PREFER if huge == "prefer" else 0)
+        | (_abi.BUFFER_WRITE_COMBINE if write_combine else 0)
         | (_abi.BUFFER_READ_ONLY if read_only else 0),
         length_bytes=length_bytes,
         kind=KINDS.index(chosen),
@@ -482,6 +502,9 @@ def create(
         node=preferred,
         node_mask=mask,
         user_addr=np.frombuffer(keep, dtype=np.uint8).ctypes.data if keep is not None else 0,
+        peer_device=pci_number(peer) if peer is not None else 0,
+        peer_bar=peer_bar,
+        peer_address=peer_address,
     )
     plane.call("BUFFER_CREATE", _abi.BUFFER_CREATE, request)
     storage = Storage(
@@ -499,7 +522,8 @@ def create(
 def import_from(plane: Plane, source: Any, *, read_only: bool) -> Buffer:
     """Plane.import_buffer()."""
     free_retired(plane)
-    plane.require(Capability.IMPORT)
+    if not plane.capabilities & (Capability.IMPORT | Capability.IMPORT_DMABUF):
+        plane.require(Capability.IMPORT)
     fd = source if isinstance(source, int) else source.fileno()
     if fd < 0:
         raise InvalidError("source", f"{fd} is no fd", fix="an fd, or an object with fileno()")

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from dmaplane._buffer import Buffer, BufferRange
+    from dmaplane._completion import Event
     from dmaplane._plane import Plane
 
 
@@ -269,6 +270,16 @@ class Channel:
         in_flight = self._rows.to_come
         left = None if not deadline else max(0.0, (deadline - time.monotonic_ns()) / 1e9)
         return self.completions(wait=in_flight if wait is None else wait, timeout=left)
+
+    def events(self) -> tuple[Event, ...]:
+        """What the plane told this channel by itself since the last call; does not block.
+
+        "buffer_revoked": the memory of that buffer was taken away from outside; every
+        channel of the plane is told once. plane.wait() returns for events too.
+        """
+        self._check()
+        self._taker.take_now()
+        return self._taker.give_events()
 
     # Cancelling.
 

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Completions: what a plane says about a finished operation, and what a caller raises of it."""
+"""Completions: what a plane says about a finished operation, and what a caller raises of it.
+
+Events are completions nobody submitted anything for: a plane saying that something happened.
+"""
 
 from __future__ import annotations
 
 import struct
-from typing import Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from dmaplane import _abi
 from dmaplane._errors import DmaplaneError, error_from
@@ -22,6 +25,14 @@ OPERATIONS: Final = {
     _abi.OP_READ: "read",
 }
 ENTRY: Final = struct.Struct("<QiBBHQII")
+
+EventName = Literal["write_imm", "endpoint_lost", "buffer_revoked", "connection", "unknown"]
+_EVENTS: Final[dict[int, EventName]] = {
+    _abi.EVENT_WRITE_IMM: "write_imm",
+    _abi.EVENT_ENDPOINT_LOST: "endpoint_lost",
+    _abi.EVENT_BUFFER_REVOKED: "buffer_revoked",
+    _abi.EVENT_CONNECTION: "connection",
+}
 
 
 class Completion(NamedTuple):
@@ -63,3 +74,18 @@ class Completion(NamedTuple):
             OPERATIONS.get(self.operation, f"operation {self.operation}"),
             f"{self.length_bytes} bytes were moved" if self.length_bytes else "",
         )
+
+
+class Event(NamedTuple):
+    """What a plane told a channel by itself."""
+
+    name: EventName
+    id: int
+    """Of the object it is about: for "buffer_revoked", Buffer.id."""
+    result: int
+    """0, or a negative errno."""
+
+
+def event_of(fields: tuple[Any, ...]) -> Event:
+    """The event that a completion with COMPLETE_EVENT is."""
+    return Event(_EVENTS.get(fields[2], "unknown"), fields[0], fields[1])

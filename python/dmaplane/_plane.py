@@ -273,6 +273,10 @@ class Plane(abc.ABC):
         huge: Literal["prefer", "require"] | None = None,
         user: Any = None,
         read_only: bool = False,
+        write_combine: bool = False,
+        peer: str | None = None,
+        peer_bar: int = 0,
+        peer_address: int = 0,
     ) -> Buffer:
         """Allocates pinned, zeroed, resident memory; or, with @user, takes memory of yours.
 
@@ -282,6 +286,9 @@ class Plane(abc.ABC):
         "bind" or "interleave" is about; "bind" if no policy is named.
         @strict: every page where it was asked for, verified, or NoMemoryError.
         @user: any object with the buffer protocol; @read_only: the plane never writes there.
+        @write_combine: views gather writes and are slow to read: for what a device reads.
+        @peer: the PCI address of a device ("0000:3b:00.0") whose memory it is: of its
+        BAR @peer_bar, from @peer_address on.
         Raises InvalidError, UnsupportedError, NoMemoryError, LimitError. Costs the
         page faults of the whole length.
         """
@@ -299,6 +306,10 @@ class Plane(abc.ABC):
             huge=huge,
             user=user,
             read_only=read_only,
+            write_combine=write_combine,
+            peer=peer,
+            peer_bar=peer_bar,
+            peer_address=peer_address,
         )
 
     def import_buffer(self, source: Any, *, read_only: bool = False) -> Buffer:

@@ -26,12 +26,15 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from dmaplane import _abi
-from dmaplane._completion import ENTRY, Completion
+from dmaplane._completion import ENTRY, Completion, Event, event_of
 from dmaplane._errors import ClosedError, TimedOutError, error_from
 from dmaplane._operation import OPERATION_BIT, Operation, wake
+from dmaplane._plane import Capability
 from dmaplane._rings import NO_DEADLINE
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from dmaplane._rings import Rings
     from dmaplane._rows import KeptRows
 
@@ -42,6 +45,7 @@ _unpack: Final = ENTRY.unpack_from
 _TURN: Final = 0
 _FOLLOW_S: Final = 0.05
 _OPERATION_BIT: Final = np.uint64(OPERATION_BIT)
+_EVENTFUL: Final = Capability.REVOKE | Capability.ENDPOINT
 
 
 class Taker:
@@ -49,6 +53,9 @@ class Taker:
 
     def __init__(self, rings: Rings, rows: KeptRows) -> None:
         self.operations: dict[int, Operation] = {}
+        self.events: dict[int, Event] = {}
+        """Under the ring position each was popped at, until somebody asks for them."""
+        self._has_events = bool(rings.plane.capabilities & _EVENTFUL)
         self._rings = rings
         self._rows = rows
         self._control = rings.control
@@ -133,6 +140,8 @@ class Taker:
             # Bytes are copied as bytes: numpy copies structured entries field by field.
             copied = bytearray(self._bytes[first * 32 : (first + count) * 32])
             popped = np.frombuffer(copied, dtype=_abi.COMPLETION)
+            if self._has_events:
+                popped, copied = self._without_events(popped, copied)
             if self.operations:
                 ours = popped["user_data"] >= _OPERATION_BIT
                 for entry in np.flatnonzero(ours).tolist():
@@ -161,6 +170,30 @@ class Taker:
                 for future in operation._futures:
                     future.get_loop().call_soon_threadsafe(wake, future)
             del self.operations[user_data]  # last: a raise before it means once more
+        elif fields[4] & _abi.COMPLETE_EVENT:
+            self.events[self._taken] = event_of(fields)
+
+    def _without_events(
+        self, popped: npt.NDArray[np.void], copied: bytearray
+    ) -> tuple[npt.NDArray[np.void], bytearray]:
+        """Keeps the events; what is left, and the same as bytes."""
+        told = (popped["flags"] & _abi.COMPLETE_EVENT) != 0
+        if not told.any():
+            return popped, copied
+        for entry in np.flatnonzero(told).tolist():
+            position = (self._taken + entry) & 0xFFFFFFFF
+            self.events[position] = event_of(_unpack(copied, entry * 32))
+        left = bytearray(popped[~told].tobytes())
+        return np.frombuffer(left, dtype=_abi.COMPLETION), left
+
+    def give_events(self) -> tuple[Event, ...]:
+        """Those kept, in the order they came; not kept any more."""
+        given = []
+        for position in list(self.events):
+            event = self.events.pop(position, None)
+            if event is not None:  # else another thread was given it
+                given.append(event)
+        return tuple(given)
 
     def leave(self) -> None:
         """Waits until nobody is taking; the rings refuse already, so nobody starts to."""

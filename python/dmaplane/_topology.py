@@ -6,10 +6,11 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import errno
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Final
 
 from dmaplane import _abi
-from dmaplane._errors import error_from
+from dmaplane._errors import InvalidError, error_from
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,6 +99,18 @@ def _node(row: _abi.Topology) -> Node:
         cpus=_cpus(row),
         distances=distances[:used],
     )
+
+
+_PCI: Final = re.compile(r"(?:([0-9a-f]{4}):)?([0-9a-f]{2}):([01][0-9a-f])\.([0-7])", re.IGNORECASE)
+
+
+def pci_number(address: str) -> int:
+    """ "0000:3b:00.0" (or without its domain, 0) as the contract has it in `pci_address`."""
+    found = _PCI.fullmatch(address)
+    if found is None:
+        raise InvalidError("peer", f"{address!r} is no PCI address", fix='"0000:3b:00.0"')
+    domain, bus, device, function = (int(part or "0", 16) for part in found.groups())
+    return domain << 16 | bus << 8 | device << 3 | function
 
 
 def _device(row: _abi.Topology) -> Device:

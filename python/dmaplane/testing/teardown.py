@@ -94,9 +94,8 @@ def killed_child_leaves_nothing_behind(make_plane: MakePlane) -> None:
             _kill_children(make_plane, chance)
             limit = time.monotonic() + _rig.SECOND
             while True:
-                more_shared, more_used = (
-                    now - then for now, then in zip(_memory_bytes(), (shared, used), strict=True)
-                )
+                found = _memory_bytes()
+                more_shared, more_used = found[0] - shared, found[1] - used
                 if max(more_shared, more_used) <= CHILD_BYTES // 2 or time.monotonic() > limit:
                     break
                 time.sleep(0.01)
