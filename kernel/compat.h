@@ -8,6 +8,7 @@
 #ifndef DMP_KERNEL_COMPAT_H
 #define DMP_KERNEL_COMPAT_H
 
+#include <linux/dma-buf.h>
 #include <linux/eventfd.h>
 #include <linux/mm.h>
 #include <linux/version.h>
@@ -28,6 +29,19 @@ static inline void vm_flags_clear(struct vm_area_struct *vma, vm_flags_t flags)
 #define DMP_IMPORT_DMA_BUF MODULE_IMPORT_NS(DMA_BUF)
 #else
 #define DMP_IMPORT_DMA_BUF MODULE_IMPORT_NS("DMA_BUF")
+#endif
+
+/* Before 6.2 these took a lock of the dma-buf themselves, and never the reservation. */
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 2, 0)
+static inline int dma_buf_vmap_unlocked(struct dma_buf *dmabuf, struct iosys_map *map)
+{
+	return dma_buf_vmap(dmabuf, map);
+}
+
+static inline void dma_buf_vunmap_unlocked(struct dma_buf *dmabuf, struct iosys_map *map)
+{
+	dma_buf_vunmap(dmabuf, map);
+}
 #endif
 
 static inline void dmp_eventfd_signal(struct eventfd_ctx *context)

@@ -82,6 +82,7 @@ struct dmp_memory {
 	u64 serial;		/* names it in traces; set by dmp_memory_init(), never reused */
 	u32 kind;		/* DMP_KIND_* */
 	u32 page_bytes;
+	u32 page_offset;	/* where in its first page it starts; only USER is not at 0 */
 	u64 length;		/* usable */
 	u64 map_bytes;		/* in whole pages; 0 if it cannot be mapped */
 	u64 charged_bytes;	/* against dmp_bytes_max */
@@ -152,6 +153,10 @@ struct file *dmp_export_create(struct dmp_memory *memory, bool read_only);
 void dmp_export_revoke(struct dmp_memory *memory);
 /* BUFFER_SYNC for the devices that importers of @memory have mapped it for. As above. */
 void dmp_export_sync(struct dmp_memory *memory, u32 flags);
+/* The memory behind @dmabuf if that is an export of ours, else NULL. */
+struct dmp_memory *dmp_export_memory(const struct dma_buf *dmabuf);
+/* import.c: the file of the foreign dma-buf @memory is made of, once more; or ERR_PTR. */
+struct file *dmp_import_file(struct dmp_memory *memory, bool read_only);
 
 /* mapping.c: the inode whose address space all mappings that can be zapped are in. */
 int dmp_mapping_init(void);
