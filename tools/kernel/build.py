@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -58,8 +59,16 @@ def mirror(source: Path, target: Path) -> None:
 def _make(kernel: kernels.Kernel, folder: Path, *words: str) -> None:
     jobs = min(os.cpu_count() or 1, 4)
     command = ["make", "-s", "-C", str(kernel.build), f"M={folder}", f"-j{jobs}", *words, "modules"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
-    if done.returncode:
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    print(done.stdout, end="", flush=True)
+    # Not all that modpost remarks ends with a status.
+    if done.returncode or re.search(r"(?i)\bwarning:", done.stdout):
         raise BuildError(f"{folder.name} does not build for {kernel.release}")
 
 

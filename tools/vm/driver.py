@@ -40,10 +40,10 @@ class Driver:
         """Unloads it. CalledProcessError, with why, if it is in use."""
         self._run("rmmod", self.name)
 
-    def wait_unused(self, timeout_s: float) -> bool:
-        """True as soon as nobody holds it."""
+    def wait_users(self, most: int, timeout_s: float) -> bool:
+        """True as soon as it has at most so many users."""
         end = time.monotonic() + timeout_s
-        while self.users:
+        while self.users > most:
             if time.monotonic() > end:
                 return False
             time.sleep(0.01)

@@ -147,6 +147,7 @@ def _follow(process: subprocess.Popen[bytes], output: BinaryIO, timeout_s: float
     """Shows @output until the process ends (true) or its time is up (false)."""
     start = time.monotonic()
     spoke = start
+    in_line = False
     while True:
         ended = process.poll() is not None
         data = output.read()
@@ -154,11 +155,13 @@ def _follow(process: subprocess.Popen[bytes], output: BinaryIO, timeout_s: float
         if data:
             spoke = now
             os.write(sys.stdout.fileno(), data)
+            in_line = not data.endswith(b"\n")
         if ended:
             return True
         if now - start > timeout_s:
             return False
         if now - spoke > SILENCE_S:
             spoke = now
-            print(f"    vm: {now - start:.0f} s", flush=True)
+            print("\n" * in_line + f"    vm: {now - start:.0f} s", flush=True)
+            in_line = False
         time.sleep(POLL_S)

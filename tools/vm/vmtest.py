@@ -64,7 +64,8 @@ def run_folder(name: str) -> Path:
 
 
 def pytest_command(arguments: argparse.Namespace) -> str:
-    words = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "tests/kernel"]
+    words = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider"]
+    words += ["tests/kernel"]
     if arguments.name:
         words += ["-k", arguments.name]
     if arguments.kernel == "debug":
