@@ -44,6 +44,16 @@ static inline void dma_buf_vunmap_unlocked(struct dma_buf *dmabuf, struct iosys_
 }
 #endif
 
+/*
+ * Pinning for reading. Before 6.2 a page that was never written (the zero page, a private
+ * file's) was pinned as it is, and the first write of its owner parted the two.
+ */
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 2, 0)
+#define DMP_PIN_TO_READ (FOLL_WRITE | FOLL_FORCE)
+#else
+#define DMP_PIN_TO_READ 0U
+#endif
+
 static inline void dmp_eventfd_signal(struct eventfd_ctx *context)
 {
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 8, 0)
