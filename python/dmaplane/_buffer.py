@@ -55,6 +55,9 @@ _NEEDED: Final[dict[str, Capability]] = {
     "peer": Capability.PEER,
 }
 
+_DEVICE_MEMORY: Final = 0xFFFF_FFFF
+"""No BAR by number: the device's memory, as its driver hands it out."""
+
 
 class BufferRange:
     """A part of a buffer: `buffer[a:b]`. Names bytes, holds nothing."""
@@ -457,7 +460,7 @@ def create(
     read_only: bool,
     write_combine: bool,
     peer: str | None,
-    peer_bar: int,
+    peer_bar: int | None,
     peer_address: int,
 ) -> Buffer:
     """Plane.buffer(): checks every argument here, so that the plane is never asked nonsense."""
@@ -465,6 +468,8 @@ def create(
     if peer is not None and (kind not in (None, "peer") or user is not None or huge is not None):
         raise InvalidError("peer", "the memory of a device has its kind", fix="give peer= alone")
     chosen = chosen_kind("peer" if peer is not None else kind, huge, user)
+    if chosen == "peer" and peer is None:
+        raise InvalidError("peer", "the device is missing", fix='its PCI address, "0000:3b:00.0"')
     place, preferred, mask = chosen_place(node, nodes, policy, strict)
     keep: memoryview | None = None
     if user is not None:
@@ -483,7 +488,7 @@ def create(
         raise InvalidError(
             "length_bytes", f"{length_bytes}", fix=f"1 .. {plane.limits.buffer_bytes_max}"
         )
-    if chosen != "peer" and (peer_bar or peer_address):
+    if chosen != "peer" and (peer_bar is not None or peer_address):
         raise InvalidError("peer_bar, peer_address", "of no device", fix="give peer= too")
     if write_combine:
         plane.require(Capability.WRITE_COMBINE)
@@ -503,7 +508,7 @@ def create(
         node_mask=mask,
         user_addr=np.frombuffer(keep, dtype=np.uint8).ctypes.data if keep is not None else 0,
         peer_device=pci_number(peer) if peer is not None else 0,
-        peer_bar=peer_bar,
+        peer_bar=0 if peer is None else _DEVICE_MEMORY if peer_bar is None else peer_bar,
         peer_address=peer_address,
     )
     plane.call("BUFFER_CREATE", _abi.BUFFER_CREATE, request)

@@ -275,7 +275,7 @@ class Plane(abc.ABC):
         read_only: bool = False,
         write_combine: bool = False,
         peer: str | None = None,
-        peer_bar: int = 0,
+        peer_bar: int | None = None,
         peer_address: int = 0,
     ) -> Buffer:
         """Allocates pinned, zeroed, resident memory; or, with @user, takes memory of yours.
@@ -288,7 +288,8 @@ class Plane(abc.ABC):
         @user: any object with the buffer protocol; @read_only: the plane never writes there.
         @write_combine: views gather writes and are slow to read: for what a device reads.
         @peer: the PCI address of a device ("0000:3b:00.0") whose memory it is: of its
-        BAR @peer_bar, from @peer_address on.
+        BAR @peer_bar from @peer_address on; or without @peer_bar, what its driver knows by
+        that address (for a GPU, a pointer of its own).
         Raises InvalidError, UnsupportedError, NoMemoryError, LimitError. Costs the
         page faults of the whole length.
         """

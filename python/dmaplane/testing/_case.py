@@ -33,6 +33,7 @@ GROUPS: Final = (
     "observation",
     "hostility",
     "sharing",
+    "kinds",
 )
 
 
