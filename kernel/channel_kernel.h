@@ -3,11 +3,19 @@
  * channel_kernel.h - a channel of the kernel plane: core's machine, a lock, a worker
  *
  * Whoever enters accepts; the worker executes and completes. `lock` serialises the machine
- * and is never held while bytes move or a thread sleeps for long.
+ * and is never held while bytes move or a thread sleeps for long. `executing` is the place
+ * of the one who takes and runs operations: the worker, or a caller who waits anyway.
+ *
+ * Who wakes whom
+ *  - The worker says under the lock that it sleeps, after it has seen there that nothing is
+ *    queued. Who queues something claims its wake-up under the lock and kicks it after.
+ *  - Waiters sleep on done_wait, queued there under the lock. Telling completions finds out
+ *    under the lock whether one of them wants that many, and wakes them after it.
  */
 #ifndef DMP_KERNEL_CHANNEL_H
 #define DMP_KERNEL_CHANNEL_H
 
+#include <linux/kref.h>
 #include <linux/mutex.h>
 #include <linux/wait.h>
 
@@ -15,7 +23,12 @@
 #include "channel.h"
 #include "plane.h"
 
-#define DMP_WORKERS_MAX 16U
+#define DMP_WORKERS_MAX		16U
+#define DMP_BATCH		128U		/* operations taken at once */
+#define DMP_BATCH_BYTES		(256U << 10)	/* work taken at once, bytes of one slice */
+
+struct eventfd_ctx;
+struct dmp_share;
 
 /* Buffers an operation in flight holds; same index as the machine's operation. */
 struct dmp_holds {
@@ -23,24 +36,42 @@ struct dmp_holds {
 	struct dmp_buffer *target;
 };
 
+/* What came of an operation that moved bytes, until its completion is written. */
+struct dmp_outcome {
+	s32 result;
+	u32 checksum;
+	u64 length;
+};
+
+/*
+ * The mappings of a channel's rings: they may outlive it (their pages do so by themselves).
+ * Held by the channel and by each mapping.
+ */
+struct dmp_ring_mappings {
+	struct kref references;
+	atomic_t alive;
+	struct dmp_object object;	/* id and type of the channel, for traces */
+};
+
 struct dmp_kernel_channel {
 	struct dmp_object object;
 	/* immutable after create */
 	struct dmp_plane *plane;
-	void *rings;			/* vmalloc_user: control, submissions, completions */
+	void *rings;			/* control, submissions, completions */
 	size_t rings_bytes;
 	struct dmp_ring_control *control;
+	struct dmp_ring_mappings *mappings;	/* a reference */
 	struct dmp_holds *holds;
 	struct dmp_histogram_counts *latency;
 	void *machine_memory;
 	struct eventfd_ctx *eventfd;	/* NULL if none */
 	struct task_struct *worker;
+	struct dmp_share *share;	/* for large copies; NULL with one worker */
 	s32 cpu;
 	s32 node;
 	u32 workers;
 	u32 spin_us;
 	/* atomic */
-	atomic_t mappings;
 	atomic_t users;			/* calls inside; grows only with plane->lock held */
 
 	struct mutex lock;
@@ -49,31 +80,84 @@ struct dmp_kernel_channel {
 	u64 wakeups;
 	u64 events;
 	u64 revocations_told;		/* of plane->revocations */
+	u32 holding;			/* operations with holds */
+	u32 waiters;
+	u32 waiters_any;		/* of CANCEL and DESTROY: want every completion */
+	u32 wake_at;			/* earliest completion index a waiter wants */
+	bool wake_at_valid;
+	bool worker_sleeps;
+	bool executing;			/* somebody takes and runs operations */
 	bool closing;			/* waiters go home */
 
-	wait_queue_head_t work_wait;	/* the worker */
 	wait_queue_head_t done_wait;	/* waiters in ENTER, CANCEL, DESTROY */
+
+	/* of who is executing */
+	u32 indices[DMP_BATCH];
+	struct dmp_outcome outcomes[DMP_BATCH];
 };
 
-/* mmap of the plane's fd. mmap_lock held. */
+/* channel.c: mmap of the plane's fd. mmap_lock held, plane->lock held for reading. */
 int dmp_channel_map(struct dmp_plane *plane, struct dmp_kernel_channel *channel,
 		    struct vm_area_struct *vma);
-
-/* Does the user have something to take? For poll; plane->lock held for reading. */
-bool dmp_channel_has_unread(struct dmp_kernel_channel *channel);
 
 /* Cancels what is in flight, stops the worker, frees it. Out of the table, nobody inside. */
 void dmp_channel_free(struct dmp_plane *plane, struct dmp_kernel_channel *channel);
 
-/* Adds what the channel counted so far. */
+/* statistics.c: adds what the channel counted so far. Takes its lock. */
 void dmp_channel_count(struct dmp_kernel_channel *channel, struct dmp_statistics *statistics);
 
-/* A buffer of the plane was revoked: events go out as soon as there is room for them. */
+/* enter.c: a call comes into a channel and leaves it again. It may be gone after put. */
+struct dmp_kernel_channel *dmp_channel_get_locked(struct dmp_plane *plane, u32 id, int *error);
+void dmp_channel_put(struct dmp_kernel_channel *channel);
+
+/* Does the user have something to take? For poll; plane->lock held for reading. */
+bool dmp_channel_has_unread(struct dmp_kernel_channel *channel);
+
+/*
+ * A buffer of the plane was revoked: events go out as soon as there is room for them.
+ * plane->lock held, for reading or writing.
+ */
 void dmp_channel_tell_events(struct dmp_kernel_channel *channel);
+
+/*
+ * Releases what completed operations held, then tells their completions. True: the caller
+ * calls dmp_channel_wake() after the lock. After that dmp_released() is due.
+ */
+bool dmp_channel_tell_locked(struct dmp_kernel_channel *channel);
+void dmp_channel_wake(struct dmp_kernel_channel *channel);
+
+/* The worker has something to look at: claim its wake-up under the lock, kick it after. */
+bool dmp_channel_claim_locked(struct dmp_kernel_channel *channel);
+void dmp_channel_kick(struct dmp_kernel_channel *channel);
+
+/* Waits until nothing is in flight; 0, -ETIMEDOUT or -EINTR. */
+int dmp_channel_drain(struct dmp_kernel_channel *channel, u64 deadline_ns);
+
+/* Cancels everything in flight and waits for it. */
+void dmp_channel_cancel_everything(struct dmp_kernel_channel *channel);
+
+/* worker.c: starts and stops the thread. */
+int dmp_worker_start(struct dmp_kernel_channel *channel);
+void dmp_worker_stop(struct dmp_kernel_channel *channel);
+
+/*
+ * A caller who waits takes the executor's place, until @wanted completions are unread, for
+ * operations short enough that its own deadline is not at stake. Hands what is left to the
+ * worker. The lock is given up meanwhile.
+ */
+bool dmp_worker_can_help_locked(const struct dmp_kernel_channel *channel);
+void dmp_worker_help_locked(struct dmp_kernel_channel *channel, u32 wanted, u64 deadline_ns);
+
+/* Spins, as long as the user wished, until @met says so. No lock held. */
+void dmp_channel_spin(struct dmp_kernel_channel *channel,
+		      bool (*met)(struct dmp_kernel_channel *channel, u32 wanted), u32 wanted);
 
 /* copy.c: bytes between two memories, or a pattern into one; inside one read section. */
 int dmp_copy_slice(struct dmp_memory *target, u64 target_offset, struct dmp_memory *source,
 		   u64 source_offset, u64 length, u32 *checksum);
-int dmp_copy_fill(struct dmp_memory *target, u64 offset, u64 length, u32 pattern);
+int dmp_copy_fill(struct dmp_memory *target, u64 offset, u64 length, u32 pattern, u64 phase);
+
+/* copy_stream.c: from write-combined device memory. */
+void dmp_copy_stream(void *target, const void __iomem *source, size_t length);
 
 #endif /* DMP_KERNEL_CHANNEL_H */

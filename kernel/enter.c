@@ -1,0 +1,553 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * enter.c - the calls inside a channel: accept, wait, cancel; and telling completions
+ *
+ * What a submission names is looked up here, once, while plane->lock keeps it alive, and
+ * held until just before its completion is told.
+ *
+ * Locks: plane->lock for reading to find and to hold, then channel->lock. A call that waits
+ * has given up plane->lock before, and gives up channel->lock while it sleeps.
+ */
+#include <linux/eventfd.h>
+#include <linux/hrtimer.h>
+#include <linux/ktime.h>
+#include <linux/poll.h>
+#include <linux/sched/signal.h>
+
+#include "channel_kernel.h"
+#include "compat.h"
+#include "trace.h"
+
+#define SERVED								\
+	(1U << DMP_OP_NOP | 1U << DMP_OP_FILL | 1U << DMP_OP_COPY | 1U << DMP_OP_FENCE)
+
+#define EVENTS_AT_ONCE 16
+
+/* One entry of memory for look-ups: a batch mostly names the same few buffers. */
+struct recent {
+	u32 id;
+	struct dmp_buffer *buffer;
+};
+
+static struct dmp_buffer *find_buffer_locked(struct dmp_plane *plane, struct recent *recent,
+					     u32 id, int *error)
+{
+	if (recent->id != id) {
+		struct dmp_object *object =
+			dmp_plane_use_locked(plane, id, DMP_OBJECT_BUFFER, error);
+
+		if (!object)
+			return NULL;
+		recent->id = id;
+		recent->buffer = container_of(object, struct dmp_buffer, object);
+	}
+	return recent->buffer;
+}
+
+static bool is_outside(const struct dmp_buffer *buffer, u64 offset, u64 length)
+{
+	/* The sum was checked by dmp_submission_check. */
+	return offset + length > buffer->memory->length;
+}
+
+static bool overlap(const struct dmp_submission *submission)
+{
+	return submission->source_offset < submission->target_offset + submission->length_bytes &&
+	       submission->target_offset < submission->source_offset + submission->length_bytes;
+}
+
+/*
+ * Looks up what the operation names and holds it; 0 or the error it will complete with.
+ * plane->lock and channel->lock held. @holds is empty, and stays so on an error.
+ */
+static int hold_locked(struct dmp_kernel_channel *channel,
+		       const struct dmp_submission *submission, struct dmp_holds *holds,
+		       struct recent recent[2])
+{
+	int error = dmp_submission_check(submission, SERVED);
+	struct dmp_buffer *source = NULL, *target;
+
+	if (error || submission->length_bytes == 0)
+		return error;
+	if (submission->source_id != 0) {
+		source = find_buffer_locked(channel->plane, &recent[0], submission->source_id,
+					    &error);
+		if (!source)
+			return error;
+		if (is_outside(source, submission->source_offset, submission->length_bytes))
+			return -EINVAL;
+	}
+	target = find_buffer_locked(channel->plane, &recent[1], submission->target_id, &error);
+	if (!target)
+		return error;
+	if (is_outside(target, submission->target_offset, submission->length_bytes))
+		return -EINVAL;
+	if (target->memory->read_only)
+		return -EPERM;
+	if (source && source->memory == target->memory && overlap(submission))
+		return -EINVAL;
+	/* One operation is one holder, even where it names a buffer twice. */
+	if (source && source != target)
+		dmp_buffer_hold_locked(source);
+	dmp_buffer_hold_locked(target);
+	holds->source = source;
+	holds->target = target;
+	channel->holding++;
+	return 0;
+}
+
+/* Accepts up to @count. plane->lock and channel->lock held. */
+static int accept_locked(struct dmp_kernel_channel *channel, u32 count, u32 *accepted)
+{
+	struct dmp_channel *machine = &channel->machine;
+	struct recent recent[2] = { };
+	u32 index, number;
+	int error;
+
+	lockdep_assert_held(&channel->plane->lock);
+	lockdep_assert_held(&channel->lock);
+	error = dmp_channel_accept(machine, count, ktime_get_ns(), &index, accepted);
+	if (error)
+		return error;
+	for (number = 0; number < *accepted; number++) {
+		struct dmp_operation *operation = &machine->operations[index];
+		int wrong = hold_locked(channel, &operation->submission, &channel->holds[index],
+					recent);
+
+		if (operation->error == 0)
+			operation->error = wrong;
+		index = operation->next;
+	}
+	if (*accepted != 0)
+		trace_dmp_accept(channel, *accepted);
+	return 0;
+}
+
+/* Before the completions of these operations are told: a drainer then finds them gone. */
+static void release_written_locked(struct dmp_kernel_channel *channel)
+{
+	const struct dmp_channel *machine = &channel->machine;
+	u32 index = machine->written_first;
+	u32 number;
+
+	for (number = 0; number < machine->written && channel->holding != 0; number++) {
+		struct dmp_holds *holds = &channel->holds[index];
+
+		if (holds->target) {
+			if (holds->source && holds->source != holds->target)
+				dmp_buffer_release(holds->source);
+			dmp_buffer_release(holds->target);
+			holds->source = NULL;
+			holds->target = NULL;
+			channel->holding--;
+		}
+		index = machine->operations[index].next;
+	}
+}
+
+static void signal_eventfd(struct dmp_kernel_channel *channel)
+{
+	/* Pairs with the user's fence between arming and looking: it sees the tail, or we this. */
+	smp_mb();
+	if (READ_ONCE(channel->control->event_armed) == 0)
+		return;
+	WRITE_ONCE(channel->control->event_armed, 0);
+	trace_dmp_wake(channel, DMP_WAKE_EVENTFD);
+	dmp_eventfd_signal(channel->eventfd);
+}
+
+/* Completions were told: who has to hear of it? True: dmp_channel_wake() after the lock. */
+static bool announce_locked(struct dmp_kernel_channel *channel)
+{
+	struct dmp_plane *plane = channel->plane;
+	bool wake = channel->waiters_any != 0 ||
+		    (channel->wake_at_valid &&
+		     (s32)(channel->machine.complete.own - channel->wake_at) >= 0);
+
+	if (wake) {
+		channel->wake_at_valid = false;
+		channel->wakeups++;
+		trace_dmp_wake(channel, DMP_WAKE_WAITERS);
+	}
+	if (channel->eventfd)
+		signal_eventfd(channel);
+	/* A poller is queued there before it takes our lock to look: we see it, or it the tail. */
+	if (waitqueue_active(&plane->poll_wait))
+		wake_up_poll(&plane->poll_wait, EPOLLIN | EPOLLRDNORM);
+	return wake;
+}
+
+bool dmp_channel_tell_locked(struct dmp_kernel_channel *channel)
+{
+	u32 count;
+
+	lockdep_assert_held(&channel->lock);
+	if (channel->machine.written == 0)
+		return false;
+	dmp_trace_completions_locked(channel);
+	release_written_locked(channel);
+	count = dmp_channel_flush(&channel->machine);
+	trace_dmp_tell(channel, count);
+	return announce_locked(channel);
+}
+
+void dmp_channel_wake(struct dmp_kernel_channel *channel)
+{
+	wake_up_all(&channel->done_wait);
+}
+
+bool dmp_channel_claim_locked(struct dmp_kernel_channel *channel)
+{
+	lockdep_assert_held(&channel->lock);
+	/* Who executes looks at the queue again before he gives up the place. */
+	if (!channel->worker_sleeps || channel->executing)
+		return false;
+	channel->worker_sleeps = false;
+	channel->wakeups++;
+	trace_dmp_wake(channel, DMP_WAKE_WORKER);
+	return true;
+}
+
+void dmp_channel_kick(struct dmp_kernel_channel *channel)
+{
+	wake_up_process(channel->worker);
+}
+
+struct revoked {
+	u64 revocation;
+	u32 id;
+};
+
+/* The next buffers revoked after @told, in the order of that; returns how many. */
+static u32 next_revoked_locked(struct dmp_plane *plane, u64 told, struct revoked *next)
+{
+	struct dmp_object *object;
+	unsigned long id;
+	u32 count = 0;
+
+	xa_for_each(&plane->objects, id, object) {
+		u64 revocation;
+		u32 at;
+
+		if (object->type != DMP_OBJECT_BUFFER)
+			continue;
+		revocation = container_of(object, struct dmp_buffer, object)->revocation;
+		if (revocation <= told)
+			continue;
+		if (count == EVENTS_AT_ONCE && revocation > next[count - 1].revocation)
+			continue;
+		at = count == EVENTS_AT_ONCE ? count - 1 : count++;
+		for (; at != 0 && next[at - 1].revocation > revocation; at--)
+			next[at] = next[at - 1];
+		next[at].revocation = revocation;
+		next[at].id = object->id;
+	}
+	return count;
+}
+
+/* Events of revoked buffers, as far as there is room. True: wake after the lock. */
+static bool tell_events_locked(struct dmp_kernel_channel *channel)
+{
+	struct dmp_plane *plane = channel->plane;
+	struct revoked next[EVENTS_AT_ONCE];
+	u64 before = channel->events;
+	u32 count, number;
+
+	lockdep_assert_held(&plane->lock);
+	lockdep_assert_held(&channel->lock);
+	while (channel->revocations_told != plane->revocations) {
+		count = next_revoked_locked(plane, channel->revocations_told, next);
+		for (number = 0; number < count; number++) {
+			if (dmp_channel_event(&channel->machine, next[number].id,
+					      DMP_EVENT_BUFFER_REVOKED, 0))
+				goto full;
+			channel->revocations_told = next[number].revocation;
+			channel->events++;
+			trace_dmp_event(channel, DMP_EVENT_BUFFER_REVOKED, next[number].id);
+		}
+		if (count < EVENTS_AT_ONCE)	/* the others have been destroyed since */
+			channel->revocations_told = plane->revocations;
+	}
+full:
+	return channel->events != before && announce_locked(channel);
+}
+
+void dmp_channel_tell_events(struct dmp_kernel_channel *channel)
+{
+	bool wake;
+
+	mutex_lock(&channel->lock);
+	wake = dmp_channel_tell_locked(channel);
+	wake |= tell_events_locked(channel);
+	mutex_unlock(&channel->lock);
+	if (wake)
+		dmp_channel_wake(channel);
+}
+
+bool dmp_channel_has_unread(struct dmp_kernel_channel *channel)
+{
+	u32 unread;
+	bool wake;
+
+	mutex_lock(&channel->lock);
+	wake = tell_events_locked(channel);	/* there may be room by now */
+	if (dmp_channel_unread(&channel->machine, &unread))
+		unread = 1;	/* broken rings: let the caller enter and be told */
+	mutex_unlock(&channel->lock);
+	if (wake)
+		dmp_channel_wake(channel);
+	return unread != 0;
+}
+
+/* Context: sleeps, interruptibly, in the state the caller has set. 0, -ETIMEDOUT, -EINTR. */
+static int sleep_until(u64 deadline_ns)
+{
+	ktime_t until = dmp_deadline_time(deadline_ns);
+
+	if (signal_pending_state(get_current_state(), current))
+		return -EINTR;
+	if (schedule_hrtimeout_range(until == KTIME_MAX ? NULL : &until, 0, HRTIMER_MODE_ABS) == 0)
+		return -ETIMEDOUT;
+	return 0;
+}
+
+static bool enough_unread(struct dmp_kernel_channel *channel, u32 wanted)
+{
+	/* A guess only: the words are the user's. */
+	return READ_ONCE(channel->control->complete_tail) -
+	       READ_ONCE(channel->control->complete_head) >= wanted;
+}
+
+/*
+ * Waits until @wanted completions are unread: 0, -ETIMEDOUT, -EINTR, -EPROTO, -ESTALE. The
+ * lock is given up meanwhile.
+ */
+static int wait_for_unread_locked(struct dmp_kernel_channel *channel, u32 wanted,
+				  u64 deadline_ns)
+{
+	DEFINE_WAIT(wait);
+	int error, slept = 0;
+	bool spun = channel->spin_us == 0;
+
+	lockdep_assert_held(&channel->lock);
+	channel->waiters++;
+	for (;;) {
+		u32 unread, wake_at;
+
+		error = dmp_channel_unread(&channel->machine, &unread);
+		if (error || unread >= wanted)
+			break;
+		error = channel->closing ? -ESTALE : slept;
+		if (error)
+			break;
+		if (!spun) {
+			spun = true;
+			mutex_unlock(&channel->lock);
+			dmp_channel_spin(channel, enough_unread, wanted);
+			mutex_lock(&channel->lock);
+			continue;
+		}
+		wake_at = channel->machine.complete.own - unread + wanted;
+		if (!channel->wake_at_valid || (s32)(wake_at - channel->wake_at) < 0) {
+			channel->wake_at = wake_at;
+			channel->wake_at_valid = true;
+		}
+		prepare_to_wait(&channel->done_wait, &wait, TASK_INTERRUPTIBLE);
+		mutex_unlock(&channel->lock);
+		slept = sleep_until(deadline_ns);
+		finish_wait(&channel->done_wait, &wait);
+		mutex_lock(&channel->lock);
+	}
+	/* What the last one wished for must not stand before a wish of 2^31 completions later. */
+	if (--channel->waiters == 0)
+		channel->wake_at_valid = false;
+	return error;
+}
+
+typedef bool (*condition)(struct dmp_kernel_channel *channel, const void *context);
+
+/*
+ * Waits, woken by every completion, until @met says so: 0, -ETIMEDOUT or -EINTR. The lock is
+ * given up meanwhile. @state: TASK_INTERRUPTIBLE, or TASK_UNINTERRUPTIBLE for no -EINTR.
+ */
+static int wait_until_locked(struct dmp_kernel_channel *channel, condition met,
+			     const void *context, u64 deadline_ns, unsigned int state)
+{
+	DEFINE_WAIT(wait);
+	int slept = 0;
+
+	lockdep_assert_held(&channel->lock);
+	channel->waiters_any++;
+	while (!met(channel, context) && slept == 0) {
+		prepare_to_wait(&channel->done_wait, &wait, state);
+		mutex_unlock(&channel->lock);
+		slept = sleep_until(deadline_ns);
+		finish_wait(&channel->done_wait, &wait);
+		mutex_lock(&channel->lock);
+	}
+	channel->waiters_any--;
+	return met(channel, context) ? 0 : slept;
+}
+
+static bool is_quiet(struct dmp_kernel_channel *channel, const void *context)
+{
+	return channel->machine.in_flight == 0;
+}
+
+static bool is_cancelled(struct dmp_kernel_channel *channel, const void *context)
+{
+	return dmp_channel_cancel_done(&channel->machine, context);
+}
+
+int dmp_channel_drain(struct dmp_kernel_channel *channel, u64 deadline_ns)
+{
+	int error;
+
+	mutex_lock(&channel->lock);
+	error = wait_until_locked(channel, is_quiet, NULL, deadline_ns, TASK_INTERRUPTIBLE);
+	mutex_unlock(&channel->lock);
+	return error;
+}
+
+/* Cancels, and lets everybody know. The lock is given up, and held again. */
+static void cancel_locked(struct dmp_kernel_channel *channel, bool all, u64 user_data,
+			  struct dmp_cancellation *cancellation)
+{
+	bool wake, kick;
+
+	lockdep_assert_held(&channel->lock);
+	dmp_channel_cancel(&channel->machine, all, user_data, ktime_get_ns(), cancellation);
+	trace_dmp_cancel(channel, all, user_data, cancellation);
+	wake = dmp_channel_tell_locked(channel);
+	/* What was linked to a cancelled operation, or waited behind a fence, may start now. */
+	kick = channel->machine.queued != 0 && dmp_channel_claim_locked(channel);
+	if (!wake && !kick)
+		return;
+	mutex_unlock(&channel->lock);
+	if (wake)
+		dmp_channel_wake(channel);
+	if (kick)
+		dmp_channel_kick(channel);
+	mutex_lock(&channel->lock);
+}
+
+void dmp_channel_cancel_everything(struct dmp_kernel_channel *channel)
+{
+	struct dmp_cancellation cancellation;
+
+	mutex_lock(&channel->lock);
+	if (channel->machine.in_flight != 0) {
+		cancel_locked(channel, true, 0, &cancellation);
+		wait_until_locked(channel, is_quiet, NULL, 0, TASK_UNINTERRUPTIBLE);
+		dmp_channel_cancel_abandon(&channel->machine, &cancellation);
+	}
+	mutex_unlock(&channel->lock);
+	dmp_released();
+}
+
+struct dmp_kernel_channel *dmp_channel_get_locked(struct dmp_plane *plane, u32 id, int *error)
+{
+	struct dmp_object *object = dmp_plane_use_locked(plane, id, DMP_OBJECT_CHANNEL, error);
+	struct dmp_kernel_channel *channel;
+
+	if (!object)
+		return NULL;
+	channel = container_of(object, struct dmp_kernel_channel, object);
+	atomic_inc(&channel->users);
+	return channel;
+}
+
+void dmp_channel_put(struct dmp_kernel_channel *channel)
+{
+	/* Release: what the call did to the channel happens before destroy sees that it left. */
+	(void)atomic_dec_return_release(&channel->users);
+	dmp_released();
+}
+
+/*
+ * The part of ENTER under both locks: finds, accepts, and holds what was accepted. Returns
+ * with channel->lock held, unless there is no such channel.
+ */
+static struct dmp_kernel_channel *enter_and_lock(struct dmp_plane *plane,
+						 const struct dmp_enter *enter, u32 *accepted,
+						 int *error)
+{
+	struct dmp_kernel_channel *channel;
+	bool wake;
+
+	down_read(&plane->lock);
+	channel = dmp_channel_get_locked(plane, enter->channel_id, error);
+	if (channel) {
+		mutex_lock(&channel->lock);
+		wake = tell_events_locked(channel);
+		if (enter->wait_count > channel->machine.completion_slots)
+			*error = -EINVAL;
+		else if (enter->submit_count != 0)
+			*error = accept_locked(channel, enter->submit_count, accepted);
+		if (wake)
+			dmp_channel_wake(channel);
+	}
+	up_read(&plane->lock);
+	return channel;
+}
+
+int dmp_channel_enter(struct dmp_plane *plane, void *argument)
+{
+	struct dmp_enter *request = argument;
+	u32 wanted = request->wait_count, accepted = 0, unread = 0;
+	struct dmp_kernel_channel *channel;
+	int error;
+
+	channel = enter_and_lock(plane, request, &accepted, &error);
+	if (!channel)
+		return error;
+	if (!error && wanted != 0 && dmp_worker_can_help_locked(channel)) {
+		dmp_worker_help_locked(channel, wanted, request->deadline_ns);
+	} else if (accepted != 0 && dmp_channel_claim_locked(channel)) {
+		mutex_unlock(&channel->lock);
+		dmp_channel_kick(channel);
+		mutex_lock(&channel->lock);
+	}
+	if (!error && request->submit_count != 0 && accepted == 0 && wanted == 0)
+		error = -EAGAIN;
+	if (!error && wanted != 0)
+		error = wait_for_unread_locked(channel, wanted, request->deadline_ns);
+	if (accepted != 0 && error != -EPROTO)
+		error = 0;
+	if (!error)
+		error = dmp_channel_unread(&channel->machine, &unread);
+	mutex_unlock(&channel->lock);
+	request->accepted = accepted;
+	request->unread = unread;
+	dmp_channel_put(channel);
+	return error;
+}
+
+int dmp_channel_cancel_command(struct dmp_plane *plane, void *argument)
+{
+	struct dmp_cancel *cancel = argument;
+	bool all = cancel->flags & DMP_CANCEL_ALL;
+	struct dmp_cancellation cancellation;
+	struct dmp_kernel_channel *channel;
+	int error;
+
+	if (all && cancel->user_data != 0)
+		return -EINVAL;
+	down_read(&plane->lock);
+	channel = dmp_channel_get_locked(plane, cancel->channel_id, &error);
+	up_read(&plane->lock);
+	if (!channel)
+		return error;
+	mutex_lock(&channel->lock);
+	cancel_locked(channel, all, cancel->user_data, &cancellation);
+	error = wait_until_locked(channel, is_cancelled, &cancellation, cancel->deadline_ns,
+				  TASK_INTERRUPTIBLE);
+	if (error)
+		dmp_channel_cancel_abandon(&channel->machine, &cancellation);
+	mutex_unlock(&channel->lock);
+	if (!error && cancellation.found == 0)
+		error = -ENOENT;
+	cancel->cancelled = cancellation.cancelled;
+	dmp_channel_put(channel);	/* wakes those who drain a buffer, too */
+	return error;
+}

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: GPL-2.0
+/* statistics.c - counters of a plane and of a channel, and a channel's histograms */
+#include "channel_kernel.h"
+
+static void add_counters(struct dmp_statistics *statistics,
+			 const struct dmp_channel_counters *counters)
+{
+	statistics->submissions += counters->submissions;
+	statistics->completions += counters->completions;
+	statistics->errors += counters->errors;
+	statistics->cancelled += counters->cancelled;
+	statistics->timeouts += counters->timeouts;
+	statistics->bytes += counters->bytes;
+	statistics->checksum_bytes += counters->checksum_bytes;
+	statistics->batches += counters->batches;
+}
+
+void dmp_channel_count(struct dmp_kernel_channel *channel, struct dmp_statistics *statistics)
+{
+	mutex_lock(&channel->lock);
+	add_counters(statistics, &channel->machine.counters);
+	statistics->wakeups += channel->wakeups;
+	statistics->events += channel->events;
+	mutex_unlock(&channel->lock);
+}
+
+/* All that this fd did: of channels that are gone, and of those that are not. */
+static void count_plane(struct dmp_plane *plane, struct dmp_statistics *statistics)
+{
+	struct dmp_object *object;
+	unsigned long id;
+
+	down_read(&plane->lock);
+	add_counters(statistics, &plane->retired);
+	statistics->wakeups = plane->retired_wakeups;
+	statistics->events = plane->retired_events;
+	xa_for_each_marked(&plane->objects, id, object, DMP_MARK_CHANNEL)
+		dmp_channel_count(container_of(object, struct dmp_kernel_channel, object),
+				  statistics);
+	statistics->buffers = plane->buffers;
+	statistics->buffer_bytes = plane->buffer_bytes;
+	statistics->channels = plane->channels;
+	statistics->mappings = atomic_read(&plane->mappings);
+	up_read(&plane->lock);
+}
+
+/* A channel in any state, for as long as plane->lock is held. */
+static struct dmp_kernel_channel *find_channel_locked(struct dmp_plane *plane, u32 id)
+{
+	struct dmp_object *object = dmp_plane_find_locked(plane, id, DMP_OBJECT_CHANNEL);
+
+	return object ? container_of(object, struct dmp_kernel_channel, object) : NULL;
+}
+
+static int count_channel(struct dmp_plane *plane, struct dmp_statistics *statistics)
+{
+	struct dmp_kernel_channel *channel;
+
+	down_read(&plane->lock);
+	channel = find_channel_locked(plane, statistics->id);
+	if (channel) {
+		dmp_channel_count(channel, statistics);
+		statistics->mappings = atomic_read(&channel->mappings->alive);
+	}
+	up_read(&plane->lock);
+	return channel ? 0 : -ENOENT;
+}
+
+int dmp_statistics_read(struct dmp_plane *plane, void *argument)
+{
+	struct dmp_statistics *statistics = argument;
+
+	memset_after(statistics, 0, id);
+	switch (statistics->scope) {
+	case DMP_SCOPE_PLANE:
+		if (statistics->id != 0)
+			return -EINVAL;
+		count_plane(plane, statistics);
+		return 0;
+	case DMP_SCOPE_CHANNEL:
+		return count_channel(plane, statistics);
+	case DMP_SCOPE_ENDPOINT:
+		return -EOPNOTSUPP;
+	default:
+		return -EINVAL;
+	}
+}
+
+int dmp_histogram_read(struct dmp_plane *plane, void *argument)
+{
+	struct dmp_histogram *histogram = argument;
+	struct dmp_kernel_channel *channel;
+
+	if (histogram->scope == DMP_SCOPE_ENDPOINT)
+		return -EOPNOTSUPP;
+	if (histogram->scope != DMP_SCOPE_CHANNEL || histogram->kind > DMP_HISTOGRAM_STALL ||
+	    histogram->bucket_first % DMP_HISTOGRAM_WINDOW != 0 ||
+	    histogram->bucket_first >= DMP_HISTOGRAM_BUCKETS)
+		return -EINVAL;
+	memset_after(histogram, 0, bucket_first);
+	down_read(&plane->lock);
+	channel = find_channel_locked(plane, histogram->id);
+	if (channel && histogram->kind == DMP_HISTOGRAM_LATENCY) {
+		mutex_lock(&channel->lock);
+		histogram->samples = channel->latency->samples;
+		histogram->sum = channel->latency->sum;
+		histogram->maximum = channel->latency->maximum;
+		memcpy(histogram->counts, &channel->latency->counts[histogram->bucket_first],
+		       sizeof(histogram->counts));
+		mutex_unlock(&channel->lock);
+	}
+	up_read(&plane->lock);
+	return channel ? 0 : -ENOENT;
+}

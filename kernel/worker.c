@@ -1,0 +1,461 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * worker.c - who executes: takes operations, moves bytes, writes completions
+ *
+ * One executor at a time (`executing`, under the lock): the channel's thread, or a caller
+ * who waits anyway and saves two switches of context. Operations that move no bytes are
+ * completed under the lock they are taken under; the others run without it.
+ *
+ * Between two slices of a copy the executor looks at the operation's cancel mark and
+ * deadline, and lets queued operations expire, so a long copy delays nothing by more than
+ * a slice. The largest copies are shared with work items that take slices from one cursor;
+ * the operation ends when all of them have ended (L5).
+ *
+ * A completion that was written is told before the lock is given up.
+ */
+#include <linux/cpumask.h>
+#include <linux/hrtimer.h>
+#include <linux/kthread.h>
+#include <linux/ktime.h>
+#include <linux/sched.h>
+#include <linux/sched/signal.h>
+#include <linux/slab.h>
+#include <linux/topology.h>
+#include <linux/workqueue.h>
+
+#include "channel_kernel.h"
+#include "trace.h"
+
+#define SHARE_BYTES (8U << 20)		/* from here on others are worth waking */
+
+/* A large copy in progress: its executor and the work items take slices of it. */
+struct dmp_share {
+	/* set by the executor before the items are queued */
+	const struct dmp_submission *submission;
+	struct dmp_memory *target;
+	struct dmp_memory *source;
+	/* atomic */
+	atomic64_t next;		/* offset of the next slice */
+	atomic_t error;			/* the first one; no more slices are taken then */
+	u32 count;
+	struct dmp_share_item {
+		struct work_struct work;
+		struct dmp_share *share;
+	} items[];
+};
+
+/* May the operation go on? 0, -ECANCELED or -ETIMEDOUT. */
+static s32 verdict(const struct dmp_operation *operation)
+{
+	if (dmp_operation_cancelled(operation))
+		return -ECANCELED;
+	if (operation->submission.deadline_ns != 0 &&
+	    ktime_get_ns() >= operation->submission.deadline_ns)
+		return -ETIMEDOUT;
+	return 0;
+}
+
+static void expire_locked(struct dmp_kernel_channel *channel)
+{
+	struct dmp_channel *machine = &channel->machine;
+	u32 before = machine->written;
+	u64 deadline_ns, now_ns;
+
+	if (!dmp_channel_deadline(machine, &deadline_ns))
+		return;
+	now_ns = ktime_get_ns();
+	if (deadline_ns > now_ns)
+		return;
+	dmp_channel_expire(machine, now_ns);
+	trace_dmp_expire(channel, machine->written - before);
+}
+
+/* Between two slices: what is queued behind a long operation meets its deadlines. */
+static void look_around(struct dmp_kernel_channel *channel)
+{
+	bool wake;
+
+	cond_resched();
+	/* Who queues one with a deadline just now has it looked at after the next slice. */
+	if (READ_ONCE(channel->machine.deadlines.count) == 0)
+		return;
+	mutex_lock(&channel->lock);
+	expire_locked(channel);
+	wake = dmp_channel_tell_locked(channel);
+	mutex_unlock(&channel->lock);
+	if (wake)
+		dmp_channel_wake(channel);
+	dmp_released();
+}
+
+/* Copies the next slice of a shared copy; false when there is none left. */
+static bool share_slice(struct dmp_share *share)
+{
+	const struct dmp_submission *submission = share->submission;
+	u64 offset, length;
+	int error;
+
+	if (atomic_read(&share->error) != 0)
+		return false;
+	offset = atomic64_fetch_add(DMP_BATCH_BYTES, &share->next);
+	if (offset >= submission->length_bytes)
+		return false;
+	length = min_t(u64, submission->length_bytes - offset, DMP_BATCH_BYTES);
+	error = dmp_copy_slice(share->target, submission->target_offset + offset, share->source,
+			       submission->source_offset + offset, length, NULL);
+	if (error)
+		atomic_cmpxchg(&share->error, 0, error);
+	return error == 0;
+}
+
+static void share_work(struct work_struct *work)
+{
+	struct dmp_share *share = container_of(work, struct dmp_share_item, work)->share;
+
+	while (share_slice(share))
+		cond_resched();
+}
+
+/* A copy by all hands. The bytes reported are an upper bound if it stops. */
+static void run_shared(struct dmp_kernel_channel *channel, struct dmp_operation *operation,
+		       const struct dmp_holds *holds, struct dmp_outcome *outcome)
+{
+	struct dmp_share *share = channel->share;
+	u64 length = operation->submission.length_bytes;
+	u32 item;
+
+	share->submission = &operation->submission;
+	share->target = holds->target->memory;
+	share->source = holds->source->memory;
+	atomic64_set(&share->next, 0);
+	atomic_set(&share->error, 0);
+	for (item = 0; item < share->count; item++)
+		queue_work_node(channel->node, system_unbound_wq, &share->items[item].work);
+	while (share_slice(share)) {
+		s32 stop = verdict(operation);
+
+		if (stop)
+			atomic_cmpxchg(&share->error, 0, stop);
+		look_around(channel);
+	}
+	/* The fence of a cancelled copy: every item has put down its slice. */
+	for (item = 0; item < share->count; item++)
+		flush_work(&share->items[item].work);
+	outcome->length = min_t(u64, atomic64_read(&share->next), length);
+	outcome->result = atomic_read(&share->error);
+	/* Cancelled too late: everything has been copied. */
+	if (outcome->length == length &&
+	    (outcome->result == -ECANCELED || outcome->result == -ETIMEDOUT))
+		outcome->result = 0;
+}
+
+static int run_slice(const struct dmp_submission *submission, const struct dmp_holds *holds,
+		     u64 done, u64 length, u32 *checksum)
+{
+	bool checked = submission->flags & (DMP_SUBMIT_CHECKSUM | DMP_SUBMIT_VERIFY);
+
+	if (submission->operation == DMP_OP_FILL)
+		return dmp_copy_fill(holds->target->memory, submission->target_offset + done,
+				     length, submission->immediate, done);
+	return dmp_copy_slice(holds->target->memory, submission->target_offset + done,
+			      holds->source->memory, submission->source_offset + done, length,
+			      checked ? checksum : NULL);
+}
+
+static bool is_shared(const struct dmp_kernel_channel *channel,
+		      const struct dmp_submission *submission)
+{
+	return channel->share && submission->operation == DMP_OP_COPY &&
+	       submission->length_bytes >= SHARE_BYTES &&
+	       !(submission->flags & (DMP_SUBMIT_CHECKSUM | DMP_SUBMIT_VERIFY));
+}
+
+/* Moves the bytes of one operation. No lock held. */
+static void run(struct dmp_kernel_channel *channel, u32 index, struct dmp_outcome *outcome)
+{
+	struct dmp_operation *operation = &channel->machine.operations[index];
+	const struct dmp_submission *submission = &operation->submission;
+	const struct dmp_holds *holds = &channel->holds[index];
+	u64 left = submission->length_bytes;
+
+	outcome->length = 0;
+	outcome->checksum = 0;
+	outcome->result = verdict(operation);
+	if (outcome->result != 0)
+		return;
+	if (is_shared(channel, submission)) {
+		run_shared(channel, operation, holds, outcome);
+		return;
+	}
+	while (left != 0) {
+		u64 length = min_t(u64, left, DMP_BATCH_BYTES);
+
+		outcome->result = run_slice(submission, holds, outcome->length, length,
+					    &outcome->checksum);
+		/* Of a slice that fails any byte may have changed, unless it was not begun. */
+		if (outcome->result != -ESTALE)
+			outcome->length += length;
+		left -= length;
+		if (outcome->result == 0 && left != 0) {
+			look_around(channel);
+			outcome->result = verdict(operation);
+		}
+		if (outcome->result != 0)
+			return;
+	}
+	if (submission->flags & DMP_SUBMIT_VERIFY && outcome->checksum != submission->checksum)
+		outcome->result = -EBADMSG;
+}
+
+static u8 path_of(const struct dmp_holds *holds)
+{
+	if (holds->target->memory->kind == DMP_KIND_PEER ||
+	    (holds->source && holds->source->memory->kind == DMP_KIND_PEER))
+		return DMP_PATH_PEER;
+	return DMP_PATH_LOCAL;
+}
+
+static void finish_locked(struct dmp_kernel_channel *channel, u32 count)
+{
+	u64 now_ns = ktime_get_ns();
+	u32 number;
+
+	for (number = 0; number < count; number++) {
+		const struct dmp_outcome *outcome = &channel->outcomes[number];
+		u32 index = channel->indices[number];
+		u8 path = outcome->length ? path_of(&channel->holds[index]) : DMP_PATH_NONE;
+
+		dmp_channel_finish(&channel->machine, index, outcome->result, path,
+				   outcome->length, outcome->checksum, now_ns);
+	}
+}
+
+/* Completes what was taken and moves no bytes; returns how many are left to run. */
+static u32 finish_empty_locked(struct dmp_kernel_channel *channel, u32 count)
+{
+	struct dmp_channel *machine = &channel->machine;
+	u64 now_ns = ktime_get_ns();
+	u32 number, left = 0;
+
+	for (number = 0; number < count; number++) {
+		u32 index = channel->indices[number];
+		const struct dmp_operation *operation = &machine->operations[index];
+
+		if (channel->holds[index].target)
+			channel->indices[left++] = index;
+		else
+			dmp_channel_finish(machine, index, operation->error, DMP_PATH_NONE, 0, 0,
+					   now_ns);
+	}
+	return left;
+}
+
+/*
+ * One round of the executor: expire, take, run, finish. What ran is told at the start of the
+ * next round, together with what that one finds. The lock is given up while bytes move.
+ * Returns false when there was nothing to do.
+ */
+static bool round_locked(struct dmp_kernel_channel *channel)
+{
+	struct dmp_channel *machine = &channel->machine;
+	u32 count, left = 0, number;
+	bool wake;
+
+	lockdep_assert_held(&channel->lock);
+	expire_locked(channel);
+	count = dmp_channel_take(machine, channel->indices, DMP_BATCH, DMP_BATCH_BYTES);
+	if (count != 0) {
+		trace_dmp_take(channel, count);
+		left = finish_empty_locked(channel, count);
+	}
+	wake = dmp_channel_tell_locked(channel);
+	if (left == 0 && !wake)
+		return count != 0;
+	mutex_unlock(&channel->lock);
+	if (wake)
+		dmp_channel_wake(channel);
+	dmp_released();
+	for (number = 0; number < left; number++) {
+		run(channel, channel->indices[number], &channel->outcomes[number]);
+		cond_resched();
+	}
+	mutex_lock(&channel->lock);
+	finish_locked(channel, left);
+	return true;
+}
+
+void dmp_channel_spin(struct dmp_kernel_channel *channel,
+		      bool (*met)(struct dmp_kernel_channel *channel, u32 wanted), u32 wanted)
+{
+	u64 end_ns = ktime_get_ns() + (u64)channel->spin_us * NSEC_PER_USEC;
+
+	if (num_online_cpus() == 1)
+		return;		/* who would do it meanwhile? */
+	while (!met(channel, wanted) && !signal_pending(current) && ktime_get_ns() < end_ns) {
+		cond_resched();
+		cpu_relax();
+	}
+}
+
+static bool has_work(struct dmp_kernel_channel *channel, u32 wanted)
+{
+	return READ_ONCE(channel->machine.queued) >= wanted || kthread_should_stop();
+}
+
+/* Sleeps until there is something to look at. The lock is given up, and held again. */
+static void rest_locked(struct dmp_kernel_channel *channel)
+{
+	u64 deadline_ns;
+	ktime_t until;
+	bool timed;
+
+	if (channel->spin_us != 0) {
+		mutex_unlock(&channel->lock);
+		dmp_released();
+		dmp_channel_spin(channel, has_work, 1);
+		mutex_lock(&channel->lock);
+	}
+	set_current_state(TASK_IDLE);
+	if ((channel->machine.queued != 0 && !channel->executing) || kthread_should_stop()) {
+		__set_current_state(TASK_RUNNING);
+		return;
+	}
+	timed = dmp_channel_deadline(&channel->machine, &deadline_ns);
+	if (timed)
+		until = dmp_deadline_time(deadline_ns);
+	channel->worker_sleeps = true;
+	mutex_unlock(&channel->lock);
+	/* Drainers of buffers count holders: the last operations have let go. */
+	dmp_released();
+	schedule_hrtimeout_range(timed ? &until : NULL, 0, HRTIMER_MODE_ABS);
+	mutex_lock(&channel->lock);
+	channel->worker_sleeps = false;
+}
+
+static int work(void *argument)
+{
+	struct dmp_kernel_channel *channel = argument;
+
+	trace_dmp_worker_start(channel);
+	mutex_lock(&channel->lock);
+	for (;;) {
+		if (!channel->executing) {
+			channel->executing = true;
+			while (round_locked(channel))
+				;
+			channel->executing = false;
+			if (kthread_should_stop())
+				break;
+		}
+		rest_locked(channel);
+	}
+	mutex_unlock(&channel->lock);
+	trace_dmp_worker_stop(channel);
+	return 0;
+}
+
+bool dmp_worker_can_help_locked(const struct dmp_kernel_channel *channel)
+{
+	lockdep_assert_held(&channel->lock);
+	/* A worker that is bound, or told to spin, is where its user wants the work done. */
+	return channel->machine.queued != 0 && !channel->executing && channel->cpu < 0 &&
+	       channel->node < 0 && channel->workers == 1 && channel->spin_us == 0;
+}
+
+void dmp_worker_help_locked(struct dmp_kernel_channel *channel, u32 wanted, u64 deadline_ns)
+{
+	u32 unread;
+	bool wake, kick;
+
+	lockdep_assert_held(&channel->lock);
+	channel->executing = true;
+	while (dmp_channel_unread(&channel->machine, &unread) == 0 &&
+	       unread + channel->machine.written < wanted &&
+	       dmp_channel_next_bytes(&channel->machine) <= DMP_BATCH_BYTES &&
+	       !signal_pending(current) &&
+	       (deadline_ns == 0 || ktime_get_ns() < deadline_ns))
+		if (!round_locked(channel))
+			break;
+	wake = dmp_channel_tell_locked(channel);
+	channel->executing = false;
+	kick = channel->machine.queued != 0 && dmp_channel_claim_locked(channel);
+	if (!wake && !kick)
+		return;
+	mutex_unlock(&channel->lock);
+	if (wake)
+		dmp_channel_wake(channel);
+	if (kick)
+		dmp_channel_kick(channel);
+	mutex_lock(&channel->lock);
+}
+
+/* Where the worker may run: where it is bound to, within where its creator may. */
+static int place_worker(struct dmp_kernel_channel *channel)
+{
+	cpumask_var_t cpus;
+	int error;
+
+	if (!alloc_cpumask_var(&cpus, GFP_KERNEL))
+		return -ENOMEM;
+	cpumask_copy(cpus, current->cpus_ptr);
+	if (channel->cpu >= 0)
+		cpumask_and(cpus, cpus, cpumask_of(channel->cpu));
+	else if (channel->node >= 0)
+		cpumask_and(cpus, cpus, cpumask_of_node(channel->node));
+	error = set_cpus_allowed_ptr(channel->worker, cpus);
+	free_cpumask_var(cpus);
+	return error;
+}
+
+static int make_share(struct dmp_kernel_channel *channel)
+{
+	struct dmp_share *share;
+	u32 item;
+
+	if (channel->workers == 1)
+		return 0;
+	share = kzalloc(struct_size(share, items, channel->workers - 1), GFP_KERNEL_ACCOUNT);
+	if (!share)
+		return -ENOMEM;
+	share->count = channel->workers - 1;
+	for (item = 0; item < share->count; item++) {
+		share->items[item].share = share;
+		INIT_WORK(&share->items[item].work, share_work);
+	}
+	channel->share = share;
+	return 0;
+}
+
+int dmp_worker_start(struct dmp_kernel_channel *channel)
+{
+	struct task_struct *worker;
+	int error = make_share(channel);
+
+	if (error)
+		return error;
+	worker = kthread_create_on_node(work, channel, channel->node, "dmaplane:%d",
+					channel->plane->owner);
+	if (IS_ERR(worker)) {
+		error = PTR_ERR(worker);
+		goto err_share;
+	}
+	channel->worker = worker;
+	error = place_worker(channel);
+	if (error)
+		goto err_worker;
+	set_user_nice(worker, task_nice(current));
+	wake_up_process(worker);
+	return 0;
+
+err_worker:
+	kthread_stop(worker);
+err_share:
+	kfree(channel->share);
+	return error;
+}
+
+void dmp_worker_stop(struct dmp_kernel_channel *channel)
+{
+	kthread_stop(channel->worker);
+	kfree(channel->share);
+}
