@@ -240,7 +240,7 @@ static void show_channel(struct seq_file *file, struct dmp_kernel_channel *chann
 		   channel->machine.slots, channel->machine.completion_slots, in_flight, queued,
 		   running, (int)unread);
 	seq_printf(file, " mappings=%d users=%d workers=%u cpu=%d node=%d\n",
-		   atomic_read(&channel->mappings), atomic_read(&channel->users),
+		   atomic_read(&channel->mappings->alive), atomic_read(&channel->users),
 		   channel->workers, channel->cpu, channel->node);
 }
 

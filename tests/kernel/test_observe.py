@@ -11,12 +11,13 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
 import pytest
+from driver import Driver
 
 import dmaplane
 from dmaplane import _abi
@@ -457,6 +458,25 @@ def test_topology_is_what_sysfs_says(plane: dmaplane.Plane) -> None:
         assert abs(mine.memory_free_bytes - its.memory_free_bytes) < 128 << 20
     assert ours.gpus == theirs.gpus
     assert ours.nics == theirs.nics
+
+
+def test_rdma_devices_behind_pci_functions_are_listed(
+    plane: dmaplane.Plane, standin: Callable[[str], Driver]
+) -> None:
+    """A stand-in registers what RDMA drivers register; no RDMA hardware is in the machine."""
+    if Path("/sys/class/infiniband").exists():
+        pytest.skip("the real RDMA core is part of this kernel")
+    assert plane.topology().nics == ()
+    module = standin("rdma_names")
+    module.load()
+    try:
+        assert [nic.name for nic in plane.topology().nics] == ["standin_0", "standin_1"]
+        with dmaplane.open(plane="embedded") as other:
+            assert plane.topology().nics == other.topology().nics
+        assert module.users == 0
+    finally:
+        module.unload()
+    assert plane.topology().nics == ()
 
 
 def test_rows_beyond_the_last_and_unknown_kinds_are_refused(plane: dmaplane.Plane) -> None:
