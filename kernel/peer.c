@@ -7,7 +7,6 @@
  *  - The CPU reaches a run only inside dmp_memory_enter(), after dmp_memory_alive(): by the
  *    kernel's own mapping (span) or by putting a page into a user's mapping (fault). So once
  *    dmp_memory_revoke() has returned nothing touches the device, and it may be unplugged.
- *    Who has been given the kernel's mapping for longer (vmap) hears it as any importer does.
  *  - A device that goes is noticed however creation races with it: a peer is put on the list
  *    first, and then the device must still be on its bus; the notifier comes again after
  *    it has left it.
@@ -105,14 +104,6 @@ static vm_fault_t dmp_peer_fault(struct dmp_memory *memory, struct vm_fault *fau
 	return result;
 }
 
-static int dmp_peer_vmap(struct dmp_memory *memory, struct dmp_span *whole)
-{
-	/* Device memory in pieces has no single address: there is no vmap() of ranges. */
-	if (dmp_peer_of(memory)->run_count != 1)
-		return -EOPNOTSUPP;
-	return dmp_peer_span(memory, 0, whole);
-}
-
 /* Stores that are write-combined leave the CPU in their own time: now. */
 static int dmp_peer_sync(struct dmp_memory *memory, u32 flags)
 {
@@ -125,8 +116,7 @@ static int dmp_peer_sync(struct dmp_memory *memory, u32 flags)
 
 /*
  * Can @device reach the BARs of @peer? Another PCI device: if the kernel says that what is
- * between them passes it on. A kernel without PCI_P2PDMA cannot say: no. Our own device
- * does no DMA, its bytes are moved by the CPU.
+ * between them passes it on. A kernel without PCI_P2PDMA cannot say: no.
  */
 static bool dmp_peer_reachable(struct dmp_peer *peer, struct device *device)
 {
@@ -135,7 +125,7 @@ static bool dmp_peer_reachable(struct dmp_peer *peer, struct device *device)
 	for (parent = device; parent; parent = parent->parent)
 		if (dev_is_pci(parent))
 			return pci_p2pdma_distance(peer->device, device, false) >= 0;
-	return device == dmp_device(dev_to_node(device)) || device == dmp_device(-1);
+	return false;
 }
 
 static void dmp_peer_unmap_segments(struct device *device, struct sg_table *table,
@@ -243,7 +233,6 @@ static const struct dmp_memory_operations dmp_peer_operations = {
 	.fault = dmp_peer_fault,
 	.attach = dmp_peer_attach,
 	.detach = dmp_peer_detach,
-	.vmap = dmp_peer_vmap,
 	.sync = dmp_peer_sync,
 	.free = dmp_peer_free,
 };
