@@ -410,7 +410,7 @@ int dmp_buffer_sync(struct dmp_plane *plane, void *argument)
 	buffer = use_locked(plane, sync->buffer_id, &error);
 	if (buffer && end > buffer->memory->length)
 		error = -EINVAL;
-	if (error || !buffer->memory->operations->sync) {
+	if (error) {
 		up_read(&plane->lock);
 		return error;
 	}
@@ -418,7 +418,9 @@ int dmp_buffer_sync(struct dmp_plane *plane, void *argument)
 	memory = buffer->memory;
 	dmp_memory_get(memory);
 	up_read(&plane->lock);
-	error = memory->operations->sync(memory, sync->flags);
+	if (memory->operations->sync)
+		error = memory->operations->sync(memory, sync->flags);
+	dmp_export_sync(memory, sync->flags);
 	dmp_memory_put(memory);
 	return error;
 }
@@ -427,7 +429,6 @@ int dmp_buffer_export(struct dmp_plane *plane, void *argument)
 {
 	struct dmp_buffer_export *export = argument;
 	struct dmp_call *call = dmp_call_of(argument);
-	bool read_only = export->flags & DMP_EXPORT_READ_ONLY;
 	struct dmp_buffer *buffer;
 	struct file *file = NULL;
 	int error, fd;
@@ -438,12 +439,9 @@ int dmp_buffer_export(struct dmp_plane *plane, void *argument)
 	/* Under the lock, so that whoever destroys the buffer afterwards counts the export. */
 	down_read(&plane->lock);
 	buffer = use_locked(plane, export->buffer_id, &error);
-	if (buffer && !buffer->memory->operations->attach)
-		error = -EOPNOTSUPP;
-	else if (buffer && buffer->memory->read_only && !read_only)
-		error = -EPERM;
-	else if (buffer)
-		file = dmp_export_create(buffer->memory, read_only);
+	if (buffer)
+		file = dmp_export_create(buffer->memory,
+					 export->flags & DMP_EXPORT_READ_ONLY);
 	up_read(&plane->lock);
 	if (IS_ERR(file))
 		error = PTR_ERR(file);

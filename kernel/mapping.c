@@ -90,25 +90,31 @@ void dmp_mapping_zap(struct dmp_memory *memory)
 				    memory->map_bytes, 1);
 }
 
-static void mapping_open(struct vm_area_struct *vma)
+void dmp_buffer_mapped(struct dmp_buffer *buffer, u64 bytes)
 {
-	struct dmp_buffer *buffer = vma->vm_private_data;
-
 	atomic_inc(&buffer->mappings);
 	atomic_inc(&buffer->plane->mappings);
-	trace_dmp_map(buffer->plane, &buffer->object, vma->vm_end - vma->vm_start);
+	trace_dmp_map(buffer->plane, &buffer->object, bytes);
+}
+
+void dmp_buffer_unmapped(struct dmp_buffer *buffer, u64 bytes)
+{
+	trace_dmp_unmap(buffer->plane, &buffer->object, bytes);
+	atomic_dec(&buffer->plane->mappings);
+	/* Pages were given back before destroy sees 0; from then on there may be no buffer. */
+	smp_mb__before_atomic();
+	atomic_dec(&buffer->mappings);
+	dmp_released();
+}
+
+static void mapping_open(struct vm_area_struct *vma)
+{
+	dmp_buffer_mapped(vma->vm_private_data, vma->vm_end - vma->vm_start);
 }
 
 static void mapping_close(struct vm_area_struct *vma)
 {
-	struct dmp_buffer *buffer = vma->vm_private_data;
-
-	trace_dmp_unmap(buffer->plane, &buffer->object, vma->vm_end - vma->vm_start);
-	atomic_dec(&buffer->plane->mappings);
-	/* Pages have been given back before destroy sees 0. From then on there may be no buffer. */
-	smp_mb__before_atomic();
-	atomic_dec(&buffer->mappings);
-	dmp_released();
+	dmp_buffer_unmapped(vma->vm_private_data, vma->vm_end - vma->vm_start);
 }
 
 static vm_fault_t mapping_fault(struct vm_fault *fault)
@@ -155,15 +161,15 @@ int dmp_buffer_map(struct dmp_plane *plane, struct dmp_buffer *buffer, struct vm
 	vm_flags_set(vma, VM_DONTEXPAND | VM_DONTDUMP);
 	if (memory->read_only)
 		vm_flags_clear(vma, VM_MAYWRITE);
-	if (memory->map_pgoff)
-		vma->vm_pgoff = memory->map_pgoff;
+	/* From its first page on; an export can be mapped from any page on. */
+	vma->vm_pgoff = memory->map_pgoff;
+	vma->vm_private_data = buffer;
 	error = memory->operations->map(memory, vma);
 	if (error)
 		return error;
-	/* Somebody else's memory may have become somebody else's mapping, not ours to count. */
+	/* A foreign dma-buf's mapping is its exporter's by now, and has been counted. */
 	if (vma->vm_ops != before)
 		return 0;
-	vma->vm_private_data = buffer;
 	vma->vm_ops = &mapping_operations;
 	mapping_open(vma);
 	return 0;

@@ -97,7 +97,8 @@ void dmp_memory_leave(int section) __releases(&readers)
 
 bool dmp_memory_alive(const struct dmp_memory *memory)
 {
-	return !READ_ONCE(memory->revoked);
+	return !READ_ONCE(memory->revoked) &&
+	       !(memory->origin && READ_ONCE(memory->origin->revoked));
 }
 
 /*
