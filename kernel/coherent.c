@@ -93,7 +93,7 @@ static int coherent_map(struct dmp_memory *memory, struct vm_area_struct *vma)
 {
 	struct dmp_coherent *coherent = coherent_of(memory);
 
-	vma->vm_pgoff = 0;	/* the DMA allocator takes it for a place in the memory */
+	/* The DMA allocator takes vm_pgoff for a place in the memory, and so it is. */
 	return dma_mmap_coherent(coherent->device, vma, coherent->address,
 				 coherent->bus_address, memory->length);
 }

@@ -46,8 +46,8 @@ struct dmp_import {
 
 /* One mapping of a foreign buffer, and what was split or forked from it. */
 struct dmp_import_mapping {
-	struct vm_operations_struct operations;		/* theirs with our open and close */
-	const struct vm_operations_struct *theirs;	/* NULL: none */
+	const struct vm_operations_struct operations;	/* theirs, but for open and close */
+	const struct vm_operations_struct *theirs;
 	struct file *plane_file;			/* a reference: the plane, the buffer */
 	struct dmp_buffer *buffer;
 	refcount_t areas;				/* each vma that has @operations */
@@ -154,7 +154,6 @@ static int foreign_sync(struct dmp_memory *memory, u32 flags)
 	return dma_buf_begin_cpu_access(dmabuf, direction);
 }
 
-/* In open and close vm_ops may already be, or still be, another vma's copy of ours. */
 static struct dmp_import_mapping *mapping_of(const struct vm_area_struct *vma)
 {
 	return container_of(vma->vm_ops, struct dmp_import_mapping, operations);
@@ -166,7 +165,7 @@ static void foreign_open(struct vm_area_struct *vma)
 
 	refcount_inc(&mapping->areas);
 	dmp_buffer_mapped(mapping->buffer, vma->vm_end - vma->vm_start);
-	if (mapping->theirs && mapping->theirs->open)
+	if (mapping->theirs->open)
 		mapping->theirs->open(vma);
 }
 
@@ -174,13 +173,38 @@ static void foreign_close(struct vm_area_struct *vma)
 {
 	struct dmp_import_mapping *mapping = mapping_of(vma);
 
-	if (mapping->theirs && mapping->theirs->close)
+	if (mapping->theirs->close)
 		mapping->theirs->close(vma);
 	dmp_buffer_unmapped(mapping->buffer, vma->vm_end - vma->vm_start);
 	if (refcount_dec_and_test(&mapping->areas)) {
 		fput(mapping->plane_file);
 		kfree(mapping);
 	}
+}
+
+/* Puts our open and close around what the exporter has left in the vma, which then owns @mapping. */
+static void interpose(struct dmp_import_mapping *mapping, struct vm_area_struct *vma)
+{
+	const struct vm_operations_struct *theirs = vma->vm_ops;
+	const struct vm_operations_struct operations = {
+		.open = foreign_open,
+		.close = foreign_close,
+		.may_split = theirs->may_split,
+		.mremap = theirs->mremap,
+		.mprotect = theirs->mprotect,
+		.fault = theirs->fault,
+		.huge_fault = theirs->huge_fault,
+		.map_pages = theirs->map_pages,
+		.pagesize = theirs->pagesize,
+		.page_mkwrite = theirs->page_mkwrite,
+		.pfn_mkwrite = theirs->pfn_mkwrite,
+		.access = theirs->access,
+		.name = theirs->name,
+	};
+
+	mapping->theirs = theirs;
+	memcpy((void *)&mapping->operations, &operations, sizeof(operations));
+	vma->vm_ops = &mapping->operations;
 }
 
 static int foreign_map(struct dmp_memory *memory, struct vm_area_struct *vma)
@@ -206,13 +230,7 @@ static int foreign_map(struct dmp_memory *memory, struct vm_area_struct *vma)
 		kfree(mapping);
 		return error;
 	}
-	mapping->theirs = vma->vm_ops;
-	if (mapping->theirs)
-		mapping->operations = *mapping->theirs;
-	mapping->operations.open = foreign_open;
-	mapping->operations.close = foreign_close;
-	/* Owned by the vma from here. */
-	vma->vm_ops = &mapping->operations;
+	interpose(mapping, vma);
 	vm_flags_set(vma, VM_DONTEXPAND);
 	dmp_buffer_mapped(mapping->buffer, vma->vm_end - vma->vm_start);
 	return 0;
@@ -242,29 +260,26 @@ static const struct dma_buf_attach_ops importer_operations = {
 	.move_notify = foreign_move_notify,
 };
 
-/* Undoes foreign_attach(), however far it came. */
-static void foreign_detach(struct dmp_import *import)
+/* Of one that is half made too. Context: may sleep, takes the reservation lock. */
+static void foreign_free(struct dmp_memory *memory)
 {
+	struct dmp_import *import = import_of(memory);
 	struct dma_buf *dmabuf = import->dmabuf;
 
 	if (!iosys_map_is_null(&import->address))
 		dma_buf_vunmap_unlocked(dmabuf, &import->address);
-	dma_resv_lock(dmabuf->resv, NULL);
-	if (import->table)
-		dma_buf_unmap_attachment(import->attachment, import->table, import->direction);
-	import->table = NULL;
-	if (import->pinned)
-		dma_buf_unpin(import->attachment);
-	dma_resv_unlock(dmabuf->resv);
-	dma_buf_detach(dmabuf, import->attachment);
-}
-
-static void foreign_free(struct dmp_memory *memory)
-{
-	struct dmp_import *import = import_of(memory);
-
-	foreign_detach(import);
-	dma_buf_put(import->dmabuf);
+	if (import->attachment) {
+		dma_resv_lock(dmabuf->resv, NULL);
+		if (import->table)
+			dma_buf_unmap_attachment(import->attachment, import->table,
+						 import->direction);
+		import->table = NULL;
+		if (import->pinned)
+			dma_buf_unpin(import->attachment);
+		dma_resv_unlock(dmabuf->resv);
+		dma_buf_detach(dmabuf, import->attachment);
+	}
+	dma_buf_put(dmabuf);
 	kfree(import);
 }
 
@@ -280,7 +295,6 @@ static int foreign_attach(struct dmp_import *import)
 	struct dma_buf *dmabuf = import->dmabuf;
 	struct dma_buf_attachment *attachment;
 	struct sg_table *table;
-	int error;
 
 	attachment = dma_buf_dynamic_attach(dmabuf, dmp_device(-1), &importer_operations, import);
 	if (IS_ERR(attachment))
@@ -293,23 +307,21 @@ static int foreign_attach(struct dmp_import *import)
 	if (!IS_ERR(table))
 		import->table = table;
 	dma_resv_unlock(dmabuf->resv);
-	if (IS_ERR(table)) {
-		error = PTR_ERR(table);
-		goto err_detach;
-	}
-	if (!dmabuf->ops->vmap)
-		return 0;
-	error = dma_buf_vmap_unlocked(dmabuf, &import->address);
-	/* For lack of memory it may work next time; any other reason is the exporter's No. */
-	if (error)
-		iosys_map_clear(&import->address);
-	if (error == -ENOMEM || error == -EINTR || error == -ERESTARTSYS)
-		goto err_detach;
-	return 0;
+	return PTR_ERR_OR_ZERO(table);
+}
 
-err_detach:
-	foreign_detach(import);
-	return error;
+/* The kernel's address. Without memory it may work next time; else it is the exporter's No. */
+static int foreign_reach(struct dmp_import *import)
+{
+	int error;
+
+	if (!import->dmabuf->ops->vmap)
+		return 0;
+	error = dma_buf_vmap_unlocked(import->dmabuf, &import->address);
+	if (!error)
+		return 0;
+	iosys_map_clear(&import->address);
+	return error == -ENOMEM || error == -EINTR || error == -ERESTARTSYS ? error : 0;
 }
 
 static int foreign_create(struct dmp_import *import, bool read_only)
@@ -323,9 +335,9 @@ static int foreign_create(struct dmp_import *import, bool read_only)
 	memory->revocable = dma_buf_is_dynamic(import->dmabuf);
 	import->direction = read_only ? DMA_TO_DEVICE : DMA_BIDIRECTIONAL;
 	error = foreign_attach(import);
-	if (error == -ERESTARTSYS)
-		error = -EINTR;
-	return error;
+	if (!error)
+		error = foreign_reach(import);
+	return error == -ERESTARTSYS ? -EINTR : error;
 }
 
 /* ---- both */
@@ -335,35 +347,35 @@ struct dmp_memory *dmp_import_create(int fd, bool read_only)
 	struct dma_buf *dmabuf = dma_buf_get(fd);
 	struct dmp_memory *origin;
 	struct dmp_import *import;
-	int error;
+	int error = 0;
 
 	if (IS_ERR(dmabuf))
 		return ERR_CAST(dmabuf);
-	error = -EINVAL;
 	if (dmabuf->size == 0)
+		error = -EINVAL;
+	else if (!read_only && !(dmabuf->file->f_mode & FMODE_WRITE))
+		error = -EPERM;
+	if (error)
 		goto err_put;
-	error = -EPERM;
-	if (!read_only && !(dmabuf->file->f_mode & FMODE_WRITE))
-		goto err_put;
-	error = -ENOMEM;
 	import = kzalloc(sizeof(*import), GFP_KERNEL_ACCOUNT);
-	if (!import)
+	if (!import) {
+		error = -ENOMEM;
 		goto err_put;
-	import->dmabuf = dmabuf;
-	origin = dmp_export_memory(dmabuf);
-	if (origin) {
-		own_create(import, origin);
-	} else {
-		error = foreign_create(import, read_only);
-		if (error)
-			goto err_free;
 	}
+	import->dmabuf = dmabuf;	/* the import owns our reference from here */
 	import->memory.read_only = read_only;
+	origin = dmp_export_memory(dmabuf);
+	if (origin)
+		own_create(import, origin);
+	else
+		error = foreign_create(import, read_only);
+	if (error) {
+		dmp_memory_put(&import->memory);
+		return ERR_PTR(error);
+	}
 	trace_dmp_import(&import->memory);
-	return &import->memory;	/* owns the dma-buf's reference from here */
+	return &import->memory;
 
-err_free:
-	kfree(import);
 err_put:
 	dma_buf_put(dmabuf);
 	return ERR_PTR(error);

@@ -44,10 +44,11 @@ struct dmp_memory_operations {
 	int (*span)(struct dmp_memory *memory, u64 offset, struct dmp_span *span);
 	/*
 	 * Puts it into @vma, whole or lazily (then `fault`). mmap_lock held. NULL: cannot.
-	 * What can be revoked is put in lazily. Not inside dmp_memory_enter(): an exporter
-	 * may have to be waited for, and it may be waiting for those sections. A mapping of
-	 * a foreign dma-buf becomes its exporter's: import.c reads the buffer from
-	 * vm_private_data and counts by dmp_buffer_mapped() and dmp_buffer_unmapped().
+	 * What can be revoked is put in lazily. vm_pgoff says from which page on: map_pgoff
+	 * is the first. Not inside dmp_memory_enter(): an exporter may have to be waited
+	 * for, and it may be waiting for those sections. A mapping of a foreign dma-buf
+	 * becomes its exporter's: import.c reads the buffer from vm_private_data and counts
+	 * by dmp_buffer_mapped() and dmp_buffer_unmapped().
 	 */
 	int (*map)(struct dmp_memory *memory, struct vm_area_struct *vma);
 	/* Inside dmp_memory_enter(); NULL if map() did it all. */

@@ -357,6 +357,7 @@ static int pages_span(struct dmp_memory *memory, u64 offset, struct dmp_span *sp
 static int pages_map(struct dmp_memory *memory, struct vm_area_struct *vma)
 {
 	struct dmp_page_array *array = &pages_of(memory)->array;
+	struct page **pages = array->pages + (vma->vm_pgoff - memory->map_pgoff);
 	unsigned long total = vma_pages(vma), done = 0;
 
 	vm_flags_set(vma, VM_MIXEDMAP);
@@ -370,7 +371,7 @@ static int pages_map(struct dmp_memory *memory, struct vm_area_struct *vma)
 		if (fatal_signal_pending(current))
 			return -EINTR;
 		error = vm_insert_pages(vma, vma->vm_start + (done << PAGE_SHIFT),
-					array->pages + done, &left);
+					pages + done, &left);
 		if (error)
 			return error;
 		done += count;
