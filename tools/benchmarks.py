@@ -86,7 +86,10 @@ def machine_line(machine: dict[str, Any]) -> str:
 
 def section(result: dict[str, Any]) -> str:
     # The docstrings hold small indented lists: those stay as they are.
-    lines = [f"## {result['bench']}", "", "```text", docstring(result["bench"]), "```", ""]
+    plane = result["machine"]["plane"]
+    lines = [f"## {result['bench']}" + ("" if plane == "embedded" else f", {plane} plane"), ""]
+    if plane == "embedded":
+        lines += ["```text", docstring(result["bench"]), "```", ""]
     lines += [
         f"{machine_line(result['machine'])}. Version {result['version']}, {result['measured_at']}.",
         "",
@@ -114,8 +117,8 @@ def section(result: dict[str, Any]) -> str:
 def page() -> str:
     parts = [HEAD]
     for bench in ORDER:
-        path = RESULTS / f"{bench}.json"
-        if path.exists():
+        # NAME.json is the embedded plane's, NAME-PLANE.json that of another one.
+        for path in sorted(RESULTS.glob(f"{bench}*.json"), key=lambda path: len(path.stem)):
             parts.append(section(json.loads(path.read_text(encoding="utf-8"))))
     parts.append(TRUE_BY_CONSTRUCTION)
     return "\n".join(parts)

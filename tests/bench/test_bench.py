@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from dmaplane import bench
-from dmaplane._errors import InvalidError
+from dmaplane._errors import InvalidError, UnsupportedError
 from dmaplane.bench import _result
 
 ISSUE_CLAIMS = {
@@ -32,6 +32,9 @@ ISSUE_CLAIMS = {
     "alloc": {"alloc/pages": ("<=", 1.1), "alloc/huge": ("<=", 1.1), "alloc/user": ("<=", 1.1)},
     "observe": {"observe/loss-percent": ("<=", 3)},
     "scale": {"scale/buffers": ("<=", 1.3), "scale/channels": ("<=", 1.3)},
+}
+KERNEL_CLAIMS = {
+    "ring": {"ring/kernel-batch-gain": (">=", 10), "ring/kernel-entries-per-s": (">=", 850_000)},
 }
 KEYS = {
     "bench",
@@ -72,7 +75,8 @@ def check_format(result: bench.Result) -> None:
         assert set(row) == ROW_KEYS
         assert row["samples"] > 0 or row["ours"] is None
         assert (row["peer_name"] is None) == (row["peer"] is None) == (row["ratio"] is None)
-    expected = ISSUE_CLAIMS[again["bench"]]
+    of_plane = {"embedded": ISSUE_CLAIMS, "kernel": KERNEL_CLAIMS}[again["machine"]["plane"]]
+    expected = of_plane.get(again["bench"], {})
     shown = {claim["name"]: (claim["relation"], claim["target"]) for claim in again["claims"]}
     skipped = {entry["name"]: entry["reason"] for entry in again["skipped"]}
     assert not shown.keys() & skipped.keys()
@@ -82,7 +86,12 @@ def check_format(result: bench.Result) -> None:
 
 
 def test_claims_are_those_of_the_issue_by_name_relation_and_target() -> None:
-    merged = {name: claim for claims in ISSUE_CLAIMS.values() for name, claim in claims.items()}
+    merged = {
+        name: (*claim, plane)
+        for plane, benches in (("embedded", ISSUE_CLAIMS), ("kernel", KERNEL_CLAIMS))
+        for claims in benches.values()
+        for name, claim in claims.items()
+    }
     assert merged == bench.CLAIMS
     assert set(bench.NAMES) == ISSUE_CLAIMS.keys()
 
@@ -113,6 +122,22 @@ def test_one_failed_claim_fails_the_check_and_a_skipped_one_does_not() -> None:
     with_skip = result_with(good)
     with_skip["skipped"].append(_result.Skipped(name="copy/64KiB", reason="no such thing"))
     assert bench.all_hold(with_skip)
+
+
+def test_a_claim_is_made_on_its_plane_only() -> None:
+    for plane, made in (("kernel", ["ring/kernel-batch-gain"]), ("embedded", ["copy/64KiB"])):
+        measured = _result.Measured(plane)
+        row = _result.paired_row("case", "x", [12.0], "peer", [1.0])
+        measured.add(row, "ring/kernel-batch-gain")
+        measured.add(row, "copy/64KiB")
+        assert [claim["name"] for claim in measured.claims] == made
+        measured.skip(row, "ring/kernel-entries-per-s", "no such thing")
+        assert len(measured.skipped) == (plane == "kernel")
+
+
+def test_a_bench_of_one_plane_says_so_on_another() -> None:
+    with pytest.raises(UnsupportedError, match="only that has a build without counters"):
+        bench.run("observe", plane="kernel")
 
 
 def test_ratio_is_the_median_of_pairwise_ratios_not_the_ratio_of_medians() -> None:
@@ -165,8 +190,11 @@ def test_a_quick_run_of_the_cheapest_bench_has_the_format(
 
 def test_results_that_are_kept_have_the_format() -> None:
     kept = sorted((pathlib.Path(__file__).resolve().parents[2] / "bench/results").glob("*.json"))
-    assert {path.stem for path in kept} == set(bench.NAMES)
+    embedded = {path.stem for path in kept if "-" not in path.stem}
+    assert embedded == set(bench.NAMES)
     for path in kept:
         result = json.loads(path.read_text(encoding="utf-8"))
-        assert result["bench"] == path.stem
+        name, _, plane = path.stem.partition("-")
+        assert result["bench"] == name
+        assert result["machine"]["plane"] == (plane or "embedded")
         check_format(result)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import mmap
 from typing import TYPE_CHECKING, Final
 
+from dmaplane._errors import UnsupportedError
 from dmaplane.bench import _loops, _result
 from dmaplane.bench.copy import rows_of
 
@@ -50,10 +51,15 @@ def loss_percent(row: _result.Row) -> float:
 
 def measure(plane_name: str, quick: bool, report: Callable[[str], None]) -> _result.Measured:
     """The bench. Takes about 6 s, with @quick 2 s. The embedded plane only."""
+    if plane_name not in ("auto", "embedded"):
+        raise UnsupportedError(
+            f"bench observe on the {plane_name} plane",
+            "the embedded plane: only that has a build without counters to compare with",
+        )
     pairs = 21 if quick else 101
     memory = mmap.mmap(-1, 2 * HALF_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with (
-        _loops.opened("embedded" if plane_name == "auto" else plane_name) as seen,
+        _loops.opened("embedded") as seen,
         _loops.opened("embedded", _loops.BLIND_NAME) as blind,
     ):
         measured = _result.Measured(seen.name)

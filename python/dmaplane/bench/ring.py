@@ -3,15 +3,18 @@
 
 Batches: "waited for" pushes a batch, waits for all of it, takes it, and only then
 pushes the next; "streamed" keeps two batches in flight. The claims are about batches
-that are waited for from Python, which is what ch.submit(rows) does, and about streamed ones
-from C. One NOP is ch.nop().wait() from Python: p50 of each round trip, once
-with a channel that never spins (event-driven) and once with one that always does. The
-peers of those are two C threads that do nothing but wake each other, by eventfd or
-by spinning on a word: the floor under any hand-over between threads.
+that are waited for, from C and from Python, where that is what ch.submit(rows) does; for
+the kernel plane also about what a batch of 256 gains over one entry a call, in turns with
+it. One entry a call is also shown with 256 in flight: nobody has to wait for each. One
+NOP is ch.nop().wait() from Python: p50 of each round trip, once with a channel that never
+spins (event-driven) and once with one that always does. The peers of those are two C
+threads that do nothing but wake each other, by eventfd or by spinning on a word: the
+floor under any hand-over between threads.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     from dmaplane._channel import Channel
     from dmaplane._plane import Plane
 
-BATCHES: Final = (1, 16, 256)
+BATCHES: Final = (1, 16, 64, 256)
 SLOTS: Final = 1024
 SPIN_US: Final = 10_000
 
@@ -73,6 +76,18 @@ def _one_from_c_us(plane: Plane, spin_us: int, count: int) -> list[float]:
         return [raw.stream(rows, batch=1, window=1) / 1e5 for _ in range(count // 100)]
 
 
+def _gain_row(channel: _loops.RawChannel, pairs: int) -> _result.Row:
+    """Batches of 256 in turns with one entry a call, both waited for."""
+    rows = {256: _loops.nop_rows(256 * 32), 1: _loops.nop_rows(2048)}
+
+    def rate(batch: int) -> float:
+        done = rows[batch]
+        return len(done) / channel.stream(done, batch=batch, window=batch) * 1e3
+
+    mine, other = _result.interleaved(pairs, lambda: rate(256), lambda: rate(1))
+    return _result.paired_row("C, 256 a call", "Mops/s", mine, "1 a call", other)
+
+
 def _one_row(case: str, plane: Plane, *, spin: bool, blocks: int, count: int) -> _result.Row:
     mine, other = _result.interleaved(
         blocks,
@@ -100,6 +115,12 @@ def measure(plane_name: str, quick: bool, report: Callable[[str], None]) -> _res
                 )
                 streamed = _from_c(raw, batch, 2 * batch, seconds)
                 measured.add(_result.single_row(f"C, {batch} streamed", "Mops/s", streamed))
+            report("C, 256 a call against 1 a call")
+            gain = _gain_row(raw, 11 if quick else 31)
+            measured.add(gain, "ring/kernel-batch-gain")
+            measured.claim("ring/kernel-entries-per-s", (gain["ours"] or 0.0) * 1e6)
+            in_flight = _from_c(raw, 1, 256, seconds)
+            measured.add(_result.single_row("C, 1 a call, 256 in flight", "Mops/s", in_flight))
         with plane.channel(slots=SLOTS) as channel:
             for batch in BATCHES:
                 report(f"Python, batches of {batch}")
@@ -109,15 +130,27 @@ def measure(plane_name: str, quick: bool, report: Callable[[str], None]) -> _res
                     "ring/python-256-Mops" if batch == 256 else None,
                     _result.median(samples),
                 )
-        for case, spin_us in (("event-driven", 0), ("spinning", SPIN_US)):
-            samples = _one_from_c_us(plane, spin_us, 2000 if quick else 20_000)
-            measured.add(_result.single_row(f"C, one, {case}", "us", samples))
-        blocks, count = (3, 500) if quick else (7, 2000)
-        for case, spin, name in (
-            ("Python, one, event-driven", False, "ring/python-one-event-us"),
-            ("Python, one, spinning", True, "ring/python-one-spin-us"),
-        ):
-            report(case)
-            row = _one_row(case, plane, spin=spin, blocks=blocks, count=count)
-            measured.add(row, name, row["ours"])
+        _measure_one(measured, plane, quick, report)
     return measured
+
+
+def _measure_one(
+    measured: _result.Measured, plane: Plane, quick: bool, report: Callable[[str], None]
+) -> None:
+    """One NOP at a time, asleep and spinning. Spinning on one CPU only measures its scheduler."""
+    cores = len(os.sched_getaffinity(0))
+    alone = f"two threads cannot spin for each other on {cores} CPU"
+    blocks, count = (3, 500) if quick else (7, 2000)
+    for how, spin, name in (
+        ("event-driven", False, "ring/python-one-event-us"),
+        ("spinning", True, "ring/python-one-spin-us"),
+    ):
+        report(f"one, {how}")
+        if spin and cores < 2:
+            measured.rows.append(_result.empty_row(f"C, one, {how}", "us"))
+            measured.skip(_result.empty_row(f"Python, one, {how}", "us p50"), name, alone)
+            continue
+        samples = _one_from_c_us(plane, SPIN_US if spin else 0, 2000 if quick else 20_000)
+        measured.add(_result.single_row(f"C, one, {how}", "us", samples))
+        row = _one_row(f"Python, one, {how}", plane, spin=spin, blocks=blocks, count=count)
+        measured.add(row, name, row["ours"])

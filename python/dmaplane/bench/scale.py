@@ -158,7 +158,7 @@ def _channel_rows(
 
 
 def _claim_worst(measured: _result.Measured, name: str, ratios: list[float]) -> None:
-    measured.claims.append(_result.claim(name, max(ratios)))
+    measured.claim(name, max(ratios))
 
 
 def measure(plane_name: str, quick: bool, report: Callable[[str], None]) -> _result.Measured:
