@@ -8,7 +8,7 @@ BENCHES := copy ring alloc observe scale
 KERNEL ?= 6.12
 SEED ?= $(shell date +%s)
 
-.PHONY: help demo test test-one kernel vmtest bench tidy fuzz lint clean setup setup-test
+.PHONY: help demo test test-one kernel install-module vmtest bench tidy fuzz lint clean setup setup-test
 
 help:
 	@echo "make demo            a stream between two processes, one of them killed, on this machine"
@@ -19,6 +19,7 @@ help:
 	@echo "make lint            mypy and ruff"
 	@echo "make fuzz SEED=n     the fuzzer at full length; a seed replays exactly"
 	@echo "make kernel          dmaplane.ko, built against KERNEL=6.12 (or 6.1, debug)"
+	@echo "make install-module  for this kernel (or RELEASE=r), as root; by DKMS where it is"
 	@echo "make vmtest          boots KERNEL=6.12 (or 6.1, debug) and runs tests/kernel in it;"
 	@echo "                     T=name takes the tests of that name"
 	@echo "make clean           removes build/ and .venv/"
@@ -38,11 +39,20 @@ test: setup-test
 test-one: setup-test
 	@$(if $(T),,$(error say which: make test-one T=name))$(PY) tools/verify.py --one "$(T)"
 
-vmtest: setup-test
+vmtest:
+ifeq ($(KERNEL),debug)
+	@tools/setup.sh debug
+	@tools/kernel/debug_kernel.sh
+else
+	@tools/setup.sh test
+endif
 	@$(PY) tools/vm/vmtest.py --kernel $(KERNEL) $(if $(T),-k "$(T)") $(VMFLAGS)
 
 kernel: setup-test
 	@$(PY) tools/kernel/build.py $(KERNEL)
+
+install-module:
+	@tools/kernel/install.py $(if $(RELEASE),--release $(RELEASE))
 
 bench: setup
 	@mkdir -p build/bench; status=0; for name in $(BENCHES); do \

@@ -4,7 +4,8 @@
 # Makes this checkout ready on a machine where nothing was prepared.
 #
 #   tools/setup.sh demo   compiler, CMake, Python, .venv with the package in it
-#   tools/setup.sh test   that, and all that `make test` uses
+#   tools/setup.sh test   that, and all that `make test` uses: cross compiler, QEMU, kernels
+#   tools/setup.sh debug  that, and what tools/kernel/debug_kernel.sh builds its kernel with
 #
 # Whatever is already there is left alone: a second run changes nothing and takes a
 # second. Missing programs are installed by apt-get, as root or through sudo. PYTHON
@@ -15,13 +16,22 @@ cd "$(dirname "$0")/.."
 
 goal=${1:-demo}
 case $goal in
-demo | test) ;;
+demo | test | debug) ;;
 *)
-	echo "usage: tools/setup.sh demo | test" >&2
+	echo "usage: tools/setup.sh demo | test | debug" >&2
 	exit 2
 	;;
 esac
 
+kernel_source=no
+if [ "$goal" = debug ]; then
+	goal=test
+	kernel_source=yes
+elif [ "$goal" = test ] && [ "${CI:-}" = true ]; then
+	kernel_source=yes # checkpatch is in it
+fi
+
+PATH=$PATH:/usr/sbin:/sbin
 venv=.venv
 say() { echo "setup: $*"; }
 have() { command -v "$1" >/dev/null 2>&1; }
@@ -51,6 +61,7 @@ compiles() { # compiles COMPILER LANGUAGE: is there a compiler, and its headers?
 #include <linux/types.h>' | "$1" -x "$2" -fsyntax-only - 2>/dev/null
 }
 
+lists=old
 wanted=
 want() { wanted="$wanted $*"; }
 
@@ -66,6 +77,11 @@ missing_programs() {
 		want python3-venv
 	fi
 	[ "$goal" = test ] || return 0
+	missing_test_programs
+	[ "$kernel_source" = no ] || missing_kernel_source
+}
+
+missing_test_programs() {
 	compiles g++ c++ || want g++ # the contract compiles as C++ too
 	have clang || want clang
 	have setarch || want util-linux
@@ -73,6 +89,52 @@ missing_programs() {
 		have aarch64-linux-gnu-gcc || want gcc-aarch64-linux-gnu
 		[ -e /usr/aarch64-linux-gnu/include/errno.h ] || want libc6-dev-arm64-cross
 		have qemu-aarch64 || want qemu-user
+	fi
+	[ "$(uname -m)" = x86_64 ] || return 0
+	have qemu-system-x86_64 || want qemu-system-x86
+	have busybox && ! ldd "$(command -v busybox)" >/dev/null 2>&1 || want busybox-static
+	have modprobe || want kmod
+	have sparse || want sparse
+	have perl || want perl
+	for series in 6.12 6.1; do
+		has_kernel $series || want_kernel $series
+	done
+}
+
+# The debug kernel's source, what compiles it, and checkpatch.
+missing_kernel_source() {
+	[ -e /usr/src/linux-source-6.12.tar.xz ] || want linux-source-6.12
+	have flex || want flex
+	have bison || want bison
+	have bc || want bc
+	have cpio || want cpio
+	have xz || want xz-utils
+	have perl || want perl
+	have ccache || want ccache
+	[ -e /usr/include/gelf.h ] || want libelf-dev
+	[ -e /usr/include/openssl/opensslv.h ] || want libssl-dev
+}
+
+has_kernel() { # has_kernel SERIES: an image, its modules, and headers to build against
+	for modules in /lib/modules/"$1".*-amd64; do
+		[ -e "$modules/build" ] && [ -e "/boot/vmlinuz-${modules##*/}" ] && return 0
+	done
+	return 1
+}
+
+# Only Debian has these. The exact name of an older series is known to apt's lists alone.
+want_kernel() {
+	grep -qs '^ID=debian' /etc/os-release || return 0
+	package=linux-image-$1-amd64
+	apt-cache show "$package" >/dev/null 2>&1 || {
+		pattern="^linux-image-$(echo "$1" | sed 's/[.]/[.]/g')[.][0-9]+[^-]*(-[0-9]+)?-amd64\$"
+		package=$(apt-cache search --names-only "$pattern" | cut -d ' ' -f 1 |
+			sort -V | tail -n 1)
+	}
+	if [ -n "$package" ]; then
+		want "$package" "linux-headers-${package#linux-image-}"
+	elif [ "$lists" = old ]; then
+		want "linux-image-$1" # looked up again after apt-get update
 	fi
 }
 
@@ -92,12 +154,14 @@ install_programs() {
 		say "no apt-get here; please install the equivalent of:$wanted" >&2
 		return 1
 	fi
-	say "installing$wanted"
 	log=$(mktemp)
+	as_root apt-get -qq update >"$log" 2>&1 || :
+	lists=new
+	missing_programs
+	say "installing$wanted"
 	# shellcheck disable=SC2086 # a list of package names
-	if as_root apt-get -qq update >"$log" 2>&1 &&
-		as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y \
-			--no-install-recommends $wanted >>"$log" 2>&1; then
+	if as_root env DEBIAN_FRONTEND=noninteractive INITRD=No apt-get -qq install -y \
+		--no-install-recommends $wanted >>"$log" 2>&1; then
 		rm -f "$log"
 	else
 		tail -n 20 "$log" >&2
@@ -105,6 +169,11 @@ install_programs() {
 		return 1
 	fi
 }
+
+# One at a time: two would install into the same .venv.
+mkdir -p build
+exec 8>build/setup.lock
+! have flock || flock 8
 
 missing_programs
 if [ -n "$wanted" ]; then

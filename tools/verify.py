@@ -75,6 +75,7 @@ class Stage:
     steps: Callable[[argparse.Namespace], list[Step]]
     tools: tuple[str, ...] = ()
     applies: Callable[[], str] = lambda: ""  # why it does not apply here, or nothing
+    lacks: Callable[[], str] = lambda: ""  # what is missing that is no tool, or nothing
 
 
 # ---- how results are read
@@ -103,8 +104,13 @@ def pytest_tally(output: str) -> Tally | None:
 
 
 def plain_tally(output: str) -> Tally | None:
-    found = re.findall(r"^(\d+) passed, (\d+) failed$", output, re.MULTILINE)
-    return Tally(int(found[-1][0]), int(found[-1][1])) if found else None
+    pattern = r"^(\d+) passed, (\d+) failed(?:, (\d+) skipped)?$"
+    found = re.findall(pattern, output, re.MULTILINE)
+    if not found:
+        return None
+    passed, failed, skipped = (int(number or 0) for number in found[-1])
+    reasons = re.findall(r"^SKIPPED \[\d+\] (.*)$", output, re.MULTILINE)
+    return Tally(passed, failed, skipped, reasons)
 
 
 # ---- how stages are built
@@ -222,6 +228,45 @@ def soak_stage(arguments: argparse.Namespace) -> list[Step]:
     return [*steps, Step(command, one_check)]
 
 
+# ---- the module
+
+
+def module_stage(series: str) -> Callable[[argparse.Namespace], list[Step]]:
+    command = python("tools/kernel/build.py", series, "--sparse", "--standin")
+    return lambda _: [Step(command, one_check)]
+
+
+def packaging_stage(_: argparse.Namespace) -> list[Step]:
+    return [
+        Step(python("tools/kernel/checkpatch.py"), plain_tally),
+        Step(python("tools/kernel/install.py", "--check", "6.12"), plain_tally),
+    ]
+
+
+def vmtest_stage(series: str) -> Callable[[argparse.Namespace], list[Step]]:
+    return lambda _: [Step(python("tools/vm/vmtest.py", "--kernel", series), plain_tally)]
+
+
+def only_x86() -> str:
+    machine = platform.machine()
+    return "" if machine == "x86_64" else f"the kernels it boots are x86-64, this is {machine}"
+
+
+def asks(*command: object) -> Callable[[], str]:
+    """What the command says is missing, if it exits with 3."""
+
+    def ask() -> str:
+        words = [str(word) for word in command]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 3 else ""
+
+    return ask
+
+
+def lacks_kernel(series: str) -> Callable[[], str]:
+    return asks(*python("tools/vm/kernels.py", series))
+
+
 def one_check(_: str) -> Tally:
     return Tally(passed=1)
 
@@ -229,6 +274,10 @@ def one_check(_: str) -> Tally:
 def only_elsewhere() -> str:
     return "native here: the other stages are this one" if platform.machine() == "aarch64" else ""
 
+
+KBUILD = ("make", "gcc", "sparse", "modprobe")
+QEMU = ("qemu-system-x86_64", "busybox", "setpriv", "modprobe")
+lacks_checkpatch = asks(*python("tools/kernel/checkpatch.py", "--where"))
 
 STAGES = (
     Stage("tidy", tidy_stage, ("gcc", "g++")),
@@ -240,6 +289,11 @@ STAGES = (
     Stage("mypy", mypy_stage),
     Stage("ruff", ruff_stage),
     Stage("pytest", pytest_stage),
+    Stage("module-6.12", module_stage("6.12"), KBUILD, only_x86, lacks_kernel("6.12")),
+    Stage("module-6.1", module_stage("6.1"), KBUILD, only_x86, lacks_kernel("6.1")),
+    Stage("packaging", packaging_stage, ("perl", "make"), only_x86, lacks_checkpatch),
+    Stage("vmtest-6.12", vmtest_stage("6.12"), QEMU, only_x86, lacks_kernel("6.12")),
+    Stage("vmtest-6.1", vmtest_stage("6.1"), QEMU, only_x86, lacks_kernel("6.1")),
     Stage("simulator", simulator_stage, ("gcc",)),
     Stage("fuzz", fuzz_stage, ("gcc",)),
     Stage("soak", soak_stage, ("gcc",)),
@@ -284,6 +338,7 @@ def run_stage(stage: Stage, arguments: argparse.Namespace) -> Tally:
     if why:
         return Tally(skipped=1, reasons=[f"not-applicable: {stage.name}: {why}"])
     missing = [tool for tool in stage.tools if not shutil.which(tool)]
+    missing += [] if missing else [thing for thing in (stage.lacks(),) if thing]
     if missing:
         reason = f"missing-tool: {stage.name}: {', '.join(missing)}"
         if IN_CI:

@@ -3,6 +3,8 @@
 
 "6.12" and "6.1" are Debian's, from the packages tools/setup.sh installs. "debug" is the
 one tools/kernel/debug_kernel.sh builds into a cache outside the tree.
+
+  tools/vm/kernels.py NAME     prints its release, or what is missing, with exit status 3
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import dataclasses
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 TREE = Path(__file__).resolve().parents[2]
@@ -71,3 +74,11 @@ def debug() -> Kernel:
 def find(name: str) -> Kernel:
     """The kernel called @name, one of NAMES."""
     return debug() if name == "debug" else installed(name)
+
+
+if __name__ == "__main__":
+    try:
+        print(find(sys.argv[1]).release)
+    except NoKernelError as error:
+        print(error)
+        sys.exit(3)
