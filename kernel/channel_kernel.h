@@ -106,6 +106,9 @@ void dmp_channel_free(struct dmp_plane *plane, struct dmp_kernel_channel *channe
 /* statistics.c: adds what the channel counted so far. Takes its lock. */
 void dmp_channel_count(struct dmp_kernel_channel *channel, struct dmp_statistics *statistics);
 
+/* All that the fd did: of channels that are gone, and of those that are not; and has now. */
+void dmp_plane_count_locked(struct dmp_plane *plane, struct dmp_statistics *statistics);
+
 /* enter.c: a call comes into a channel and leaves it again. It may be gone after put. */
 struct dmp_kernel_channel *dmp_channel_get_locked(struct dmp_plane *plane, u32 id, int *error);
 void dmp_channel_put(struct dmp_kernel_channel *channel);

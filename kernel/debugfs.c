@@ -87,41 +87,17 @@ static void planes_stop(struct seq_file *file, void *entry)
 	mutex_unlock(&dmp_planes_lock);
 }
 
-static void sum_plane_locked(struct dmp_plane *plane, struct dmp_statistics *sum)
-{
-	const struct dmp_channel_counters *retired = &plane->retired;
-	struct dmp_object *object;
-	unsigned long id;
-
-	lockdep_assert_held(&plane->lock);
-	*sum = (struct dmp_statistics){
-		.submissions = retired->submissions,
-		.completions = retired->completions,
-		.errors = retired->errors,
-		.cancelled = retired->cancelled,
-		.timeouts = retired->timeouts,
-		.bytes = retired->bytes,
-		.checksum_bytes = retired->checksum_bytes,
-		.batches = retired->batches,
-		.wakeups = plane->retired_wakeups,
-		.events = plane->retired_events,
-	};
-	xa_for_each_marked(&plane->objects, id, object, DMP_MARK_CHANNEL)
-		dmp_channel_count(container_of(object, struct dmp_kernel_channel, object), sum);
-}
-
 static int planes_show(struct seq_file *file, void *entry)
 {
 	struct dmp_plane *plane = list_entry(entry, struct dmp_plane, planes);
-	struct dmp_statistics sum;
+	struct dmp_statistics sum = { 0 };
 
 	down_read(&plane->lock);
-	sum_plane_locked(plane, &sum);
-	seq_printf(file, "plane=%016llx owner=%d buffers=%u bytes=%llu channels=%u mappings=%d",
-		   plane->incarnation, plane->owner, plane->buffers, plane->buffer_bytes,
-		   plane->channels, atomic_read(&plane->mappings));
-	seq_printf(file, " revocations=%llu", plane->revocations);
+	dmp_plane_count_locked(plane, &sum);
 	up_read(&plane->lock);
+	seq_printf(file, "plane=%016llx owner=%d buffers=%llu bytes=%llu channels=%llu mappings=%llu",
+		   plane->incarnation, plane->owner, sum.buffers, sum.buffer_bytes, sum.channels,
+		   sum.mappings);
 	seq_printf(file, " submissions=%llu completions=%llu errors=%llu cancelled=%llu timeouts=%llu",
 		   sum.submissions, sum.completions, sum.errors, sum.cancelled, sum.timeouts);
 	seq_printf(file, " moved=%llu checksummed=%llu batches=%llu wakeups=%llu events=%llu\n",

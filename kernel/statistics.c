@@ -24,16 +24,15 @@ void dmp_channel_count(struct dmp_kernel_channel *channel, struct dmp_statistics
 	mutex_unlock(&channel->lock);
 }
 
-/* All that this fd did: of channels that are gone, and of those that are not. */
-static void count_plane(struct dmp_plane *plane, struct dmp_statistics *statistics)
+void dmp_plane_count_locked(struct dmp_plane *plane, struct dmp_statistics *statistics)
 {
 	struct dmp_object *object;
 	unsigned long id;
 
-	down_read(&plane->lock);
+	lockdep_assert_held(&plane->lock);
 	add_counters(statistics, &plane->retired);
-	statistics->wakeups = plane->retired_wakeups;
-	statistics->events = plane->retired_events;
+	statistics->wakeups += plane->retired_wakeups;
+	statistics->events += plane->retired_events;
 	xa_for_each_marked(&plane->objects, id, object, DMP_MARK_CHANNEL)
 		dmp_channel_count(container_of(object, struct dmp_kernel_channel, object),
 				  statistics);
@@ -41,7 +40,6 @@ static void count_plane(struct dmp_plane *plane, struct dmp_statistics *statisti
 	statistics->buffer_bytes = plane->buffer_bytes;
 	statistics->channels = plane->channels;
 	statistics->mappings = atomic_read(&plane->mappings);
-	up_read(&plane->lock);
 }
 
 /* A channel in any state, for as long as plane->lock is held. */
@@ -75,7 +73,9 @@ int dmp_statistics_read(struct dmp_plane *plane, void *argument)
 	case DMP_SCOPE_PLANE:
 		if (statistics->id != 0)
 			return -EINVAL;
-		count_plane(plane, statistics);
+		down_read(&plane->lock);
+		dmp_plane_count_locked(plane, statistics);
+		up_read(&plane->lock);
 		return 0;
 	case DMP_SCOPE_CHANNEL:
 		return count_channel(plane, statistics);
