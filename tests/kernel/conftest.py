@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 TREE = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(TREE / "tools/vm"))
+sys.path[:0] = [str(TREE / "tools/vm"), str(TREE / "tests/kernel")]
 
 import kmsg  # noqa: E402 (the harness is not a package)
 from driver import Driver  # noqa: E402
