@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 #
 # The C programs that `make vmtest` runs against the module, target kernel_programs:
-# one per tests/kernel/*.c that has a main(), linked with those that have none (device.c
-# serves the calls of libdmaplane.h from /dev/dmaplane); and the embedded plane's fuzzer,
-# unchanged, as kernel_fuzz. They land in kernel-programs/ of the build directory, and
-# tests find them by the fixture program("NAME").
+# one per tests/kernel/*.c that has a main(), and the embedded plane's fuzzer unchanged;
+# each is linked with those files that have none (device.c serves the calls of
+# libdmaplane.h from /dev/dmaplane). They land in kernel-programs/ of the build directory,
+# and tests find them by the fixture program("NAME").
 
 add_custom_target(kernel_programs)
 
@@ -16,7 +16,9 @@ function(dmp_kernel_program name)
 	add_dependencies(kernel_programs ${name})
 endfunction()
 
-file(GLOB sources CONFIGURE_DEPENDS tests/kernel/*.c)
+# The fuzzer's generator and the client of rings (it only speaks ioctl) serve all.
+file(GLOB sources CONFIGURE_DEPENDS tests/kernel/*.c tests/fuzz/*.c)
+list(APPEND sources ${CMAKE_SOURCE_DIR}/embedded/client.c)
 set(programs "")
 set(shared "")
 foreach(source ${sources})
@@ -28,16 +30,14 @@ foreach(source ${sources})
 	endif()
 endforeach()
 
-if(shared)
-	add_library(dmp_kernel_attack STATIC EXCLUDE_FROM_ALL ${shared})
-	target_link_libraries(dmp_kernel_attack PUBLIC dmp_core)
-	target_include_directories(dmp_kernel_attack PUBLIC
-		${CMAKE_SOURCE_DIR}/tests ${CMAKE_SOURCE_DIR}/tests/kernel)
+add_library(dmp_kernel_attack STATIC EXCLUDE_FROM_ALL ${shared})
+target_link_libraries(dmp_kernel_attack PUBLIC dmp_core)
+target_include_directories(dmp_kernel_attack PUBLIC
+	${CMAKE_SOURCE_DIR}/tests ${CMAKE_SOURCE_DIR}/tests/kernel ${CMAKE_SOURCE_DIR}/tests/fuzz)
+if(EXISTS ${CMAKE_SOURCE_DIR}/tests/kernel/device.c)
 	foreach(source ${programs})
 		get_filename_component(name ${source} NAME_WE)
-		dmp_kernel_program(${name} ${source})
+		dmp_kernel_program(kernel_${name} ${source})
+		set_target_properties(kernel_${name} PROPERTIES OUTPUT_NAME ${name})
 	endforeach()
-	file(GLOB sources CONFIGURE_DEPENDS tests/fuzz/*.c)
-	dmp_kernel_program(kernel_fuzz ${sources})
-	set_target_properties(kernel_fuzz PROPERTIES OUTPUT_NAME fuzz)
 endif()

@@ -12,6 +12,7 @@ warning is an error: W=1 for the module. One build of a kernel at a time.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import os
 import re
@@ -72,8 +73,9 @@ def _make(kernel: kernels.Kernel, folder: Path, *words: str) -> None:
         raise BuildError(f"{folder.name} does not build for {kernel.release}")
 
 
-def build(kernel: kernels.Kernel, *, standin: bool = False, sparse: bool = False) -> list[Path]:
-    """The built modules, dmaplane.ko first. @sparse: check all files with it, too."""
+@contextlib.contextmanager
+def _home(kernel: kernels.Kernel) -> Iterator[Path]:
+    """The folder of one kernel's objects, empty of another release's, for one of us."""
     home = TREE / "build/kernel" / kernel.name
     home.mkdir(parents=True, exist_ok=True)
     with (home / "lock").open("w") as lock:
@@ -85,16 +87,25 @@ def build(kernel: kernels.Kernel, *, standin: bool = False, sparse: bool = False
             release.write_text(kernel.release)
         for name in SOURCES:
             mirror(TREE / name, home / name)
-        strict = ["W=1", "KCFLAGS=-Werror"]
-        if sparse:
-            strict += ["C=2", "CF=-Wsparse-error"]
+        yield home
+
+
+def build(kernel: kernels.Kernel, *, sparse: bool = False) -> list[Path]:
+    """Builds dmaplane.ko, strictly; with @sparse all its files are checked by it, too."""
+    strict = ["W=1", "KCFLAGS=-Werror"]
+    if sparse:
+        strict += ["C=2", "CF=-Wsparse-error"]
+    with _home(kernel) as home:
         _make(kernel, home / "kernel", *strict)
-        built = [home / "kernel/dmaplane.ko"]
-        if standin and (TREE / STANDIN / "Kbuild").exists():
-            mirror(TREE / STANDIN, home / STANDIN)
-            _make(kernel, home / STANDIN, "KCFLAGS=-Werror")
-            built += sorted((home / STANDIN).glob("*.ko"))
-    return built
+        return [home / "kernel/dmaplane.ko"]
+
+
+def build_standins(kernel: kernels.Kernel) -> list[Path]:
+    """Builds the modules of tests/kernel/standin."""
+    with _home(kernel) as home:
+        mirror(TREE / STANDIN, home / STANDIN)
+        _make(kernel, home / STANDIN, "KCFLAGS=-Werror")
+        return sorted((home / STANDIN).glob("*.ko"))
 
 
 def main() -> int:
@@ -105,7 +116,9 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         kernel = kernels.find(arguments.kernel)
-        built = build(kernel, standin=arguments.standin, sparse=arguments.sparse)
+        built = build(kernel, sparse=arguments.sparse)
+        if arguments.standin:
+            built += build_standins(kernel)
     except (kernels.NoKernelError, BuildError) as error:
         print(f"build: {error}", file=sys.stderr)
         return 1
