@@ -9,7 +9,6 @@ import fcntl
 import mmap
 import os
 import socket
-import tempfile
 import time
 from typing import TYPE_CHECKING
 
@@ -165,10 +164,11 @@ def fd_that_is_no_memory_is_refused(make_plane: MakePlane) -> None:
             _rig.expect(answer, errno.EINVAL, errno.EBADF)
         os.close(read)
         os.close(write)
-        with tempfile.TemporaryFile() as file:
-            file.truncate(4096)
-            answer, _ = _import(plane, file.fileno())
+        for path, mode in ((__file__, os.O_RDONLY), ("/dev/zero", os.O_RDWR)):
+            fd = os.open(path, mode | os.O_CLOEXEC)
+            answer, _ = _import(plane, fd)
             _rig.expect(answer, errno.EINVAL, errno.EPERM)
+            os.close(fd)
         assert plane.statistics().buffers == 0
 
 
