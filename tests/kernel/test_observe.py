@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import pytest
 from driver import Driver
+from ivshmem import BAR, Ivshmem
 
 import dmaplane
 from dmaplane import _abi
@@ -189,6 +190,20 @@ def test_every_edge_of_a_copy_is_traced_with_its_fields() -> None:
     assert every[-1] == "dmp_plane_close"
 
 
+def test_close_tells_what_was_left_and_frees_it_visibly() -> None:
+    with Trace() as trace:
+        with dmaplane.open(plane="kernel") as plane:
+            mine = incarnation(plane)
+            left = {str(_rig.create_buffer(plane, PAGE).buffer_id) for _ in range(2)}
+            rings = _rig.Rings(plane, slots=8)
+            rings.unmap()
+        closed = trace.wait_for("dmp_plane_close", plane=mine)
+        destroyed = {row["id"] for row in trace.named("dmp_buffer_destroy", plane=mine)}
+        assert trace.named("dmp_channel_destroy", plane=mine, id=rings.id)
+    assert (closed["buffers"], closed["bytes"], closed["channels"]) == ("2", str(2 * PAGE), "1")
+    assert destroyed == left
+
+
 def test_mapping_of_a_buffer_is_traced_from_map_to_unmap(plane: dmaplane.Plane) -> None:
     with Trace("dmp_map", "dmp_unmap") as trace:
         made = _rig.create_buffer(plane, 3 * PAGE)
@@ -239,6 +254,54 @@ def test_export_is_traced_until_its_last_holder_lets_go(plane: dmaplane.Plane) -
         # The memory goes with the buffer, not before it.
         names = [name for name, row in trace.events() if row.get("memory") == serial]
     assert names.index("dmp_buffer_destroy") < names.index("dmp_memory_free")
+
+
+def test_import_is_traced_with_the_memory_it_made(plane: dmaplane.Plane) -> None:
+    made = _rig.create_buffer(plane, 2 * PAGE)
+    fd = _rig.export_buffer(plane, made.buffer_id)
+    try:
+        with Trace("dmp_import", "dmp_buffer_create") as trace:
+            request = _abi.BufferImport(fd=fd)
+            _rig.expect(_rig.ask(plane, _abi.BUFFER_IMPORT, request), 0)
+            (created,) = trace.named("dmp_buffer_create", id=request.buffer_id, kind="imported")
+            assert trace.named("dmp_import", memory=created["memory"], bytes=2 * PAGE)
+    finally:
+        os.close(fd)
+
+
+@pytest.fixture
+def device(share: Path) -> Iterator[Ivshmem]:
+    """A PCI device with memory; put back if the test takes it away."""
+    found = Ivshmem(share / "ivshmem")
+    yield found
+    if not found.present:
+        found.rescan()
+
+
+def test_revocation_is_traced_from_the_memory_to_the_event(
+    plane: dmaplane.Plane, device: Ivshmem
+) -> None:
+    domain, bus, slot, function = (int(word, 16) for word in re.split("[:.]", device.address))
+    address = domain << 16 | bus << 8 | slot << 3 | function
+    with Trace() as trace, _rig.Rings(plane, slots=8) as rings:
+        made = _rig.create_buffer(
+            plane, PAGE, kind=_abi.KIND_PEER, peer_device=address, peer_bar=BAR
+        )
+        (created,) = trace.named("dmp_buffer_create", id=made.buffer_id, kind="peer")
+        device.remove()
+        (event,) = rings.take_exactly(1)
+        assert event["operation"] == _abi.EVENT_BUFFER_REVOKED
+        assert event["user_data"] == made.buffer_id
+        assert objects(plane)[made.buffer_id]["state"] == "revoked"
+        (revoked,) = trace.named("dmp_revoke")
+        (state,) = trace.named("dmp_buffer_state", id=made.buffer_id)
+        (told,) = trace.named("dmp_event", id=rings.id)
+        names = [name for name, _ in trace.events()]
+    assert revoked["memory"] == state["memory"] == created["memory"]
+    assert state["state"] == "revoked"
+    assert (told["event"], told["user_data"]) == ("buffer_revoked", str(made.buffer_id))
+    order = [names.index(name) for name in ("dmp_revoke", "dmp_buffer_state", "dmp_event")]
+    assert order == sorted(order)
 
 
 def test_events_that_are_off_leave_nothing(plane: dmaplane.Plane) -> None:
