@@ -78,11 +78,13 @@ CORE_BORDER = {
     "types.h": {"stdbool.h", "stddef.h"},
     "atomic.h": {"asm/barrier.h", "linux/compiler.h"},
 }
+KERNEL_SYSTEM = ("linux/", "asm/", "trace/", "rdma/")
 UAPI_SYSTEM = {"linux/types.h", "linux/ioctl.h"}
 MAY_INCLUDE = {
     "include": ("include/uapi",),
     "core": ("core", "include/uapi"),
     "embedded": ("embedded", "core", "include/uapi"),
+    "kernel": ("kernel", "core", "include/uapi"),
     "bench": ("bench", "embedded", "include/uapi"),
 }
 
@@ -108,6 +110,8 @@ def check_include_arrows(root: Path) -> Problems:
                 elif layer == "core":
                     if found[2] not in CORE_SYSTEM | CORE_BORDER.get(path.name, set()):
                         problems.append(f"{where}; core knows only {sorted(CORE_SYSTEM)}")
+                elif layer == "kernel" and not found[2].startswith(KERNEL_SYSTEM):
+                    problems.append(f"{where}; the module knows only {' '.join(KERNEL_SYSTEM)}")
                 elif layer == "include" and found[2] not in UAPI_SYSTEM:
                     problems.append(f"{where}; the contract knows only {sorted(UAPI_SYSTEM)}")
     return problems
@@ -169,7 +173,8 @@ BANNED_WORDS = (
     (re.compile(r"(?i)\bplace[h]older\b|\bfor no[w]\b"), "unfinished work"),
     (re.compile(r"(?<![\w.])/(?:[r]oot|[h]ome|[w]ork|[t]mp)/"), "a path of somebody's machine"),
     (re.compile(r"(?i)\b(?:pypi[.]org|pythonhosted[.]org|deb[.]debian[.]org)\b"), "a host"),
-    (re.compile(r"\b\w+_unl[o]cked\b"), "the suffix that means two opposite things"),
+    # The kernel's own dma-buf calls cannot be renamed.
+    (re.compile(r"\b(?!dma_buf_)\w+_unl[o]cked\b"), "the suffix that means two opposite things"),
 )
 
 
@@ -255,6 +260,40 @@ def check_licences(root: Path) -> Problems:
             problems.append(f"{relative}: no SPDX line; {wanted} belongs there")
         elif found[1] != wanted:
             problems.append(f"{relative}: {found[1]}, but its directory is {wanted}")
+    return problems
+
+
+# ---- what only the module has to keep
+
+FUNCTION_HEAD = re.compile(r"^[a-z][^;{}()]*?\b(\w+)\(", re.MULTILINE)
+
+
+def functions(text: str) -> Iterator[tuple[str, int, str]]:
+    """Name, line and body of each function that is defined in kernel style."""
+    for found in re.finditer(r"^\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL):
+        blank = text.rfind("\n\n", 0, found.start())
+        start = 0 if blank < 0 else blank + 2
+        head = FUNCTION_HEAD.search(text, start, found.start())
+        if head:
+            yield head[1], text.count("\n", 0, found.start()) + 1, found[1]
+
+
+def check_kernel_habits(root: Path) -> Problems:
+    """Locks are asserted where a name says so; versions differ in one header; no BUG()."""
+    problems = []
+    for path in files(root, ".c", ".h", under="kernel"):
+        relative = path.relative_to(root)
+        text = path.read_text()
+        for name, number, body in functions(text):
+            if name.endswith("_locked") and "lockdep_assert_held" not in body:
+                problems.append(f"{relative}:{number}: {name} does not assert its lock")
+        for number, line in enumerate(text.splitlines(), 1):
+            if re.search(r"\bBUG(_ON)?\(", line):
+                problems.append(f"{relative}:{number}: BUG takes the machine down")
+            if re.search(r"%p[xK]", line):
+                problems.append(f"{relative}:{number}: shows a raw address")
+            if "LINUX_VERSION_CODE" in line and path.name != "compat.h":
+                problems.append(f"{relative}:{number}: kernels differ in compat.h only")
     return problems
 
 
@@ -456,6 +495,7 @@ CHECKS: Sequence[Callable[[Path], Problems]] = (
     check_words,
     check_sizes,
     check_licences,
+    check_kernel_habits,
     check_contract_compiles,
     check_headers_alone,
     check_core_freestanding,

@@ -45,6 +45,10 @@ def tree(tmp_path: Path) -> Path:
         + "#ifndef L_H\n#define L_H\n#define DMP_PUBLIC\n"
         + "DMP_PUBLIC int dmp_open(void *p);\n#endif\n",
         "embedded/libdmaplane.map": MIT + "V_1 {\nglobal:\n\tdmp_open;\nlocal:\n\t*;\n};\n",
+        "kernel/a.c": "// SPDX-License-Identifier: GPL-2.0\n"
+        + '#include <linux/mutex.h>\n#include "ring.h"\n\n'
+        + "void dmp_a_locked(struct dmp_a *a,\n\t\t  int b)\n"
+        + "{\n\tlockdep_assert_held(&a->lock);\n}\n",
         "python/dmaplane/__init__.py": PYTHON_MIT + "import os\nimport numpy\n",
     }
     for name, text in good.items():
@@ -84,6 +88,8 @@ BAD = [
     ("include_arrows", "include/uapi/a.h", "#include <stdint.h>\n"),
     ("include_arrows", "embedded/a.c", '#include "../tests/contract/layout.c"\n'),
     ("include_arrows", "bench/a.c", '#include "../core/ring.h"\n'),
+    ("include_arrows", "kernel/a.c", '#include "../embedded/libdmaplane.h"\n'),
+    ("include_arrows", "kernel/a.c", "#include <stdio.h>\n"),
     ("import_arrows", "python/dmaplane/_a.py", "import torch\n"),
     ("import_arrows", "python/dmaplane/_a.py", "from tools import abi\n"),
     ("import_arrows", "python/dmaplane/_a.py", "import rich.table\n"),
@@ -104,6 +110,10 @@ BAD = [
     ("licences", "embedded/a.c", "int a;\n"),
     ("licences", "kernel/a.c", CORE_LICENCE),
     ("licences", "include/uapi/a.h", CORE_LICENCE),
+    ("kernel_habits", "kernel/a.c", "static void\ndmp_a_locked(void)\n{\n\tfree();\n}\n"),
+    ("kernel_habits", "kernel/a.c", "\tBUG" + "_ON(a);\n"),
+    ("kernel_habits", "kernel/a.c", '\tpr_info("%px", a);\n'),
+    ("kernel_habits", "kernel/a.c", "#if LINUX_VERSION_CODE > 1\n"),
     ("headers_alone", "core/a.h", "struct a {\n\t__u32 b;\n};\n"),
     ("headers_alone", "core/a.h", '#include "types.h"\nstruct a {\n\t__u32 b;\n};\n'),
     ("core_freestanding", "core/a.c", "int a(int b)\n{\n\treturn b\n}\n"),
