@@ -207,10 +207,16 @@ static void run(struct dmp_kernel_channel *channel, u32 index, struct dmp_outcom
 		outcome->result = -EBADMSG;
 }
 
+static bool is_peer(const struct dmp_buffer *buffer)
+{
+	const struct dmp_memory *memory = buffer->memory;
+
+	return (memory->origin ? memory->origin : memory)->kind == DMP_KIND_PEER;
+}
+
 static u8 path_of(const struct dmp_holds *holds)
 {
-	if (holds->target->memory->kind == DMP_KIND_PEER ||
-	    (holds->source && holds->source->memory->kind == DMP_KIND_PEER))
+	if (is_peer(holds->target) || (holds->source && is_peer(holds->source)))
 		return DMP_PATH_PEER;
 	return DMP_PATH_LOCAL;
 }
