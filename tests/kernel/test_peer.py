@@ -336,8 +336,8 @@ def test_dma_buf_of_a_bar_goes_with_it(plane: dmaplane.Plane, device: Ivshmem) -
         other.channel() as channel,
         other.buffer(MIB) as host,
     ):
-        export = buffer.export(dmabuf=True)
         with (
+            buffer.export(dmabuf=True) as export,
             other.import_buffer(export) as imported,
             _rig.Child(touch_after_word(lambda: mmap.mmap(export.fileno(), MIB))) as child,
         ):
@@ -360,7 +360,6 @@ def test_dma_buf_of_a_bar_goes_with_it(plane: dmaplane.Plane, device: Ivshmem) -
             with pytest.raises(dmaplane.DmaplaneError):
                 other.import_buffer(export)
             del view
-        export.close()
 
 
 def test_unbinding_its_driver_is_no_removal(plane: dmaplane.Plane, device: Ivshmem) -> None:
