@@ -8,9 +8,14 @@ import re
 import subprocess
 import sys
 
+import dmaplane
 from dmaplane import testing
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import laws_docs  # noqa: E402 (tools are no package)
+
 PAGE = (ROOT / "docs/laws.md").read_text(encoding="utf-8")
 
 
@@ -36,3 +41,24 @@ def test_the_lists_are_up_to_date() -> None:
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_what_a_plane_claims_is_read_from_its_query() -> None:
+    claimed = {name: laws_docs.claims(name) for name in ("embedded", "kernel")}
+    with dmaplane.open(plane="embedded") as plane:
+        assert claimed["embedded"].always & ~plane.capabilities == 0
+        assert plane.capabilities & ~claimed["embedded"].sometimes == 0
+    assert dmaplane.Capability.HUGE in claimed["embedded"].sometimes
+    assert dmaplane.Capability.HUGE not in claimed["embedded"].always
+    assert dmaplane.Capability.COHERENT in claimed["kernel"].always
+
+
+def test_a_verdict_says_what_is_missing_and_where() -> None:
+    huge, bind = dmaplane.Capability.HUGE, dmaplane.Capability.BIND
+    case = next(one for one in testing.cases() if one.needs == (huge,))
+    for always, sometimes, said in (
+        (huge, huge, "runs"),
+        (bind, bind | huge, "runs with HUGE"),
+        (bind, bind, "no HUGE"),
+    ):
+        assert laws_docs.verdict(case, laws_docs.Claims(always, sometimes)) == said
