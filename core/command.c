@@ -93,3 +93,18 @@ int dmp_command_check(const struct dmp_command_shape *shape, const void *argumen
 			return -EINVAL;
 	return 0;
 }
+
+bool dmp_command_answers(int row)
+{
+	switch (row) {
+	case _IOC_NR(DMP_BUFFER_DESTROY):
+	case _IOC_NR(DMP_BUFFER_SYNC):
+	case _IOC_NR(DMP_REGION_DESTROY):
+	case _IOC_NR(DMP_CHANNEL_DESTROY):
+	case _IOC_NR(DMP_LISTENER_DESTROY):
+	case _IOC_NR(DMP_ENDPOINT_DESTROY):
+		return false;
+	default:
+		return true;
+	}
+}

@@ -35,4 +35,10 @@ int dmp_command_check_size(const struct dmp_command_shape *shape, __u32 size);
 /* Flags and reserved bytes of @argument, shape->size bytes of our own: 0 or -EINVAL. */
 int dmp_command_check(const struct dmp_command_shape *shape, const void *argument);
 
+/*
+ * Does anything come back? If not, the struct is only read: it may lie where nobody can
+ * write, and what was destroyed is not reported as a failure because of that.
+ */
+bool dmp_command_answers(int row);
+
 #endif /* DMP_CORE_COMMAND_H */

@@ -113,6 +113,7 @@ int dmp_ioctl(struct dmp_plane *plane, unsigned int command, void *argument)
 	if (error)
 		return error;
 	/* Everything but the caller's size and flags, which are his. */
-	memcpy((char *)argument + 8, (const char *)copy + 8, shape->size - 8);
+	if (dmp_command_answers(row))
+		memcpy((char *)argument + 8, (const char *)copy + 8, shape->size - 8);
 	return 0;
 }

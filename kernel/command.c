@@ -126,7 +126,8 @@ long dmp_command(struct dmp_plane *plane, unsigned int number, void __user *argu
 	if (error)
 		return error;
 	/* Everything but the caller's size and flags, which are his. */
-	if (copy_to_user(argument + 8, (char *)call.argument + 8, shape->size - 8)) {
+	if (dmp_command_answers(row) &&
+	    copy_to_user(argument + 8, (char *)call.argument + 8, shape->size - 8)) {
 		undo(plane, service, &call);
 		return -EFAULT;
 	}

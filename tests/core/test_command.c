@@ -42,7 +42,7 @@ static void check_row(int row)
 
 int main(void)
 {
-	__u32 number, found = 0;
+	__u32 number, found = 0, silent = 0;
 
 	for (number = 0; number < 0x100; number++) {
 		int row = dmp_command_find(_IO(DMP_IOCTL_TYPE, number));
@@ -52,11 +52,14 @@ int main(void)
 			continue;
 		check_row(row);
 		found++;
+		silent += !dmp_command_answers(row);
 		/* The same number with a direction or a size in it is another command. */
 		CHECK(dmp_command_find(_IOR(DMP_IOCTL_TYPE, number, __u32)) == -ENOTTY);
 		CHECK(dmp_command_find(_IO(DMP_IOCTL_TYPE + 1, number)) == -ENOTTY);
 	}
 	CHECK(found == 25);
+	/* Five ways to destroy, and SYNC: no output field. */
+	CHECK(silent == 6 && !dmp_command_answers(_IOC_NR(DMP_BUFFER_SYNC)));
 	CHECK(dmp_command_find(0) == -ENOTTY);
 	CHECK(dmp_command_find(0xffffffffu) == -ENOTTY);
 	return 0;
