@@ -34,7 +34,10 @@ def serve(parent: socket.socket) -> None:
     """Copies for as long as the parent is there."""
     said, descriptors, _, _ = socket.recv_fds(parent, 65536, 1)
     request = json.loads(said)
-    with dmaplane.open() as plane, plane.import_buffer(descriptors[0], read_only=True) as given:
+    with (
+        dmaplane.open(plane=request["plane"]) as plane,
+        plane.import_buffer(descriptors[0], read_only=True) as given,
+    ):
         length = request["length_bytes"]
         found = dmaplane.crc32c(given[:length].memory())
         parent.send(json.dumps({"checksum": found}).encode())

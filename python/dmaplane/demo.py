@@ -25,11 +25,12 @@ import statistics
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
 
 import dmaplane
+from dmaplane._kernel import DEVICE_PATH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,6 +73,15 @@ class Outcome:
     def passed(self) -> bool:
         """True if every check did."""
         return all(step.passed for step in self.checks)
+
+
+class Memory(NamedTuple):
+    """Something through which a process reaches memory of a plane."""
+
+    what: str
+    owner: int
+    """The device of a memory file; else the process."""
+    number: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -208,7 +218,11 @@ class _Demo:
         """A child gets the buffer, verifies it, copies from it, and is killed doing so."""
         with _child() as (child, ours):
             with self.source.export(read_only=True) as export:
-                request = {"checksum": self.whole, "length_bytes": self.source.length_bytes}
+                request = {
+                    "plane": self.plane.name,
+                    "checksum": self.whole,
+                    "length_bytes": self.source.length_bytes,
+                }
                 with contextlib.suppress(BrokenPipeError):  # then it has no answer either
                     socket.send_fds(ours, [json.dumps(request).encode()], [export.fd])
             answer = _answer(ours)
@@ -223,7 +237,7 @@ class _Demo:
             copied = _answer(ours)
             self.progress("hand over", 0.6)
             self._held(child.pid)
-            theirs = _memory_files(child.pid) - _memory_files(os.getpid())
+            theirs = _memory_of(child.pid) - _memory_of(os.getpid())
             alive = child.poll() is None
             child.send_signal(signal.SIGKILL)
             child.wait()
@@ -263,19 +277,22 @@ class _Demo:
             f"{left} holders after {took * 1e3:.0f} ms",
         )
 
-    def _nothing_left(self, theirs: set[tuple[int, int]]) -> None:
+    def _nothing_left(self, theirs: set[Memory]) -> None:
         """No process can reach memory that was the child's own."""
-        left = theirs
         start = time.monotonic()
         while True:
-            left = theirs & _memory_files_of_all()
+            left = theirs & _memory_of_all()
             if not left or time.monotonic() - start > RETURN_S:
                 break
             time.sleep(0.01)
+        kinds = sorted({memory.what for memory in theirs})
+        counts = ", ".join(
+            f"{sum(memory.what == kind for memory in theirs)} {kind}" for kind in kinds
+        )
         self.add(
             "nothing leaked",
             bool(theirs) and not left,
-            f"{len(theirs)} memory files were the child's own, {len(left)} of them remain",
+            f"{counts or 'nothing'} were the child's own, {len(left)} of them remain",
         )
 
     def intact(self) -> None:
@@ -404,16 +421,19 @@ def _kibibytes(name: str, key: str) -> int:
     return 0
 
 
-def _memory_files(pid: int | str) -> set[tuple[int, int]]:
-    """(device, inode) of every memfd that a process has open or mapped."""
+def _memory_of(pid: int) -> set[Memory]:
+    """Memory files that a process has open or mapped, and what it has of the kernel module."""
     found = set()
     try:
         for name in os.listdir(f"/proc/{pid}/fd"):
             path = f"/proc/{pid}/fd/{name}"
             try:
-                if os.readlink(path).startswith("/memfd:"):
+                target = os.readlink(path)
+                if target.startswith("/memfd:"):
                     status = os.stat(path)
-                    found.add((status.st_dev, status.st_ino))
+                    found.add(Memory("memory files", status.st_dev, status.st_ino))
+                elif target == DEVICE_PATH:
+                    found.add(Memory("planes", pid, int(name)))
             except OSError:
                 continue  # closed meanwhile
         with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as file:
@@ -421,11 +441,13 @@ def _memory_files(pid: int | str) -> set[tuple[int, int]]:
                 if "/memfd:" in line:
                     _, _, _, device, inode, _ = line.split(maxsplit=5)
                     major, minor = (int(part, 16) for part in device.split(":"))
-                    found.add((os.makedev(major, minor), int(inode)))
+                    found.add(Memory("memory files", os.makedev(major, minor), int(inode)))
+                elif line.rstrip().endswith(DEVICE_PATH):
+                    found.add(Memory("mappings", pid, int(line.partition("-")[0], 16)))
     except OSError:
         pass  # the process ended, or is not ours to look at
     return found
 
 
-def _memory_files_of_all() -> set[tuple[int, int]]:
-    return {file for name in os.listdir("/proc") if name.isdigit() for file in _memory_files(name)}
+def _memory_of_all() -> set[Memory]:
+    return {one for name in os.listdir("/proc") if name.isdigit() for one in _memory_of(int(name))}

@@ -6,11 +6,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import pathlib
 import signal
 import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING
+
+import pytest
 
 import dmaplane
 from dmaplane.cli import _boards, top
@@ -72,7 +75,7 @@ def test_vanishes_with_kill_9() -> None:
 
 def test_counters_are_those_of_the_plane() -> None:
     known = {sample.incarnation for sample in _boards.samples()}
-    with dmaplane.open() as plane, plane.channel() as channel:
+    with dmaplane.open(plane="embedded") as plane, plane.channel() as channel:
         for _ in range(10):
             channel.nop().wait()
         (mine,) = [s for s in of_process(os.getpid()) if s.incarnation not in known]
@@ -144,3 +147,35 @@ def test_rates_of_a_first_sample_are_zero() -> None:
         sample = of_process(os.getpid())[-1]
     assert _boards.rates(None, sample).bytes_per_s == 0.0
     assert _boards.rates(sample, sample).bytes_per_s == 0.0
+
+
+MODULE_PLANES = """\
+plane=00000000000000ab owner={mine} buffers=2 bytes=8192 channels=1 mappings=3 submissions=10 \
+completions=9 errors=1 cancelled=0 timeouts=0 moved=777 checksummed=5 batches=4 wakeups=2 events=1
+plane=00000000000000cd owner={nobody} buffers=0 bytes=0 channels=0 mappings=0 submissions=0 \
+completions=0 errors=0 cancelled=0 timeouts=0 moved=0 checksummed=0 batches=0 wakeups=0 events=0
+"""
+
+
+def test_planes_of_the_module_are_read_from_its_list(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = tmp_path / "planes"
+    listed.write_text(MODULE_PLANES.format(mine=os.getpid(), nobody=2**22 + 1))
+    monkeypatch.setattr(_boards, "KERNEL_PLANES", str(listed))
+    (mine,) = [sample for sample in _boards.samples() if sample.plane == "kernel"]
+    assert (mine.pid, mine.incarnation, mine.age_s) == (os.getpid(), 0xAB, None)
+    counted = mine.statistics
+    assert (counted.buffers, counted.buffer_bytes, counted.mappings) == (2, 8192, 3)
+    assert (counted.bytes, counted.checksum_bytes, counted.in_flight) == (777, 5, 1)
+    other = [sample.pid for sample in _boards.samples(everyone=True) if sample.plane == "kernel"]
+    assert other == [os.getpid(), 2**22 + 1]
+    row = top._answer([], [mine], 1.0)["planes"][0]
+    assert (row["plane"], row["age_s"]) == ("kernel", None)
+
+
+def test_no_module_and_no_right_are_no_planes(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_boards, "KERNEL_PLANES", str(tmp_path / "nothing"))
+    assert all(sample.plane == "embedded" for sample in _boards.samples())

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""Counters of other processes: the boards that open planes publish.
+"""Counters of other processes: the boards that embedded planes publish, the module's own lists.
 
-A plane keeps its counters in a memfd of a known name. Whoever may look at a
+An embedded plane keeps its counters in a memfd of a known name. Whoever may look at a
 process finds it under /proc/PID/fd and reads it there. The file belongs to the
 process alone, so it is gone with it, however it ended, and a reader leaves
 nothing behind either. It is read with pread and not mapped: a file that a
 stranger truncates cannot then kill the reader.
+
+The kernel module lists its planes in debugfs, which is root's; without that right none of
+them is found, and nobody is told of an error.
 """
 
 from __future__ import annotations
@@ -22,10 +25,13 @@ from dmaplane._statistics import Statistics
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+KERNEL_PLANES: Final = "/sys/kernel/debug/dmaplane/planes"
 _LINK: Final = "/memfd:dmaplane-board (deleted)"
 _MAGIC: Final = 0x42504D44
 _VERSION: Final = 1
 _COUNTERS: Final = tuple(field.name for field in dataclasses.fields(Statistics))
+_NAMES_THERE: Final = {"bytes": "moved", "checksum_bytes": "checksummed", "buffer_bytes": "bytes"}
+"""Counters that the module's list calls by another name."""
 
 
 class _Board(ctypes.Structure):
@@ -44,10 +50,12 @@ class _Board(ctypes.Structure):
 class Sample:
     """Counters of one plane at one moment."""
 
+    plane: str
     pid: int
     command: str
     incarnation: int
-    age_s: float
+    age_s: float | None
+    """None where nobody says."""
     taken_s: float
     """time.monotonic()"""
     statistics: Statistics
@@ -66,6 +74,8 @@ def samples(*, everyone: bool = False) -> list[Sample]:
                     found.setdefault(sample.incarnation, sample)
         except OSError:
             continue  # The process ended while we looked, or is not ours to look at.
+    for sample in _of_module(None if everyone else user):
+        found.setdefault(sample.incarnation, sample)
     return sorted(found.values(), key=lambda sample: (sample.pid, sample.incarnation))
 
 
@@ -91,6 +101,7 @@ def _of_process(pid: int) -> Iterator[Sample]:
             continue
         now = time.monotonic()
         yield Sample(
+            plane="embedded",
             pid=pid,
             command=_command(pid),
             incarnation=board.incarnation,
@@ -98,6 +109,38 @@ def _of_process(pid: int) -> Iterator[Sample]:
             taken_s=now,
             statistics=Statistics(
                 **{counter: getattr(board.statistics, counter) for counter in _COUNTERS}
+            ),
+        )
+
+
+def _of_module(user: int | None) -> Iterator[Sample]:
+    """The planes of the kernel module; with @user, those that processes of this user opened."""
+    try:
+        with open(KERNEL_PLANES, encoding="ascii") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return
+    now = time.monotonic()
+    for line in lines:
+        fields = dict(word.partition("=")[::2] for word in line.split())
+        pid = int(fields["owner"])
+        try:
+            if user is not None and os.stat(f"/proc/{pid}").st_uid != user:
+                continue
+            command = _command(pid)
+        except OSError:
+            if user is not None:
+                continue
+            command = "?"  # who opened it has handed it on and ended
+        yield Sample(
+            plane="kernel",
+            pid=pid,
+            command=command,
+            incarnation=int(fields["plane"], 16),
+            age_s=None,
+            taken_s=now,
+            statistics=Statistics(
+                **{name: int(fields.get(_NAMES_THERE.get(name, name), 0)) for name in _COUNTERS}
             ),
         )
 

@@ -40,8 +40,8 @@ def command(
 ) -> None:
     """Live counters of the open planes of your processes.
 
-    Planes publish their counters in memory that goes with their process: nothing has
-    to be switched on, and nothing is ever left to clean up.
+    Nothing has to be switched on, and nothing is ever left to clean up. Planes of the
+    kernel module are listed for root only.
     """
     from dmaplane.cli import _boards, _output
 
@@ -87,10 +87,11 @@ def _answer(before: list[Sample], after: list[Sample], interval: float) -> dict[
         "interval_s": interval,
         "planes": [
             {
+                "plane": sample.plane,
                 "pid": sample.pid,
                 "command": sample.command,
                 "incarnation": f"{sample.incarnation:016x}",
-                "age_s": round(sample.age_s, 3),
+                "age_s": None if sample.age_s is None else round(sample.age_s, 3),
                 "in_flight": sample.statistics.in_flight,
                 "statistics": dataclasses.asdict(sample.statistics),
                 "rates": dataclasses.asdict(rates),
