@@ -348,7 +348,7 @@ def test_dma_buf_of_a_bar_goes_with_it(plane: dmaplane.Plane, device: Ivshmem) -
             assert device.host_read(0, MIB) == data
             view = imported.numpy()
             assert view.tobytes() == data
-            assert buffer.holders().exports == 1
+            assert buffer.holders.exports == 1
             device.remove()
             assert events_of(other, channel) == [("buffer_revoked", imported.id)]
             assert imported.revoked
