@@ -7,6 +7,7 @@
  * outlive every memory: an export, which may be the last to hold one, holds the module.
  */
 #include <linux/dma-mapping.h>
+#include <linux/mm.h>
 #include <linux/nodemask.h>
 #include <linux/platform_device.h>
 #include <linux/slab.h>
@@ -89,10 +90,21 @@ static int coherent_span(struct dmp_memory *memory, u64 offset, struct dmp_span 
 	return 0;
 }
 
+static int table_is_there(pte_t *entry, unsigned long address, void *data)
+{
+	return 0;
+}
+
 static int coherent_map(struct dmp_memory *memory, struct vm_area_struct *vma)
 {
 	struct dmp_coherent *coherent = coherent_of(memory);
+	int error;
 
+	/* Page tables first: if they run out half-way through a remap, x86's PAT code warns. */
+	error = apply_to_page_range(vma->vm_mm, vma->vm_start, vma->vm_end - vma->vm_start,
+				    table_is_there, NULL);
+	if (error)
+		return error;
 	/* The DMA allocator takes vm_pgoff for a place in the memory, and so it is. */
 	return dma_mmap_coherent(coherent->device, vma, coherent->address,
 				 coherent->bus_address, memory->length);
