@@ -66,7 +66,7 @@ struct dmp_kernel_channel {
 	void *machine_memory;
 	struct eventfd_ctx *eventfd;	/* NULL if none */
 	struct task_struct *worker;
-	struct dmp_share *share;	/* for large copies; NULL with one worker */
+	struct dmp_share *share;	/* of large copies; NULL if nobody shares them */
 	s32 cpu;
 	s32 node;
 	u32 workers;

@@ -32,6 +32,7 @@ struct recent {
 static struct dmp_buffer *find_buffer_locked(struct dmp_plane *plane, struct recent *recent,
 					     u32 id, int *error)
 {
+	lockdep_assert_held(&plane->lock);
 	if (recent->id != id) {
 		struct dmp_object *object =
 			dmp_plane_use_locked(plane, id, DMP_OBJECT_BUFFER, error);
@@ -48,6 +49,12 @@ static bool is_outside(const struct dmp_buffer *buffer, u64 offset, u64 length)
 {
 	/* The sum was checked by dmp_submission_check. */
 	return offset + length > buffer->memory->length;
+}
+
+/* An import of our own export is the same bytes by another name. */
+static const struct dmp_memory *bytes_of(const struct dmp_buffer *buffer)
+{
+	return buffer->memory->origin ?: buffer->memory;
 }
 
 static bool overlap(const struct dmp_submission *submission)
@@ -67,6 +74,7 @@ static int hold_locked(struct dmp_kernel_channel *channel,
 	int error = dmp_submission_check(submission, SERVED);
 	struct dmp_buffer *source = NULL, *target;
 
+	lockdep_assert_held(&channel->lock);
 	if (error || submission->length_bytes == 0)
 		return error;
 	if (submission->source_id != 0) {
@@ -84,7 +92,7 @@ static int hold_locked(struct dmp_kernel_channel *channel,
 		return -EINVAL;
 	if (target->memory->read_only)
 		return -EPERM;
-	if (source && source->memory == target->memory && overlap(submission))
+	if (source && bytes_of(source) == bytes_of(target) && overlap(submission))
 		return -EINVAL;
 	/* One operation is one holder, even where it names a buffer twice. */
 	if (source && source != target)
@@ -130,6 +138,7 @@ static void release_written_locked(struct dmp_kernel_channel *channel)
 	u32 index = machine->written_first;
 	u32 number;
 
+	lockdep_assert_held(&channel->lock);
 	for (number = 0; number < machine->written && channel->holding != 0; number++) {
 		struct dmp_holds *holds = &channel->holds[index];
 
@@ -164,6 +173,7 @@ static bool announce_locked(struct dmp_kernel_channel *channel)
 		    (channel->wake_at_valid &&
 		     (s32)(channel->machine.complete.own - channel->wake_at) >= 0);
 
+	lockdep_assert_held(&channel->lock);
 	if (wake) {
 		channel->wake_at_valid = false;
 		channel->wakeups++;
@@ -225,6 +235,7 @@ static u32 next_revoked_locked(struct dmp_plane *plane, u64 told, struct revoked
 	unsigned long id;
 	u32 count = 0;
 
+	lockdep_assert_held(&plane->lock);
 	xa_for_each(&plane->objects, id, object) {
 		u64 revocation;
 		u32 at;
@@ -277,8 +288,7 @@ void dmp_channel_tell_events(struct dmp_kernel_channel *channel)
 	bool wake;
 
 	mutex_lock(&channel->lock);
-	wake = dmp_channel_tell_locked(channel);
-	wake |= tell_events_locked(channel);
+	wake = tell_events_locked(channel);
 	mutex_unlock(&channel->lock);
 	if (wake)
 		dmp_channel_wake(channel);
@@ -450,6 +460,7 @@ struct dmp_kernel_channel *dmp_channel_get_locked(struct dmp_plane *plane, u32 i
 	struct dmp_object *object = dmp_plane_use_locked(plane, id, DMP_OBJECT_CHANNEL, error);
 	struct dmp_kernel_channel *channel;
 
+	lockdep_assert_held(&plane->lock);
 	if (!object)
 		return NULL;
 	channel = container_of(object, struct dmp_kernel_channel, object);

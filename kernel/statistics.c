@@ -47,6 +47,7 @@ static struct dmp_kernel_channel *find_channel_locked(struct dmp_plane *plane, u
 {
 	struct dmp_object *object = dmp_plane_find_locked(plane, id, DMP_OBJECT_CHANNEL);
 
+	lockdep_assert_held(&plane->lock);
 	return object ? container_of(object, struct dmp_kernel_channel, object) : NULL;
 }
 

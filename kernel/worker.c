@@ -61,6 +61,7 @@ static void expire_locked(struct dmp_kernel_channel *channel)
 	u32 before = machine->written;
 	u64 deadline_ns, now_ns;
 
+	lockdep_assert_held(&channel->lock);
 	if (!dmp_channel_deadline(machine, &deadline_ns))
 		return;
 	now_ns = ktime_get_ns();
@@ -138,9 +139,9 @@ static void run_shared(struct dmp_kernel_channel *channel, struct dmp_operation 
 			atomic_cmpxchg(&share->error, 0, stop);
 		look_around(channel);
 	}
-	/* The fence of a cancelled copy: every item has put down its slice. */
+	/* The fence: every item has put down its slice; one that has not begun need not begin. */
 	for (item = 0; item < share->count; item++)
-		flush_work(&share->items[item].work);
+		cancel_work_sync(&share->items[item].work);
 	outcome->length = min_t(u64, atomic64_read(&share->next), length);
 	outcome->result = atomic_read(&share->error);
 	/* Cancelled too late: everything has been copied. */
@@ -226,6 +227,7 @@ static void finish_locked(struct dmp_kernel_channel *channel, u32 count)
 	u64 now_ns = ktime_get_ns();
 	u32 number;
 
+	lockdep_assert_held(&channel->lock);
 	for (number = 0; number < count; number++) {
 		const struct dmp_outcome *outcome = &channel->outcomes[number];
 		u32 index = channel->indices[number];
@@ -243,6 +245,7 @@ static u32 finish_empty_locked(struct dmp_kernel_channel *channel, u32 count)
 	u64 now_ns = ktime_get_ns();
 	u32 number, left = 0;
 
+	lockdep_assert_held(&channel->lock);
 	for (number = 0; number < count; number++) {
 		u32 index = channel->indices[number];
 		const struct dmp_operation *operation = &machine->operations[index];
@@ -315,6 +318,7 @@ static void rest_locked(struct dmp_kernel_channel *channel)
 	ktime_t until;
 	bool timed;
 
+	lockdep_assert_held(&channel->lock);
 	if (channel->spin_us != 0) {
 		mutex_unlock(&channel->lock);
 		dmp_released();
@@ -413,12 +417,19 @@ static int place_worker(struct dmp_kernel_channel *channel)
 	return error;
 }
 
+/* Work items run on any CPU: only for those who may use any, and have not asked for one. */
+static bool may_share(const struct dmp_kernel_channel *channel)
+{
+	return channel->workers > 1 && channel->cpu < 0 &&
+	       cpumask_subset(cpu_online_mask, current->cpus_ptr);
+}
+
 static int make_share(struct dmp_kernel_channel *channel)
 {
 	struct dmp_share *share;
 	u32 item;
 
-	if (channel->workers == 1)
+	if (!may_share(channel))
 		return 0;
 	share = kzalloc(struct_size(share, items, channel->workers - 1), GFP_KERNEL_ACCOUNT);
 	if (!share)
