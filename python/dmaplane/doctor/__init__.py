@@ -32,6 +32,7 @@ __all__ = [
 CHECKS: tuple[Check, ...] = (
     Check("embedded-plane", _planes.embedded_plane),
     Check("kernel-plane", _planes.kernel_plane),
+    Check("kernel-headers", _planes.kernel_headers),
     Check("python", _planes.python),
     Check("kernel", _planes.kernel),
     Check("huge-pages", _memory.huge_pages),

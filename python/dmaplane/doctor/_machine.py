@@ -15,6 +15,7 @@ import errno
 import os
 import pathlib
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -43,6 +44,8 @@ class Trial:
 
     worked: bool
     detail: str
+    other_abi: bool = False
+    """What is there speaks another version of the contract."""
 
 
 class Machine:
@@ -64,6 +67,16 @@ class Machine:
     def usable(self, name: str) -> bool:
         """May this user read and write it?"""
         return os.access(self.path(name), os.R_OK | os.W_OK)
+
+    def group_of(self, name: str) -> str | None:
+        """The group that may open it, None if that is root's or has no name."""
+        import grp
+
+        try:
+            found = self.path(name).stat()
+            return grp.getgrgid(found.st_gid).gr_name if found.st_gid else None
+        except (OSError, KeyError):
+            return None
 
     def text(self, name: str) -> str | None:
         """The whole file without the white space around it."""
@@ -109,6 +122,12 @@ class Machine:
     @property
     def kernel_release(self) -> str:
         return self.text("/proc/sys/kernel/osrelease") or "unknown"
+
+    @property
+    def kernel_version(self) -> tuple[int, ...]:
+        """(6, 12) of '6.12.3-amd64'; empty if it says nothing of the kind."""
+        found = re.match(r"(\d+)\.(\d+)", self.kernel_release)
+        return tuple(map(int, found.groups())) if found else ()
 
     @property
     def memory_bytes(self) -> int:
@@ -185,6 +204,15 @@ class Machine:
 
     def user_id(self) -> int:
         return os.geteuid()
+
+    def user_name(self) -> str:
+        """The name, or the number of a user who has none."""
+        import pwd
+
+        try:
+            return pwd.getpwuid(os.geteuid()).pw_name
+        except KeyError:
+            return str(os.geteuid())
 
     def architecture(self) -> str:
         return platform.machine()

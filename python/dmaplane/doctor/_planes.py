@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from dmaplane.doctor._machine import Machine
 
 DEVICE: Final = "/dev/dmaplane"
+MODULE: Final = "dmaplane"
 NUMPY_MIN: Final = (1, 23)
+KERNEL_MIN: Final = (6, 1)
+"""Oldest kernel the module is built and tested on."""
 
 
 def embedded_plane(machine: Machine) -> Finding:
@@ -29,23 +32,12 @@ def embedded_plane(machine: Machine) -> Finding:
 
 
 def kernel_plane(machine: Machine) -> Finding:
-    """Module, device, rights, and then the same copy."""
+    """Module, device, rights, version, and then the same copy."""
     if machine.exists(DEVICE):
         if not machine.usable(DEVICE):
-            return lack(
-                f"{DEVICE} is there, and this user may not open it",
-                cause=f"user {machine.user_id()} has no read and write right to {DEVICE}",
-                fix=machine.as_root(f"setfacl -m u:{machine.user_id()}:rw {DEVICE}"),
-            )
-        trial = machine.try_kernel()
-        if trial.worked:
-            return ok(trial.detail)
-        return lack(
-            f"{DEVICE} is there and does not work",
-            cause=trial.detail,
-            fix=machine.on_host("modprobe -r dmaplane && modprobe dmaplane"),
-        )
-    if machine.module_loaded("dmaplane"):
+            return _not_allowed(machine)
+        return _tried(machine)
+    if machine.module_loaded(MODULE):
         return lack(
             f"the module is loaded, but {DEVICE} is missing",
             cause="the device node of the host is not visible in this container"
@@ -55,17 +47,93 @@ def kernel_plane(machine: Machine) -> Finding:
             if machine.container
             else machine.as_root("udevadm trigger --subsystem-match=misc"),
         )
-    if machine.module_installed("dmaplane"):
+    if machine.module_installed(MODULE):
+        locked = machine.selected("/sys/kernel/security/lockdown") not in (None, "none")
         return lack(
             "the kernel module is installed and not loaded",
-            cause=f"nothing has loaded dmaplane.ko, so there is no {DEVICE}",
-            fix=machine.on_host("modprobe dmaplane"),
+            cause=f"nothing has loaded dmaplane.ko, so there is no {DEVICE}"
+            + ("; Secure Boot is on and refuses a module it has no key for" if locked else ""),
+            fix=machine.on_host("modprobe dmaplane")
+            if not locked
+            else machine.on_host("mokutil --import /var/lib/dkms/mok.pub"),
+        )
+    if machine.kernel_version < KERNEL_MIN:
+        return lack(
+            "no kernel plane",
+            cause=f"the module needs Linux {_dotted(KERNEL_MIN)}; this is {machine.kernel_release}",
+            fix="Nothing has to be done: the embedded plane answers the same calls.",
         )
     return lack(
         "no kernel plane",
         cause=f"no dmaplane.ko is installed for kernel {machine.kernel_release}",
-        fix="Nothing has to be done: the embedded plane answers the same calls.",
+        fix="Nothing has to be done: the embedded plane answers the same calls. Where the module "
+        "is wanted: make install-module, as root, in a checkout of dmaplane.",
     )
+
+
+def _not_allowed(machine: Machine) -> Finding:
+    group, user = machine.group_of(DEVICE), machine.user_name()
+    if machine.container:
+        fix = f"docker run --device {DEVICE} --group-add $(stat -c %g {DEVICE}) ..."
+    elif group is not None:
+        fix = machine.as_root(f"usermod -aG {group} {user}  # log in again afterwards")
+    else:
+        fix = machine.as_root(
+            f"sh -c 'groupadd -f dmaplane && chgrp dmaplane {DEVICE} && chmod 660 {DEVICE} && "
+            f"usermod -aG dmaplane {user}'  # log in again afterwards; make install-module keeps it so"
+        )
+    return lack(
+        f"{DEVICE} is there, and this user may not open it",
+        cause=f"user {user} has no read and write right to {DEVICE}, "
+        + (f"which is group {group}'s" if group is not None else "which is root's alone"),
+        fix=fix,
+    )
+
+
+def _tried(machine: Machine) -> Finding:
+    trial = machine.try_kernel()
+    if trial.worked:
+        return ok(trial.detail)
+    if trial.other_abi:
+        return lack(
+            "the module and this package speak different versions of the contract",
+            cause=trial.detail,
+            fix="pip install --upgrade dmaplane  # the module and the package are of one release",
+        )
+    return lack(
+        f"{DEVICE} is there and does not work",
+        cause=trial.detail,
+        fix=machine.on_host("sh -c 'modprobe -r dmaplane; modprobe dmaplane'"),
+    )
+
+
+def kernel_headers(machine: Machine) -> Finding:
+    """What building the module takes; nothing where it is there already."""
+    release = machine.kernel_release
+    if machine.module_loaded(MODULE) or machine.module_installed(MODULE):
+        return ok("the module is there: nothing to build")
+    if machine.kernel_version < KERNEL_MIN:
+        return warn(
+            f"the module cannot be built for kernel {release}",
+            cause=f"it needs Linux {_dotted(KERNEL_MIN)}",
+            fix="Nothing has to be done: the embedded plane answers the same calls.",
+        )
+    if machine.exists(f"/lib/modules/{release}/build/Makefile"):
+        return ok(f"the module can be built for {release}")
+    package = (
+        "dnf install kernel-devel-"
+        if machine.exists("/usr/bin/dnf")
+        else ("apt-get install linux-headers-")
+    )
+    return warn(
+        f"no headers of kernel {release}",
+        cause=f"/lib/modules/{release}/build is missing, so the module cannot be built here",
+        fix=machine.on_host(package + release),
+    )
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
 
 
 def python(machine: Machine) -> Finding:
@@ -100,8 +168,8 @@ def python(machine: Machine) -> Finding:
 def kernel(machine: Machine) -> Finding:
     """Old kernels lack calls that sealed, tracked buffers rest on."""
     release = machine.kernel_release
-    numbers = tuple(int(part) for part in release.split(".")[:2] if part.isdigit())
-    if len(numbers) < 2:
+    numbers = machine.kernel_version
+    if not numbers:
         return warn(
             f"kernel {release}",
             cause="/proc/sys/kernel/osrelease does not say which version this is",

@@ -17,9 +17,9 @@ TRIAL_BYTES: Final = 1 << 20
 
 def try_plane(name: Literal["embedded", "kernel"]) -> Trial:
     """What came of one copy with checksum. Any failure is a finding, never an exception."""
-    try:
-        import dmaplane
+    import dmaplane
 
+    try:
         with dmaplane.open(plane=name) as plane:
             source, target = plane.buffer(TRIAL_BYTES), plane.buffer(TRIAL_BYTES)
             with source, target, plane.channel(slots=1) as channel:
@@ -35,5 +35,7 @@ def try_plane(name: Literal["embedded", "kernel"]) -> Trial:
                 f"{plane.version}: opened, {size(TRIAL_BYTES)} copied and checked "
                 f"in {elapsed * 1e6:.0f} us",
             )
+    except dmaplane.UnsupportedError as error:
+        return Trial(False, str(error), other_abi=error.feature.startswith("a plane of ABI"))
     except Exception as error:  # whatever is wrong with a plane is what doctor is for
         return Trial(False, f"{type(error).__name__}: {error}")
