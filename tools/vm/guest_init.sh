@@ -8,8 +8,8 @@
 #  - there (argument "root"): makes what programs expect of a machine, runs /mnt/command with
 #    its output in /mnt/output, writes its exit status to /mnt/status, and switches off.
 #
-# /mnt/modules, where it exists, is a link to the modules of this kernel; /mnt/tree is a link
-# to the tree under test. No udev, no service: a stock kernel is up in 7 s without KVM.
+# /mnt/modules, where it exists, is a link to the modules of this kernel; /mnt/tree is a copy
+# of the tree under test, whose path is in /mnt/tree.path. No udev, no service: a stock kernel is up in 7 s without KVM.
 
 set -u
 
@@ -55,13 +55,15 @@ if [ -L /mnt/modules ]; then
 	mount --move /run/modules "/lib/modules/$(uname -r)"
 fi
 
-# A tmpfs on /tmp may not hide the tree under test.
-tree=$(readlink /mnt/tree)
-mkdir /run/tree
-mount --bind "$tree" /run/tree
+# The tree is the copy in the run's folder, at the path it has on the host, with the host's
+# .venv in it; a tmpfs on /tmp may hide neither.
+tree=$(cat /mnt/tree.path)
+mkdir /run/venv
+mount --bind "$tree/.venv" /run/venv
 mount -t tmpfs -o mode=1777 tmpfs /tmp
 mkdir -p "$tree" 2>/dev/null
-mount --move /run/tree "$tree"
+mount --bind /mnt/tree "$tree"
+mount --move /run/venv "$tree/.venv"
 
 cd "$tree" || cd /
 setsid -w sh /mnt/command </dev/null >/mnt/output 2>&1

@@ -82,6 +82,7 @@ def pytest_command(arguments: argparse.Namespace) -> str:
         "DMAPLANE_MODULE_PARAMETERS": arguments.parameters,
         "HYPOTHESIS_STORAGE_DIRECTORY": "/run/hypothesis",
         "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": "/mnt/site",
         "PYTHONUNBUFFERED": "1",
         "COLUMNS": "100",
     }
@@ -148,6 +149,8 @@ def vmtest(arguments: argparse.Namespace) -> int:
     ending = box.run(arguments.run or pytest_command(arguments), folder, timeout_s)
     for name in ("initrd", "ivshmem", "nvme"):
         (folder / name).unlink(missing_ok=True)
+    for name in ("tree", "site"):
+        shutil.rmtree(folder / name)
     explain(folder, ending)
     if arguments.run:
         return ending.status
