@@ -130,11 +130,14 @@ def nothing_is_left() -> Iterator[None]:
     assert memory()["charged_bytes"] == "0"
 
 
-def run_one_copy(plane: dmaplane.Plane, user_data: int = 77) -> tuple[int, int, int]:
-    """Everything a copy needs, made and destroyed again: (source, target, channel)."""
+def run_one_copy(plane: dmaplane.Plane, user_data: int = 77, **fields: int) -> tuple[int, int, int]:
+    """Everything a copy needs, made and destroyed again: (source, target, channel).
+
+    @fields: of the channel.
+    """
     source = _rig.create_buffer(plane, 2 * PAGE).buffer_id
     target = _rig.create_buffer(plane, 3 * PAGE).buffer_id
-    with _rig.Rings(plane, slots=8) as rings:
+    with _rig.Rings(plane, slots=8, **fields) as rings:
         row = _rig.copy_of(source, target, 5000, user_data=user_data)
         assert rings.run(_rig.rows_of(row))["result"][0] == 0
         identity = rings.id
@@ -150,7 +153,9 @@ def test_every_edge_of_a_copy_is_traced_with_its_fields() -> None:
     with Trace() as trace:
         with dmaplane.open(plane="kernel") as plane:
             mine = incarnation(plane)
-            source, target, channel = run_one_copy(plane)
+            # A worker that is bound does the work itself.
+            bound = {"flags": _abi.CHANNEL_BIND_CPU, "cpu": 0}
+            source, target, channel = run_one_copy(plane, **bound)
         trace.wait_for("dmp_plane_close", plane=mine)
         events = [event for event in trace.events() if event.fields.get("plane") == mine]
     (opened,) = (row for name, row in events if name == "dmp_plane_open")
@@ -174,6 +179,7 @@ def test_every_edge_of_a_copy_is_traced_with_its_fields() -> None:
     rows = dict(ring)
     assert rows["dmp_channel_create"]["slots"] == "8"
     assert rows["dmp_channel_create"]["completion_slots"] == "16"
+    assert rows["dmp_channel_create"]["cpu"] == "0"
     assert rows["dmp_map"]["type"] == "channel"
     for name in ("dmp_accept", "dmp_take", "dmp_tell"):
         assert rows[name]["count"] == "1"
