@@ -250,7 +250,8 @@ static u32 finish_empty_locked(struct dmp_kernel_channel *channel, u32 count)
 		u32 index = channel->indices[number];
 		const struct dmp_operation *operation = &machine->operations[index];
 
-		if (channel->holds[index].target)
+		/* One whose link had failed before it came holds its buffers, and moves nothing. */
+		if (channel->holds[index].target && operation->error == 0)
 			channel->indices[left++] = index;
 		else
 			dmp_channel_finish(machine, index, operation->error, DMP_PATH_NONE, 0, 0,
