@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 import dmaplane
 
+# tests/kernel runs them again on the kernel plane.
+PLANE: Any = os.environ.get("DMAPLANE_TEST_PLANE", "embedded")
+
 
 @pytest.fixture
 def plane() -> Iterator[dmaplane.Plane]:
-    with dmaplane.open(plane="embedded") as opened:
+    with dmaplane.open(plane=PLANE) as opened:
         yield opened
 
 

@@ -80,7 +80,7 @@ def _not_allowed(machine: Machine) -> Finding:
     else:
         fix = machine.as_root(
             f"sh -c 'groupadd -f dmaplane && chgrp dmaplane {DEVICE} && chmod 660 {DEVICE} && "
-            f"usermod -aG dmaplane {user}'  # log in again afterwards; make install-module keeps it so"
+            f"usermod -aG dmaplane {user}'  # log in again afterwards"
         )
     return lack(
         f"{DEVICE} is there, and this user may not open it",

@@ -177,6 +177,24 @@ def failed_link_cancels_the_rest_of_its_chain(make_plane: MakePlane) -> None:
 
 
 @case("L1")
+def failed_link_cancels_what_is_submitted_after_it_failed(make_plane: MakePlane) -> None:
+    """The chain is open until its next entry comes, in whatever call; no byte of that moves."""
+    with make_plane() as plane, Rings(plane) as rings:
+        source, target = create_buffer(plane), create_buffer(plane)
+        copy = copy_of(source.buffer_id, target.buffer_id, 4096)
+        fill = {"operation": _abi.OP_FILL, "target_id": target.buffer_id, "length_bytes": 64}
+        with Mapped(plane, source) as read, Mapped(plane, target) as written:
+            read.bytes[:] = 1
+            for follower in (copy, {**fill, "immediate": 0x01010101}, {}):
+                for broken in ({"operation": 999}, {**copy, "deadline_ns": 1}):
+                    first = rings.run(rows_of({**broken, "flags": _abi.SUBMIT_LINK}))
+                    assert set(results(first).values()) <= {-errno.EINVAL, -errno.ETIMEDOUT}
+                    assert results(rings.run(rows_of(follower))) == {1: -errno.ECANCELED}
+                    assert not written.bytes.any(), "a cancelled operation moved bytes"
+            assert results(rings.run(rows_of(copy))) == {1: 0}
+
+
+@case("L1")
 def linked_copies_run_in_order(make_plane: MakePlane) -> None:
     with make_plane() as plane, Rings(plane) as rings:
         buffers = [create_buffer(plane, 65536) for _ in range(4)]
