@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import random
 
 import numpy as np
@@ -138,10 +139,11 @@ def random_commands_crash_nothing(make_plane: MakePlane) -> None:
             deadline = getattr(command.struct, "deadline_ns", None)
             if deadline is not None:
                 content[deadline.offset : deadline.offset + 8] = (1).to_bytes(8, "little")
-            answer = plane.command(
-                command.number, ctypes.create_string_buffer(bytes(content), size)
-            )
+            room = ctypes.create_string_buffer(bytes(content), size)
+            answer = plane.command(command.number, room)
             assert answer <= 0, f"{command.name}: {answer}"
+            if answer == 0 and command.name == "BUFFER_EXPORT":
+                os.close(_abi.BufferExport.from_buffer(room).fd)
         with Rings(plane) as fresh:
             assert _rig.results(fresh.run(rows_of({}))) == {1: 0}
 
