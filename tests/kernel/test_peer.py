@@ -362,6 +362,51 @@ def test_dma_buf_of_a_bar_goes_with_it(plane: dmaplane.Plane, device: Ivshmem) -
             del view
 
 
+def can_tell_who_reaches_whom() -> bool:
+    """CONFIG_PCI_P2PDMA, which Debian's kernels lack."""
+    return " pci_p2pdma_distance_many" in Path("/proc/kallsyms").read_text()
+
+
+def test_an_importing_device_gets_addresses_and_hears_of_the_end(
+    plane: dmaplane.Plane, device: Ivshmem, standin: Callable[[str], Driver]
+) -> None:
+    folder = Path("/sys/kernel/debug/peer_importer")
+
+    def state() -> tuple[int, list[tuple[int, int]]]:
+        moves, *rows = (folder / "state").read_text().splitlines()
+        return int(moves), [(int(row.split()[0]), int(row.split()[1])) for row in rows]
+
+    importer = standin("peer_importer")
+    importer.load()
+    try:
+        buffer = plane.buffer(MIB, peer=device.address, peer_bar=BAR, peer_address=MIB)
+        with buffer.export(dmabuf=True) as export:
+            if not can_tell_who_reaches_whom():
+                with pytest.raises(OSError, match="not supported"):
+                    (folder / "import").write_text(str(export.fileno()))
+                device.remove()
+                assert state() == (0, [])
+            else:
+                (folder / "import").write_text(str(export.fileno()))
+                moves, pieces = state()
+                assert moves == 0
+                at = device.start + MIB
+                for address, length in pieces:
+                    assert address == at
+                    at += length
+                assert at == device.start + 2 * MIB
+                (folder / "import").write_text("-1")
+                assert state() == (0, [])
+                (folder / "import").write_text(str(export.fileno()))
+                device.remove()
+                assert state() == (1, [])
+                with pytest.raises(OSError, match=r"[Ss]tale"):
+                    (folder / "import").write_text(str(export.fileno()))
+        buffer.close()
+    finally:
+        importer.unload()
+
+
 def test_unbinding_its_driver_is_no_removal(plane: dmaplane.Plane, device: Ivshmem) -> None:
     subprocess.run(["modprobe", "pci-stub"], check=True)
     with plane.channel() as channel, plane.buffer(MIB) as host:
