@@ -20,6 +20,29 @@
 #include "lifetime.h"
 #include "trace.h"
 
+/* Buffers of all planes, against dmp_buffers_total_max: an import costs its maker nothing else. */
+static atomic_t buffers_total = ATOMIC_INIT(0);
+
+static struct dmp_buffer *new_buffer(void)
+{
+	struct dmp_buffer *buffer = ERR_PTR(-ENOSPC);
+
+	if ((u32)atomic_inc_return(&buffers_total) <= READ_ONCE(dmp_buffers_total_max)) {
+		buffer = kzalloc(sizeof(*buffer), GFP_KERNEL_ACCOUNT);
+		if (buffer)
+			return buffer;
+		buffer = ERR_PTR(-ENOMEM);
+	}
+	atomic_dec(&buffers_total);
+	return buffer;
+}
+
+static void free_buffer(struct dmp_buffer *buffer)
+{
+	kfree(buffer);
+	atomic_dec(&buffers_total);
+}
+
 static struct dmp_buffer *find_locked(struct dmp_plane *plane, u32 id)
 {
 	struct dmp_object *object;
@@ -148,9 +171,9 @@ int dmp_buffer_create(struct dmp_plane *plane, void *argument)
 	error = check_create(create, &policy);
 	if (error)
 		return error;
-	buffer = kzalloc(sizeof(*buffer), GFP_KERNEL_ACCOUNT);
-	if (!buffer)
-		return -ENOMEM;
+	buffer = new_buffer();
+	if (IS_ERR(buffer))
+		return PTR_ERR(buffer);
 	memory = create_memory(create, &policy);
 	if (IS_ERR(memory)) {
 		error = PTR_ERR(memory);
@@ -172,7 +195,7 @@ int dmp_buffer_create(struct dmp_plane *plane, void *argument)
 err_memory:
 	dmp_memory_put(memory);
 err_free:
-	kfree(buffer);
+	free_buffer(buffer);
 	return error;
 }
 
@@ -183,9 +206,9 @@ int dmp_buffer_import(struct dmp_plane *plane, void *argument)
 	struct dmp_memory *memory;
 	int error;
 
-	buffer = kzalloc(sizeof(*buffer), GFP_KERNEL_ACCOUNT);
-	if (!buffer)
-		return -ENOMEM;
+	buffer = new_buffer();
+	if (IS_ERR(buffer))
+		return PTR_ERR(buffer);
 	memory = dmp_import_create(import->fd, import->flags & DMP_IMPORT_READ_ONLY);
 	if (IS_ERR(memory)) {
 		error = PTR_ERR(memory);
@@ -207,7 +230,7 @@ int dmp_buffer_import(struct dmp_plane *plane, void *argument)
 err_memory:
 	dmp_memory_put(memory);
 err_free:
-	kfree(buffer);
+	free_buffer(buffer);
 	return error;
 }
 
@@ -389,7 +412,7 @@ void dmp_buffer_free(struct dmp_plane *plane, struct dmp_buffer *buffer)
 	dmp_lifetime_move(&buffer->object.state, DMP_STATE_DEAD);
 	trace_dmp_buffer_destroy(buffer);
 	dmp_memory_put(buffer->memory);
-	kfree(buffer);
+	free_buffer(buffer);
 }
 
 /* ---- use */

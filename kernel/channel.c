@@ -120,27 +120,38 @@ int dmp_channel_map(struct dmp_plane *plane, struct dmp_kernel_channel *channel,
 	return 0;
 }
 
+/* As much as is charged. The largest channel has some 15 MiB, so it counts. */
+static u64 bytes_of(const struct dmp_channel_create *create, u32 completion_slots)
+{
+	return create->map_bytes + dmp_channel_bytes(completion_slots) +
+	       completion_slots * sizeof(struct dmp_holds);
+}
+
 /* Rings, machine and what goes with each operation. What it made is freed by free_memory(). */
 static int allocate(struct dmp_kernel_channel *channel, struct dmp_channel_create *create)
 {
 	u32 completion_slots = create->completion_slots ?:
 			       min(create->slots * 2, DMP_SLOTS_MAX);
+	gfp_t gfp = GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_RETRY_MAYFAIL | __GFP_NOWARN;
 	char *rings;
+	int error;
 
 	create->submissions_offset = PAGE_ALIGN(sizeof(struct dmp_ring_control));
 	create->completions_offset = create->submissions_offset +
 		PAGE_ALIGN(create->slots * sizeof(struct dmp_submission));
 	create->map_bytes = create->completions_offset +
 		PAGE_ALIGN(completion_slots * sizeof(struct dmp_completion));
+	error = dmp_charge(bytes_of(create, completion_slots));
+	if (error)
+		return error;
+	channel->charged_bytes = bytes_of(create, completion_slots);
 	channel->rings_bytes = create->map_bytes;
-	rings = __vmalloc(channel->rings_bytes, GFP_KERNEL_ACCOUNT | __GFP_ZERO);
+	rings = __vmalloc(channel->rings_bytes, gfp);
 	channel->rings = rings;
 	channel->mappings = kzalloc(sizeof(*channel->mappings), GFP_KERNEL_ACCOUNT);
-	channel->machine_memory = kvzalloc(dmp_channel_bytes(completion_slots),
-					   GFP_KERNEL_ACCOUNT);
-	channel->holds = kvcalloc(completion_slots, sizeof(*channel->holds),
-				  GFP_KERNEL_ACCOUNT);
-	channel->latency = kvzalloc(sizeof(*channel->latency), GFP_KERNEL_ACCOUNT);
+	channel->machine_memory = kvmalloc(dmp_channel_bytes(completion_slots), gfp);
+	channel->holds = kvmalloc_array(completion_slots, sizeof(*channel->holds), gfp);
+	channel->latency = kvmalloc(sizeof(*channel->latency), gfp);
 	if (channel->mappings)
 		kref_init(&channel->mappings->references);
 	if (!rings || !channel->mappings || !channel->machine_memory || !channel->holds ||
@@ -163,6 +174,7 @@ static void free_memory(struct dmp_kernel_channel *channel)
 	kvfree(channel->holds);
 	kvfree(channel->machine_memory);
 	vfree(channel->rings);
+	dmp_uncharge(channel->charged_bytes);
 	mutex_destroy(&channel->lock);
 	kfree(channel);
 	atomic_dec(&channels_total);

@@ -59,6 +59,7 @@ struct dmp_kernel_channel {
 	struct dmp_plane *plane;
 	void *rings;			/* control, submissions, completions */
 	size_t rings_bytes;
+	u64 charged_bytes;		/* against dmp_bytes_max */
 	struct dmp_ring_control *control;
 	struct dmp_ring_mappings *mappings;	/* a reference */
 	struct dmp_holds *holds;

@@ -6,6 +6,7 @@
  * rare and may wait for strangers. `charged` and `alive` are given back after the memory
  * itself, so that whoever sees them fall can have the pages.
  */
+#include <linux/mm.h>
 #include <linux/srcu.h>
 #include <linux/workqueue.h>
 
@@ -13,6 +14,9 @@
 #include "memory.h"
 #include "plane.h"
 #include "trace.h"
+
+/* Whatever the limit, one part in so many of the machine's memory stays for others. */
+#define RESERVE_SHARE 16
 
 DEFINE_STATIC_SRCU(readers);
 static atomic64_t charged = ATOMIC64_INIT(0);
@@ -52,7 +56,7 @@ static void free_memory(struct kref *references)
 
 	trace_dmp_memory_free(memory);
 	memory->operations->free(memory);
-	atomic64_sub(bytes, &charged);
+	dmp_uncharge(bytes);
 	atomic_dec(&alive);
 }
 
@@ -63,16 +67,41 @@ void dmp_memory_put(struct dmp_memory *memory)
 	kref_put(&memory->references, free_memory);
 }
 
+bool dmp_pages_fit(u64 pages)
+{
+	long available = si_mem_available() - (long)(totalram_pages() / RESERVE_SHARE);
+
+	return available > 0 && pages <= (u64)available;
+}
+
+/* Only what fits is ever added: a request that is far too large makes no other one fail. */
+int dmp_charge(u64 bytes)
+{
+	u64 max = READ_ONCE(dmp_bytes_max);
+	s64 before = atomic64_read(&charged);
+
+	do {
+		if (bytes > max || (u64)before > max - bytes)
+			return -ENOSPC;
+	} while (!atomic64_try_cmpxchg(&charged, &before, before + bytes));
+	if (dmp_pages_fit(bytes >> PAGE_SHIFT))
+		return 0;
+	dmp_uncharge(bytes);
+	return -ENOMEM;
+}
+
+void dmp_uncharge(u64 bytes)
+{
+	atomic64_sub(bytes, &charged);
+}
+
 int dmp_memory_charge(struct dmp_memory *memory, u64 bytes)
 {
-	if (bytes > S64_MAX)
-		return -ENOSPC;
-	if ((u64)atomic64_add_return(bytes, &charged) > READ_ONCE(dmp_bytes_max)) {
-		atomic64_sub(bytes, &charged);
-		return -ENOSPC;
-	}
-	memory->charged_bytes += bytes;
-	return 0;
+	int error = dmp_charge(bytes);
+
+	if (!error)
+		memory->charged_bytes += bytes;
+	return error;
 }
 
 u64 dmp_memory_charged_bytes(void)

@@ -104,6 +104,16 @@ void dmp_memory_init(struct dmp_memory *memory, const struct dmp_memory_operatio
 void dmp_memory_get(struct dmp_memory *memory);
 void dmp_memory_put(struct dmp_memory *memory);
 
+/*
+ * Memory of ours that a user makes us take, against dmp_bytes_max: 0, -ENOSPC, or -ENOMEM
+ * if it would leave too little for everybody else.
+ */
+int dmp_charge(u64 bytes);
+void dmp_uncharge(u64 bytes);
+
+/* Would these pages leave the machine what others need? */
+bool dmp_pages_fit(u64 pages);
+
 /* Against dmp_bytes_max: 0 or -ENOSPC. Undone by dmp_memory_put() of the last reference. */
 int dmp_memory_charge(struct dmp_memory *memory, u64 bytes);
 u64 dmp_memory_charged_bytes(void);

@@ -18,7 +18,11 @@
 ulong dmp_bytes_max;
 module_param_named(bytes_max, dmp_bytes_max, ulong, 0644);
 MODULE_PARM_DESC(bytes_max,
-		 "bytes all planes together may allocate for buffers (default: half of memory)");
+		 "bytes all planes together may allocate for buffers and rings (default: half of memory)");
+
+uint dmp_buffers_total_max = 262144;
+module_param_named(buffers_max, dmp_buffers_total_max, uint, 0644);
+MODULE_PARM_DESC(buffers_max, "buffers of all planes together");
 
 uint dmp_channels_total_max = 4096;
 module_param_named(channels_max, dmp_channels_total_max, uint, 0644);

@@ -27,9 +27,9 @@
 
 #define ORDER_MAX	9U			/* of a block: 2 MiB with 4 KiB pages */
 #define ORDER_HUGE	(PMD_SHIFT - PAGE_SHIFT)
-#define FORECAST_PAGES	(SZ_256M >> PAGE_SHIFT)	/* taken between two looks at what is free */
+#define FORECAST_PAGES	(SZ_16M >> PAGE_SHIFT)	/* taken between two looks at what is free */
 #define BATCH_PAGES	4096UL			/* between two chances for others to run */
-#define SPAN_PAGES_MAX	512UL			/* looked at for one span */
+#define SPAN_PAGES_MAX	16UL			/* looked at for one span: most copies are short */
 
 /* User memory: within the caller's cpuset, charged to his cgroup, zeroed. */
 #define PAGES_GFP	(GFP_USER | __GFP_ACCOUNT | __GFP_ZERO | __GFP_NOWARN)
@@ -156,13 +156,6 @@ int dmp_page_array_vmap(const struct dmp_page_array *array, bool write_combined,
 
 /* ---- taking pages */
 
-static bool fits(unsigned long pages)
-{
-	long available = si_mem_available();
-
-	return available > 0 && pages <= (unsigned long)available;
-}
-
 static int node_of_mask(u64 mask)
 {
 	int near = numa_mem_id();
@@ -263,7 +256,7 @@ static int fill(struct dmp_pages *pages, struct intake *intake)
 		if (fatal_signal_pending(current))
 			return -EINTR;
 		if (pages->taken >= forecast) {
-			if (!fits(left))
+			if (!dmp_pages_fit(left))
 				return -ENOMEM;
 			forecast = pages->taken + FORECAST_PAGES;
 		}
@@ -297,14 +290,16 @@ static int combine(struct dmp_pages *pages)
 {
 	while (pages->combined < pages->taken) {
 		unsigned long count = min(pages->taken - pages->combined, BATCH_PAGES);
+		struct page **batch = pages->array.pages + pages->combined;
 		int error;
 
 		if (fatal_signal_pending(current))
 			return -EINTR;
-		error = set_pages_array_wc(pages->array.pages + pages->combined, count);
+		/* A batch that fails may have been changed in part: it is restored as well. */
+		pages->combined += count;
+		error = set_pages_array_wc(batch, count);
 		if (error)
 			return error == -ENOMEM ? -ENOMEM : -EOPNOTSUPP;
-		pages->combined += count;
 		cond_resched();
 	}
 	return 0;
