@@ -206,6 +206,24 @@ __u64 dmp_channel_next_bytes(const struct dmp_channel *channel)
 	return channel->operations[channel->queue_first].submission.length_bytes;
 }
 
+static void record_latencies(struct dmp_channel *channel)
+{
+	if (channel->latency_count != 0)
+		dmp_histogram_record(channel->latency, channel->latency_ns,
+				     channel->latency_count);
+	channel->latency_count = 0;
+}
+
+/* What is accepted together and completed together has the same latency: counted at once. */
+static void observe_latency(struct dmp_channel *channel, __u64 latency_ns)
+{
+	if (channel->latency_ns != latency_ns) {
+		record_latencies(channel);
+		channel->latency_ns = latency_ns;
+	}
+	channel->latency_count++;
+}
+
 static void count_completion(struct dmp_channel *channel, const struct dmp_operation *operation,
 			     __s32 result, __u64 length_bytes, __u64 now_ns)
 {
@@ -221,9 +239,8 @@ static void count_completion(struct dmp_channel *channel, const struct dmp_opera
 		counters->timeouts += result == -ETIMEDOUT;
 	}
 	if (channel->latency)
-		dmp_histogram_record(channel->latency,
-				     now_ns > operation->accepted_ns ?
-					     now_ns - operation->accepted_ns : 0, 1);
+		observe_latency(channel, now_ns > operation->accepted_ns ?
+						 now_ns - operation->accepted_ns : 0);
 }
 
 /* Writes one completion. The operation is in no list; flush makes it free for reuse. */
@@ -313,7 +330,8 @@ void dmp_channel_finish(struct dmp_channel *channel, __u32 index, __s32 result, 
 		}
 	}
 	complete(channel, index, result, path, length_bytes, checksum, now_ns);
-	settle_link(channel, index, result, now_ns);
+	if (operation->linked)
+		settle_link(channel, index, result, now_ns);
 }
 
 __u32 dmp_channel_flush(struct dmp_channel *channel)
@@ -326,6 +344,7 @@ __u32 dmp_channel_flush(struct dmp_channel *channel)
 		channel->written_first = NONE;
 		channel->written = 0;
 		channel->in_flight -= written;
+		record_latencies(channel);
 		dmp_ring_advance(&channel->complete, written);
 	}
 	return written;

@@ -96,6 +96,8 @@ struct dmp_channel {
 	__u8 fenced;		/* a FENCE is running */
 	struct dmp_channel_counters counters;
 	struct dmp_histogram_counts *latency;	/* NULL: not observed */
+	__u64 latency_ns;	/* of the latest completions, as long as it is the same */
+	__u32 latency_count;	/* how many of them are not in `latency` yet */
 };
 
 /* Memory for operations and deadlines of a channel. */
@@ -136,9 +138,9 @@ void dmp_channel_finish(struct dmp_channel *channel, __u32 index, __s32 result, 
 			__u64 length_bytes, __u32 checksum, __u64 now_ns);
 
 /*
- * Tells the user of all completions written. Returns how many. The caller first releases
- * what their operations (written_first and on) hold, so that a user who has seen a
- * completion finds the buffers free.
+ * Tells the user of all completions written, and brings `latency` up to date with them.
+ * Returns how many. The caller first releases what their operations (written_first and
+ * on) hold, so that a user who has seen a completion finds the buffers free.
  */
 __u32 dmp_channel_flush(struct dmp_channel *channel);
 

@@ -189,6 +189,9 @@ static void laws(struct world *world)
 	CHECK(world->accepted - world->completed + world->events - world->events_seen ==
 	      world->channel.in_flight + unread);
 	CHECK(world->channel.running == world->running_count);
+	CHECK(world->latency.samples + world->channel.latency_count ==
+	      world->channel.counters.completions);
+	CHECK(world->channel.written != 0 || world->channel.latency_count == 0);
 }
 
 static void step(struct world *world)
