@@ -40,7 +40,7 @@ int dmp_placement_check(const struct dmp_policy *policy);
 void dmp_placement_count(struct dmp_memory *memory, const struct dmp_policy *policy,
 			 struct dmp_placement *placement);
 
-/* mapping.c: mmap of the plane's fd. mmap_lock held. */
+/* mapping.c: mmap of the plane's fd. mmap_lock held; plane->lock (read) is given up meanwhile. */
 int dmp_buffer_map(struct dmp_plane *plane, struct dmp_buffer *buffer,
 		   struct vm_area_struct *vma);
 

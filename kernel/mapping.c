@@ -147,30 +147,36 @@ static int check_map(const struct dmp_memory *memory, const struct vm_area_struc
 	return dmp_memory_alive(memory) ? 0 : -ESTALE;
 }
 
-/* The plane's lock is held: the buffer is in use until it is counted. */
+/*
+ * The lock is given up while pages are put in, which takes as long as there are many; the
+ * buffer is held meanwhile by a mapping that is not there yet.
+ */
 int dmp_buffer_map(struct dmp_plane *plane, struct dmp_buffer *buffer, struct vm_area_struct *vma)
 {
 	const struct vm_operations_struct *before = vma->vm_ops;
 	struct dmp_memory *memory = buffer->memory;
 	int error;
 
-	lockdep_assert_held(&plane->lock);
+	lockdep_assert_held_read(&plane->lock);
 	error = check_map(memory, vma);
 	if (error)
 		return error;
 	vm_flags_set(vma, VM_DONTEXPAND | VM_DONTDUMP);
 	if (memory->read_only)
 		vm_flags_clear(vma, VM_MAYWRITE);
-	/* From its first page on; an export can be mapped from any page on. */
-	vma->vm_pgoff = memory->map_pgoff;
+	if (memory->map_pgoff)
+		vma->vm_pgoff = memory->map_pgoff;
 	vma->vm_private_data = buffer;
+	atomic_inc(&buffer->mappings);
+	up_read(&plane->lock);
 	error = memory->operations->map(memory, vma);
-	if (error)
-		return error;
 	/* A foreign dma-buf's mapping is its exporter's by now, and has been counted. */
-	if (vma->vm_ops != before)
-		return 0;
-	vma->vm_ops = &mapping_operations;
-	mapping_open(vma);
-	return 0;
+	if (!error && vma->vm_ops == before) {
+		vma->vm_ops = &mapping_operations;
+		mapping_open(vma);
+	}
+	down_read(&plane->lock);
+	atomic_dec(&buffer->mappings);
+	dmp_released();
+	return error;
 }
