@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 PCI = Path("/sys/bus/pci")
@@ -69,15 +67,3 @@ class Ivshmem:
         types = {kind for low, high, kind in found if (int(low, 16), int(high, 16)) == (first, end)}
         assert len(types) == 1, text
         return types.pop()
-
-    @contextlib.contextmanager
-    def bound_to(self, driver: str) -> Iterator[None]:
-        """A driver that does nothing is bound to it meanwhile."""
-        (self.folder / "driver_override").write_text(driver)
-        (PCI / "drivers_probe").write_text(self.address)
-        assert (self.folder / "driver").resolve().name == driver
-        try:
-            yield
-        finally:
-            (self.folder / "driver/unbind").write_text(self.address)
-            (self.folder / "driver_override").write_text("\n")
