@@ -444,6 +444,7 @@ void dmp_trace_each_completion_locked(const struct dmp_kernel_channel *channel);
 /* Before dmp_channel_flush(): what it is going to tell. channel->lock held. */
 static inline void dmp_trace_completions_locked(const struct dmp_kernel_channel *channel)
 {
+	lockdep_assert_held(&channel->lock);
 	if (trace_dmp_complete_enabled())
 		dmp_trace_each_completion_locked(channel);
 }
