@@ -47,6 +47,17 @@ def test_every_parameter_is_in_the_table() -> None:
     assert first_column("Parameters") == parameters
 
 
+def test_the_defaults_of_numbers_are_those_of_the_source() -> None:
+    module = (ROOT / "kernel/module.c").read_text(encoding="utf-8")
+    variables = dict(re.findall(r"module_param_named\((\w+), (\w+), uint,", module))
+    assert len(variables) >= 2
+    rows = [[cell.strip() for cell in row.split("|")] for row in table("Parameters").splitlines()]
+    shown = {row[1].strip("`"): row[2] for row in rows[2:]}
+    for name, variable in variables.items():
+        (default,) = re.findall(rf"^uint {variable} = (\d+);", module, re.MULTILINE)
+        assert shown[name] == default
+
+
 def test_every_file_of_debugfs_is_in_the_table() -> None:
     files = sources(r'\bdebugfs_create_file\("(\w+)"')
     assert len(files) == 4
