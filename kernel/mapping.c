@@ -164,8 +164,8 @@ int dmp_buffer_map(struct dmp_plane *plane, struct dmp_buffer *buffer, struct vm
 	vm_flags_set(vma, VM_DONTEXPAND | VM_DONTDUMP);
 	if (memory->read_only)
 		vm_flags_clear(vma, VM_MAYWRITE);
-	if (memory->map_pgoff)
-		vma->vm_pgoff = memory->map_pgoff;
+	/* From here on a place in the memory: 0 where it cannot be revoked. */
+	vma->vm_pgoff = memory->map_pgoff;
 	vma->vm_private_data = buffer;
 	atomic_inc(&buffer->mappings);
 	up_read(&plane->lock);
