@@ -33,7 +33,7 @@ TREE = kernels.TREE
 RUNS = TREE / "build/vm"
 RUNS_KEPT = 10
 LOG_TAIL_LINES = 40
-TIMEOUT_S = {"6.12": 1200, "6.1": 1200, "debug": 3600}
+TIMEOUT_S = {"6.12": 1700, "6.1": 1700, "debug": 5400}
 
 
 def programs(target: Path) -> bool:
@@ -78,6 +78,7 @@ def pytest_command(arguments: argparse.Namespace) -> str:
     if arguments.kernel == "debug":
         words += ["-o", "timeout=1200"]
     settings = {
+        "CI": os.environ.get("CI", ""),
         "DMAPLANE_VM": "/mnt",
         "DMAPLANE_MODULE_PARAMETERS": arguments.parameters,
         "HYPOTHESIS_STORAGE_DIRECTORY": "/run/hypothesis",
