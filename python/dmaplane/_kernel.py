@@ -15,9 +15,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import functools
-import getpass
+import grp
 import mmap
 import os
+import pwd
 import stat
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -177,8 +178,6 @@ def _needs(number: int) -> str | None:
 
 def _group() -> str | None:
     """The group that may open the device, None if that is no ordinary one."""
-    import grp
-
     try:
         found = os.stat(DEVICE_PATH)
         readers = found.st_mode & stat.S_IRGRP and found.st_gid
@@ -189,6 +188,6 @@ def _group() -> str | None:
 
 def _user() -> str:
     try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a user without a name
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a user without a name
         return str(os.getuid())
