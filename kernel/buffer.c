@@ -271,6 +271,7 @@ static void describe_locked(const struct dmp_buffer *buffer, struct dmp_buffer_q
 	const struct dmp_placement *placement = &buffer->placement;
 	int node;
 
+	lockdep_assert_held(&buffer->plane->lock);
 	query->state = buffer->object.state;
 	query->kind = buffer->memory->kind;
 	query->policy = buffer->policy.policy;

@@ -114,12 +114,14 @@ u32 dmp_memory_count(void)
 	return atomic_read(&alive);
 }
 
-int dmp_memory_enter(void) __acquires(&readers)
+int dmp_memory_enter(void)
+	__acquires(&readers)
 {
 	return srcu_read_lock(&readers);
 }
 
-void dmp_memory_leave(int section) __releases(&readers)
+void dmp_memory_leave(int section)
+	__releases(&readers)
 {
 	srcu_read_unlock(&readers, section);
 }
