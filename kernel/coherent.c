@@ -15,6 +15,9 @@
 #include "compat.h"
 #include "pages.h"
 
+/* As for pages: nobody's OOM killer is woken. */
+#define COHERENT_GFP	(GFP_USER | __GFP_ACCOUNT | __GFP_RETRY_MAYFAIL | __GFP_NOWARN)
+
 static struct platform_device *devices[DMP_NODES_MAX];
 
 struct dmp_coherent {
@@ -136,13 +139,19 @@ static void coherent_vunmap(struct dmp_memory *memory, const struct dmp_span *wh
 {
 }
 
+static void give_back(struct dmp_coherent *coherent)
+{
+	if (coherent->address)
+		dma_free_coherent(coherent->device, coherent->memory.length, coherent->address,
+				  coherent->bus_address);
+	coherent->address = NULL;
+}
+
 static void coherent_free(struct dmp_memory *memory)
 {
 	struct dmp_coherent *coherent = coherent_of(memory);
 
-	if (coherent->address)
-		dma_free_coherent(coherent->device, memory->length, coherent->address,
-				  coherent->bus_address);
+	give_back(coherent);
 	dmp_page_array_free(&coherent->array);
 	kfree(coherent);
 }
@@ -160,57 +169,80 @@ static const struct dmp_memory_operations coherent_operations = {
 
 /* ---- making one */
 
-static bool allocate_on(struct dmp_coherent *coherent, int node, bool exact)
-{
-	gfp_t gfp = GFP_USER | __GFP_ACCOUNT | __GFP_RETRY_MAYFAIL | __GFP_NOWARN;
-
-	if (exact)
-		gfp |= __GFP_THISNODE;
-	coherent->device = dmp_device(node);
-	coherent->address = dma_alloc_coherent(coherent->device, coherent->memory.length,
-					       &coherent->bus_address, gfp);
-	return coherent->address;
-}
-
-static int allocate(struct dmp_coherent *coherent, const struct dmp_policy *policy, bool strict)
-{
-	int node;
-
-	switch (policy->policy) {
-	case DMP_POLICY_ANY:
-		return allocate_on(coherent, numa_mem_id(), false) ? 0 : -ENOMEM;
-	case DMP_POLICY_PREFER:
-		return allocate_on(coherent, policy->node, strict) ? 0 : -ENOMEM;
-	case DMP_POLICY_BIND:
-		for (node = 0; node < DMP_NODES_MAX; node++)
-			if (policy->node_mask >> node & 1 && allocate_on(coherent, node, true))
-				return 0;
-		return -ENOMEM;
-	default:
-		return -EOPNOTSUPP;	/* it is one piece: no page by page */
-	}
-}
-
 /* The allocator has its own ways; it says itself which pages are behind an address. */
 static int find_pages(struct dmp_coherent *coherent)
 {
-	unsigned long count = coherent->memory.length >> PAGE_SHIFT, found = 0;
+	struct dmp_page_array *array = &coherent->array;
 	struct sg_page_iter page;
+	unsigned long found = 0;
 	struct sg_table table;
 	int error;
 
-	error = dmp_page_array_alloc(&coherent->array, count);
-	if (error)
-		return error;
 	error = dma_get_sgtable(coherent->device, &table, coherent->address,
 				coherent->bus_address, coherent->memory.length);
 	if (error)
 		return error == -ENOMEM ? -ENOMEM : -EOPNOTSUPP;
 	for_each_sgtable_page(&table, &page, 0)
-		if (found < count)
-			coherent->array.pages[found++] = sg_page_iter_page(&page);
+		if (found < array->count)
+			array->pages[found++] = sg_page_iter_page(&page);
 	sg_free_table(&table);
-	return found == count ? 0 : -EOPNOTSUPP;
+	return found == array->count ? 0 : -EOPNOTSUPP;
+}
+
+static int take(struct dmp_coherent *coherent, int node, gfp_t gfp)
+{
+	int error;
+
+	coherent->device = dmp_device(node);
+	coherent->address = dma_alloc_coherent(coherent->device, coherent->memory.length,
+					       &coherent->bus_address, gfp);
+	if (!coherent->address)
+		return -ENOMEM;
+	error = find_pages(coherent);
+	if (error)
+		give_back(coherent);
+	return error;
+}
+
+/*
+ * From @node or not at all. A kernel may keep memory apart for large pieces (CMA), whose
+ * node nobody can choose; it is only for those who may sleep.
+ */
+static int take_exactly(struct dmp_coherent *coherent, int node)
+{
+	gfp_t gfp = COHERENT_GFP | __GFP_THISNODE;
+	int error = take(coherent, node, gfp);
+
+	if (error || coherent_node(&coherent->memory, 0) == node)
+		return error;
+	give_back(coherent);
+	error = take(coherent, node, gfp & ~__GFP_DIRECT_RECLAIM);
+	if (error || coherent_node(&coherent->memory, 0) == node)
+		return error;
+	give_back(coherent);
+	return -ENOMEM;
+}
+
+static int allocate(struct dmp_coherent *coherent, const struct dmp_policy *policy, bool strict)
+{
+	int node, error = -ENOMEM;
+
+	switch (policy->policy) {
+	case DMP_POLICY_ANY:
+		return take(coherent, numa_mem_id(), COHERENT_GFP);
+	case DMP_POLICY_PREFER:
+		error = take_exactly(coherent, policy->node);
+		if (error == -ENOMEM && !strict)
+			error = take(coherent, policy->node, COHERENT_GFP);
+		return error;
+	case DMP_POLICY_BIND:
+		for (node = 0; node < DMP_NODES_MAX && error == -ENOMEM; node++)
+			if (policy->node_mask >> node & 1)
+				error = take_exactly(coherent, node);
+		return error;
+	default:
+		return -EOPNOTSUPP;	/* it is one piece: no page by page */
+	}
 }
 
 struct dmp_memory *dmp_coherent_create(const struct dmp_buffer_create *create,
@@ -228,9 +260,9 @@ struct dmp_memory *dmp_coherent_create(const struct dmp_buffer_create *create,
 	/* The allocator takes a power of two of pages. */
 	error = dmp_memory_charge(&coherent->memory, (u64)PAGE_SIZE << get_order(length));
 	if (!error)
-		error = allocate(coherent, policy, create->flags & DMP_BUFFER_STRICT);
+		error = dmp_page_array_alloc(&coherent->array, length >> PAGE_SHIFT);
 	if (!error)
-		error = find_pages(coherent);
+		error = allocate(coherent, policy, create->flags & DMP_BUFFER_STRICT);
 	if (error) {
 		dmp_memory_put(&coherent->memory);
 		return ERR_PTR(error);

@@ -115,7 +115,7 @@ def test_reported_placement_is_the_truth(plane: dmaplane.Plane, kind: int, lengt
 
 def test_coherent_memory_is_taken_from_its_node(plane: dmaplane.Plane) -> None:
     """Its mappings have no frame numbers to read, but a node knows what it has lost."""
-    count, length = 16, 4 * MIB
+    count, length = 64, MIB
     for node in nodes(plane):
         before = {each: pagemap.free_bytes(each) for each in nodes(plane)}
         for _ in range(count):
