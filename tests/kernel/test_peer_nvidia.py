@@ -258,7 +258,7 @@ def test_freeing_meets_creating_and_destroying(gpu: Gpu) -> None:
         nonlocal made
         try:
             with dmaplane.open(plane="kernel") as plane:
-                for _ in range(150):
+                for _ in range(60):
                     try:
                         buffer = take(plane, gpu, GPU_PAGE)
                     except dmaplane.DmaplaneError as error:
