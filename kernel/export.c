@@ -166,20 +166,36 @@ static void sync_mappings(struct dmp_export *export, bool end)
 	mutex_unlock(&export->lock);
 }
 
+/* What BUFFER_SYNC does for the memory itself. */
+static int sync_memory(struct dmp_memory *memory, enum dma_data_direction direction, u32 flags)
+{
+	if (!memory->operations->sync)
+		return 0;
+	if (direction != DMA_TO_DEVICE)
+		flags |= DMP_SYNC_FOR_READ;
+	if (direction != DMA_FROM_DEVICE)
+		flags |= DMP_SYNC_FOR_WRITE;
+	return memory->operations->sync(memory, flags);
+}
+
 static int export_begin_cpu_access(struct dma_buf *dmabuf, enum dma_data_direction direction)
 {
 	struct dmp_export *export = dmabuf->priv;
 	int error = check_alive(export->memory);
 
-	if (!error)
-		sync_mappings(export, false);
-	return error;
+	if (error)
+		return error;
+	sync_mappings(export, false);
+	return sync_memory(export->memory, direction, 0);
 }
 
 static int export_end_cpu_access(struct dma_buf *dmabuf, enum dma_data_direction direction)
 {
-	sync_mappings(dmabuf->priv, true);
-	return 0;
+	struct dmp_export *export = dmabuf->priv;
+	int error = sync_memory(export->memory, direction, DMP_SYNC_END);
+
+	sync_mappings(export, true);
+	return error;
 }
 
 static vm_fault_t export_fault(struct vm_fault *fault)
@@ -374,6 +390,9 @@ struct file *dmp_export_create(struct dmp_memory *memory, bool read_only)
  * An export that is made now and not seen here is not attached yet, and will not be: its
  * attach looks at `revoked` after it was listed, and we look at the list after the fence.
  * One that is being released waits for us in export_release(), so its dma-buf is whole.
+ *
+ * An importer that cannot stop its device at once leaves a fence, which is waited for: when
+ * we return no device touches the memory either. Fences end in finite time.
  */
 void dmp_export_revoke(struct dmp_memory *memory)
 {
@@ -383,9 +402,13 @@ void dmp_export_revoke(struct dmp_memory *memory)
 		return;
 	mutex_lock(&exports_lock);
 	list_for_each_entry(export, &memory->exported, exported) {
-		dma_resv_lock(export->dmabuf->resv, NULL);
+		struct dma_resv *reservation = export->dmabuf->resv;
+
+		dma_resv_lock(reservation, NULL);
 		dma_buf_move_notify(export->dmabuf);
-		dma_resv_unlock(export->dmabuf->resv);
+		dma_resv_wait_timeout(reservation, DMA_RESV_USAGE_BOOKKEEP, false,
+				      MAX_SCHEDULE_TIMEOUT);
+		dma_resv_unlock(reservation);
 	}
 	mutex_unlock(&exports_lock);
 }

@@ -182,7 +182,7 @@ static void foreign_close(struct vm_area_struct *vma)
 	}
 }
 
-/* Puts our open and close around what the exporter has left in the vma, which then owns @mapping. */
+/* Puts our open and close around what the exporter left in @vma, which then owns @mapping. */
 static void interpose(struct dmp_import_mapping *mapping, struct vm_area_struct *vma)
 {
 	const struct vm_operations_struct *theirs = vma->vm_ops;

@@ -116,9 +116,11 @@ struct sg_table *dmp_page_array_attach(const struct dmp_page_array *array, struc
 						  GFP_KERNEL);
 	if (error)
 		goto err_free;
-	error = dma_map_sgtable(device, table, direction, 0);
+	/* Several devices may have it at once, so what is in caches is not the mapping's to sync. */
+	error = dma_map_sgtable(device, table, direction, DMA_ATTR_SKIP_CPU_SYNC);
 	if (error)
 		goto err_table;
+	dma_sync_sgtable_for_device(device, table, direction);
 	return table;
 
 err_table:
@@ -131,7 +133,8 @@ err_free:
 void dmp_page_array_detach(struct device *device, struct sg_table *table,
 			   enum dma_data_direction direction)
 {
-	dma_unmap_sgtable(device, table, direction, 0);
+	dma_sync_sgtable_for_cpu(device, table, direction);
+	dma_unmap_sgtable(device, table, direction, DMA_ATTR_SKIP_CPU_SYNC);
 	sg_free_table(table);
 	kfree(table);
 }

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from driver import Driver
 
 SYNC_READ: Final = 1
 SYNC_WRITE: Final = 2
@@ -150,7 +149,7 @@ def heap(length_bytes: int) -> int:
 
 
 class Look(ctypes.Structure):
-    """struct standin_look."""
+    """struct exporter_look."""
 
     _fields_ = (
         ("attached", ctypes.c_uint32),
@@ -158,31 +157,24 @@ class Look(ctypes.Structure):
         ("pinned", ctypes.c_uint32),
         ("addressed", ctypes.c_uint32),
         ("changed_bytes", ctypes.c_uint64),
-        ("notified", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
     )
 
     def counts(self) -> tuple[int, int, int, int]:
         return self.attached, self.mapped, self.pinned, self.addressed
 
 
-class Standin:
-    """One open file of the stand-in (standin/dmabuf_standin.c)."""
+class Exporter:
+    """A dma-buf that can be moved: an open file of standin/dmabuf_exporter.c."""
 
     BARE: Final = 1
     RELUCTANT: Final = 2
-    BIDIRECTIONAL: Final = 0
-    TO_DEVICE: Final = 1
-    FROM_DEVICE: Final = 2
     _CREATE: Final = "QIi"
 
-    def __init__(self, module: Driver) -> None:
-        if not module.loaded:
-            module.load()
-        self._fd = os.open("/dev/dmabuf_standin", os.O_RDWR | os.O_CLOEXEC)
+    def __init__(self) -> None:
+        self._fd = os.open("/dev/dmabuf_exporter", os.O_RDWR | os.O_CLOEXEC)
 
     def create(self, length_bytes: int, flags: int = 0) -> int:
-        """An fd of a dma-buf that can be moved."""
+        """Its fd."""
         number = _iowr("S", 0, self._CREATE)
         return _ioctl(self._fd, number, self._CREATE, length_bytes, flags, -1)[2]
 
@@ -195,20 +187,51 @@ class Standin:
         fcntl.ioctl(self._fd, 2 << 30 | len(packed) << 16 | ord("S") << 8 | 2, packed, True)
         return Look.from_buffer_copy(packed)
 
+    def __enter__(self) -> Exporter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+
+class Importer:
+    """A device that takes dma-bufs: an open file of standin/dmabuf_importer.c.
+
+    What can be refused answers 0, or the errno that the exporter gave.
+    """
+
+    BIDIRECTIONAL: Final = 0
+    TO_DEVICE: Final = 1
+    FROM_DEVICE: Final = 2
+
+    def __init__(self) -> None:
+        self._fd = os.open("/dev/dmabuf_importer", os.O_RDWR | os.O_CLOEXEC)
+
     def attach(self, fd: int) -> int:
-        """As an importer that hears of moves. 0, or the errno that the exporter gave."""
+        """As an importer that hears of moves."""
         return self._try(3, fd)
 
     def attach_static(self, fd: int) -> int:
-        """As one that does not. 0, or the errno that the exporter gave."""
+        """As one that does not."""
         return self._try(6, fd)
 
+    def attach_slow(self, fd: int) -> int:
+        """As one whose device needs a while to stop, and that leaves a fence until then."""
+        return self._try(7, fd)
+
     def map(self, direction: int) -> int:
-        """For one of the directions. 0, or the errno that the exporter gave."""
+        """For one of the directions."""
         return self._try(4, direction)
 
     def detach(self) -> None:
         assert self._try(5, 0) == 0
+
+    def look(self) -> tuple[int, int]:
+        """How many moves it was told of, and how many devices have not stopped yet."""
+        packed = bytearray(8)
+        fcntl.ioctl(self._fd, 2 << 30 | len(packed) << 16 | ord("S") << 8 | 2, packed, True)
+        notified, stopping = struct.unpack("II", packed)
+        return notified, stopping
 
     def _try(self, number: int, argument: int) -> int:
         try:
@@ -217,11 +240,8 @@ class Standin:
             return reason.errno or errno.EIO
         return 0
 
-    def close(self) -> None:
-        os.close(self._fd)
-
-    def __enter__(self) -> Standin:
+    def __enter__(self) -> Importer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        os.close(self._fd)

@@ -59,18 +59,19 @@ def vgem() -> Iterator[foreign.Vgem]:
     driver.close()
 
 
-@pytest.fixture(scope="module")
-def dmabuf_driver(standin: Callable[[str], Driver]) -> Iterator[Driver]:
-    module = standin("dmabuf_standin")
-    yield module
-    if module.loaded:
-        assert module.wait_users(0, 5.0), "the stand-in's dma-bufs are still held"
-        module.unload()
+@pytest.fixture(scope="module", autouse=True)
+def stand_in(standin: Callable[[str], Driver]) -> Iterator[None]:
+    """foreign.Exporter can be opened."""
+    module = standin("dmabuf_exporter")
+    module.load()
+    yield
+    assert module.wait_users(0, _rig.PATIENCE_S), "somebody still holds the stand-in"
+    module.unload()
 
 
 @pytest.fixture
-def mover(dmabuf_driver: Driver) -> Iterator[foreign.Standin]:
-    with foreign.Standin(dmabuf_driver) as made:
+def mover() -> Iterator[foreign.Exporter]:
+    with foreign.Exporter() as made:
         yield made
 
 
@@ -177,7 +178,7 @@ def test_mappings_of_foreign_memory_hold_it_as_often_as_they_are_split_and_forke
 
 
 def test_plane_closed_with_foreign_memory_mapped_lets_go_at_the_last_unmap(
-    mover: foreign.Standin, driver: Driver
+    mover: foreign.Exporter, driver: Driver
 ) -> None:
     before = driver.users
     fd = mover.create(PAGE)
@@ -214,7 +215,7 @@ def test_foreign_memory_imported_read_only_is_not_written(
 
 
 def test_memory_without_a_kernel_address_is_shared_but_not_copied(
-    plane: dmaplane.Plane, mover: foreign.Standin
+    plane: dmaplane.Plane, mover: foreign.Exporter
 ) -> None:
     fd = mover.create(PAGE, mover.BARE)
     twin = imported(plane, fd)
@@ -226,9 +227,9 @@ def test_memory_without_a_kernel_address_is_shared_but_not_copied(
     os.close(fd)
 
 
-@pytest.mark.parametrize("flags", [0, foreign.Standin.RELUCTANT], ids=["pinned", "unpinned"])
+@pytest.mark.parametrize("flags", [0, foreign.Exporter.RELUCTANT], ids=["pinned", "unpinned"])
 def test_import_takes_one_of_each_and_gives_all_back(
-    plane: dmaplane.Plane, mover: foreign.Standin, flags: int
+    plane: dmaplane.Plane, mover: foreign.Exporter, flags: int
 ) -> None:
     fd = mover.create(5 * PAGE, flags)
     twin = imported(plane, fd)
@@ -244,7 +245,7 @@ def test_import_takes_one_of_each_and_gives_all_back(
 
 
 def test_moved_memory_is_revoked_and_its_old_pages_are_left_alone(
-    plane: dmaplane.Plane, mover: foreign.Standin
+    plane: dmaplane.Plane, mover: foreign.Exporter
 ) -> None:
     length = 4 * MIB
     fd = mover.create(length)
@@ -279,7 +280,7 @@ def test_moved_memory_is_revoked_and_its_old_pages_are_left_alone(
 
 
 def test_every_import_of_moved_memory_hears_of_it(
-    plane: dmaplane.Plane, other: dmaplane.Plane, mover: foreign.Standin
+    plane: dmaplane.Plane, other: dmaplane.Plane, mover: foreign.Exporter
 ) -> None:
     fd = mover.create(PAGE)
     twins = [(where, imported(where, fd)) for where in (plane, plane, other)]
@@ -308,16 +309,14 @@ def test_every_import_of_moved_memory_hears_of_it(
     os.close(fd)
 
 
-def test_move_while_buffers_come_and_go_finds_no_gap(
-    plane: dmaplane.Plane, dmabuf_driver: Driver
-) -> None:
+def test_move_while_buffers_come_and_go_finds_no_gap(plane: dmaplane.Plane) -> None:
     """Import, copy, map and destroy race with a move of the same dma-buf, many times."""
     own = _rig.create_buffer(plane, 64 * PAGE)
     put(plane, own, bytes([1]) * 64 * PAGE)
     answers: set[int] = set()
     with _rig.Rings(plane, slots=16, completion_slots=1024) as rings:
         for turn in range(40):
-            with foreign.Standin(dmabuf_driver) as mover:
+            with foreign.Exporter() as mover:
                 fd = mover.create(64 * PAGE)
                 moving = threading.Timer(random.Random(turn).random() * 0.02, mover.move)
                 moving.start()

@@ -1,22 +1,19 @@
 // SPDX-License-Identifier: MIT
 /*
- * dmabuf_standin.c - stands in for a driver that moves its dma-bufs, and for one that hears
- * of moves
+ * dmabuf_exporter.c - stands in for a driver that moves its dma-bufs
  *
  * A test machine has vgem, udmabuf and the system heap, whose buffers stay where they are.
- * GPU drivers and NICs do otherwise: a dynamic exporter tells its importers (move_notify),
- * a dynamic importer lets go when told. This is the smallest of both.
+ * GPU drivers do otherwise, and tell their importers (move_notify). This is the smallest of
+ * these.
  *
- * /dev/dmabuf_standin, one buffer and one attachment per open file:
+ * /dev/dmabuf_exporter, one buffer per open file:
  *  CREATE  an fd of a dma-buf, of pages
  *  MOVE    gives it other pages, and when all importers have been told fills the old ones
  *	    with a pattern: who still writes there gives himself away
- *  ATTACH  imports somebody's dma-buf, as one that hears of moves
- *  ATTACH_STATIC  as one that does not
- *  MAP     maps that for the device, for a direction
- *  LOOK    counts of all that
+ *  LOOK    how often it is attached, mapped, pinned, and what the old pages look like
  *
- * The buffer is held by its dma-buf and by the file. The reservation lock protects all of it.
+ * The buffer is held by its dma-buf and by the file. Its pages are protected by the
+ * dma-buf's reservation.
  */
 #include <linux/dma-buf.h>
 #include <linux/dma-mapping.h>
@@ -25,43 +22,40 @@
 #include <linux/miscdevice.h>
 #include <linux/mm.h>
 #include <linux/module.h>
-#include <linux/platform_device.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 #include <linux/version.h>
 #include <linux/vmalloc.h>
 
-#define STANDIN_BARE		(1U << 0)	/* neither a kernel address nor mappings */
-#define STANDIN_RELUCTANT	(1U << 1)	/* the first wish to pin is refused */
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 3, 0)
+#define vm_flags_set(vma, flags) ((vma)->vm_flags |= (flags))
+#endif
 
-#define STANDIN_PATTERN		0x5a
-#define STANDIN_PAGES_MAX	4096U
+#define EXPORTER_BARE		BIT(0)	/* neither a kernel address nor mappings */
+#define EXPORTER_RELUCTANT	BIT(1)	/* the first wish to pin is refused */
 
-struct standin_create {
+#define EXPORTER_PATTERN	0x5a
+#define EXPORTER_PAGES_MAX	4096U
+
+struct exporter_create {
 	u64 length_bytes;
 	u32 flags;
 	s32 fd;
 };
 
-struct standin_look {
+struct exporter_look {
 	u32 attached;
 	u32 mapped;
 	u32 pinned;
 	u32 addressed;
 	u64 changed_bytes;	/* of the old pages, since they were given the pattern */
-	u32 notified;		/* moves our attachment was told of */
-	u32 reserved;
 };
 
-#define STANDIN_CREATE	_IOWR('S', 0, struct standin_create)
-#define STANDIN_MOVE	_IO('S', 1)
-#define STANDIN_LOOK	_IOR('S', 2, struct standin_look)
-#define STANDIN_ATTACH	_IO('S', 3)		/* argument: an fd */
-#define STANDIN_MAP	_IO('S', 4)		/* argument: enum dma_data_direction */
-#define STANDIN_DETACH	_IO('S', 5)
-#define STANDIN_ATTACH_STATIC	_IO('S', 6)	/* argument: an fd */
+#define EXPORTER_CREATE	_IOWR('S', 0, struct exporter_create)
+#define EXPORTER_MOVE	_IO('S', 1)
+#define EXPORTER_LOOK	_IOR('S', 2, struct exporter_look)
 
-struct standin_buffer {
+struct exporter_buffer {
 	struct kref references;
 	struct dma_buf *dmabuf;
 	unsigned int count;
@@ -71,17 +65,10 @@ struct standin_buffer {
 	atomic_t attached, mapped, pinned, addressed;
 };
 
-struct standin_file {
-	struct mutex lock;
-	struct standin_buffer *buffer;
-	struct dma_buf *dmabuf;			/* what is attached */
-	struct dma_buf_attachment *attachment;
-	struct sg_table *table;
-	enum dma_data_direction direction;
-	atomic_t notified;
+struct exporter_file {
+	struct mutex lock;			/* of calls */
+	struct exporter_buffer *buffer;
 };
-
-static struct platform_device *standin_device;
 
 static void pages_free(struct page **pages, unsigned int count)
 {
@@ -110,19 +97,17 @@ static struct page **pages_alloc(unsigned int count)
 
 static void buffer_free(struct kref *references)
 {
-	struct standin_buffer *buffer =
-		container_of(references, struct standin_buffer, references);
+	struct exporter_buffer *buffer =
+		container_of(references, struct exporter_buffer, references);
 
 	pages_free(buffer->pages, buffer->count);
 	pages_free(buffer->old, buffer->count);
 	kfree(buffer);
 }
 
-/* ---- the exporter */
-
 static int export_attach(struct dma_buf *dmabuf, struct dma_buf_attachment *attachment)
 {
-	struct standin_buffer *buffer = dmabuf->priv;
+	struct exporter_buffer *buffer = dmabuf->priv;
 
 	atomic_inc(&buffer->attached);
 	return 0;
@@ -130,14 +115,14 @@ static int export_attach(struct dma_buf *dmabuf, struct dma_buf_attachment *atta
 
 static void export_detach(struct dma_buf *dmabuf, struct dma_buf_attachment *attachment)
 {
-	struct standin_buffer *buffer = dmabuf->priv;
+	struct exporter_buffer *buffer = dmabuf->priv;
 
 	atomic_dec(&buffer->attached);
 }
 
 static int export_pin(struct dma_buf_attachment *attachment)
 {
-	struct standin_buffer *buffer = attachment->dmabuf->priv;
+	struct exporter_buffer *buffer = attachment->dmabuf->priv;
 
 	dma_resv_assert_held(attachment->dmabuf->resv);
 	if (buffer->reluctant) {
@@ -150,7 +135,7 @@ static int export_pin(struct dma_buf_attachment *attachment)
 
 static void export_unpin(struct dma_buf_attachment *attachment)
 {
-	struct standin_buffer *buffer = attachment->dmabuf->priv;
+	struct exporter_buffer *buffer = attachment->dmabuf->priv;
 
 	dma_resv_assert_held(attachment->dmabuf->resv);
 	atomic_dec(&buffer->pinned);
@@ -159,7 +144,7 @@ static void export_unpin(struct dma_buf_attachment *attachment)
 static struct sg_table *export_map(struct dma_buf_attachment *attachment,
 				   enum dma_data_direction direction)
 {
-	struct standin_buffer *buffer = attachment->dmabuf->priv;
+	struct exporter_buffer *buffer = attachment->dmabuf->priv;
 	struct sg_table *table;
 	int error = -ENOMEM;
 
@@ -173,7 +158,7 @@ static struct sg_table *export_map(struct dma_buf_attachment *attachment,
 						  GFP_KERNEL);
 	if (error)
 		goto err_free;
-	error = dma_map_sgtable(attachment->dev, table, direction, 0);
+	error = dma_map_sgtable(attachment->dev, table, direction, DMA_ATTR_SKIP_CPU_SYNC);
 	if (error)
 		goto err_table;
 	atomic_inc(&buffer->mapped);
@@ -189,10 +174,10 @@ err_free:
 static void export_unmap(struct dma_buf_attachment *attachment, struct sg_table *table,
 			 enum dma_data_direction direction)
 {
-	struct standin_buffer *buffer = attachment->dmabuf->priv;
+	struct exporter_buffer *buffer = attachment->dmabuf->priv;
 
 	dma_resv_assert_held(attachment->dmabuf->resv);
-	dma_unmap_sgtable(attachment->dev, table, direction, 0);
+	dma_unmap_sgtable(attachment->dev, table, direction, DMA_ATTR_SKIP_CPU_SYNC);
 	sg_free_table(table);
 	kfree(table);
 	atomic_dec(&buffer->mapped);
@@ -200,7 +185,7 @@ static void export_unmap(struct dma_buf_attachment *attachment, struct sg_table 
 
 static int export_vmap(struct dma_buf *dmabuf, struct iosys_map *map)
 {
-	struct standin_buffer *buffer = dmabuf->priv;
+	struct exporter_buffer *buffer = dmabuf->priv;
 	void *address = vmap(buffer->pages, buffer->count, VM_MAP, PAGE_KERNEL);
 
 	if (!address)
@@ -212,7 +197,7 @@ static int export_vmap(struct dma_buf *dmabuf, struct iosys_map *map)
 
 static void export_vunmap(struct dma_buf *dmabuf, struct iosys_map *map)
 {
-	struct standin_buffer *buffer = dmabuf->priv;
+	struct exporter_buffer *buffer = dmabuf->priv;
 
 	vunmap(map->vaddr);
 	atomic_dec(&buffer->addressed);
@@ -221,7 +206,7 @@ static void export_vunmap(struct dma_buf *dmabuf, struct iosys_map *map)
 static vm_fault_t export_fault(struct vm_fault *fault)
 {
 	struct dma_buf *dmabuf = fault->vma->vm_private_data;
-	struct standin_buffer *buffer = dmabuf->priv;
+	struct exporter_buffer *buffer = dmabuf->priv;
 	vm_fault_t result = VM_FAULT_SIGBUS;
 
 	dma_resv_lock(dmabuf->resv, NULL);
@@ -240,11 +225,7 @@ static int export_mmap(struct dma_buf *dmabuf, struct vm_area_struct *vma)
 {
 	vm_flags_t flags = VM_PFNMAP | VM_DONTEXPAND;
 
-#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 3, 0)
-	vma->vm_flags |= flags;
-#else
 	vm_flags_set(vma, flags);
-#endif
 	vma->vm_private_data = dmabuf;
 	vma->vm_ops = &export_vm_operations;
 	return 0;
@@ -252,7 +233,7 @@ static int export_mmap(struct dma_buf *dmabuf, struct vm_area_struct *vma)
 
 static void export_release(struct dma_buf *dmabuf)
 {
-	struct standin_buffer *buffer = dmabuf->priv;
+	struct exporter_buffer *buffer = dmabuf->priv;
 
 	kref_put(&buffer->references, buffer_free);
 }
@@ -280,27 +261,27 @@ static const struct dma_buf_ops bare_operations = {
 	.release = export_release,
 };
 
-static int create(struct standin_file *file, struct standin_create *create)
+static int create(struct exporter_file *file, struct exporter_create *create)
 {
 	DEFINE_DMA_BUF_EXPORT_INFO(info);
-	struct standin_buffer *buffer;
+	struct exporter_buffer *buffer;
 	u64 count = PAGE_ALIGN(create->length_bytes) >> PAGE_SHIFT;
 	int fd;
 
-	if (file->buffer || !count || count > STANDIN_PAGES_MAX)
+	if (file->buffer || !count || count > EXPORTER_PAGES_MAX)
 		return -EINVAL;
 	buffer = kzalloc(sizeof(*buffer), GFP_KERNEL);
 	if (!buffer)
 		return -ENOMEM;
 	kref_init(&buffer->references);
 	buffer->count = count;
-	buffer->reluctant = create->flags & STANDIN_RELUCTANT;
+	buffer->reluctant = create->flags & EXPORTER_RELUCTANT;
 	buffer->pages = pages_alloc(count);
 	if (!buffer->pages) {
 		kref_put(&buffer->references, buffer_free);
 		return -ENOMEM;
 	}
-	info.ops = create->flags & STANDIN_BARE ? &bare_operations : &operations;
+	info.ops = create->flags & EXPORTER_BARE ? &bare_operations : &operations;
 	info.size = count << PAGE_SHIFT;
 	info.flags = O_RDWR;
 	info.priv = buffer;
@@ -321,7 +302,7 @@ static int create(struct standin_file *file, struct standin_create *create)
 	return fd < 0 ? fd : 0;
 }
 
-static int move(struct standin_buffer *buffer)
+static int move(struct exporter_buffer *buffer)
 {
 	struct page **pages;
 	unsigned int i;
@@ -342,14 +323,14 @@ static int move(struct standin_buffer *buffer)
 		unmap_mapping_range(buffer->dmabuf->file->f_mapping, 0, 0, 1);
 		dma_buf_move_notify(buffer->dmabuf);
 		for (i = 0; i < buffer->count; i++)
-			memset(page_address(buffer->old[i]), STANDIN_PATTERN, PAGE_SIZE);
+			memset(page_address(buffer->old[i]), EXPORTER_PATTERN, PAGE_SIZE);
 	}
 	dma_resv_unlock(buffer->dmabuf->resv);
 	pages_free(pages, buffer->count);
 	return error;
 }
 
-static u64 changed(const struct standin_buffer *buffer)
+static u64 changed(const struct exporter_buffer *buffer)
 {
 	u64 found = 0;
 	unsigned int i, at;
@@ -358,92 +339,14 @@ static u64 changed(const struct standin_buffer *buffer)
 		const u8 *bytes = page_address(buffer->old[i]);
 
 		for (at = 0; at < PAGE_SIZE; at++)
-			found += READ_ONCE(bytes[at]) != STANDIN_PATTERN;
+			found += READ_ONCE(bytes[at]) != EXPORTER_PATTERN;
 	}
 	return found;
 }
 
-/* ---- the importer */
-
-static void importer_move_notify(struct dma_buf_attachment *attachment)
+static void look(const struct exporter_buffer *buffer, struct exporter_look *look)
 {
-	struct standin_file *file = attachment->importer_priv;
-
-	atomic_inc(&file->notified);
-	if (file->table)
-		dma_buf_unmap_attachment(attachment, file->table, file->direction);
-	file->table = NULL;
-}
-
-static const struct dma_buf_attach_ops importer_operations = {
-	.allow_peer2peer = true,
-	.move_notify = importer_move_notify,
-};
-
-static int attach(struct standin_file *file, int fd, const struct dma_buf_attach_ops *importer)
-{
-	struct dma_buf_attachment *attachment;
-	struct dma_buf *dmabuf;
-
-	if (file->attachment)
-		return -EBUSY;
-	dmabuf = dma_buf_get(fd);
-	if (IS_ERR(dmabuf))
-		return PTR_ERR(dmabuf);
-	attachment = dma_buf_dynamic_attach(dmabuf, &standin_device->dev, importer, file);
-	if (IS_ERR(attachment)) {
-		dma_buf_put(dmabuf);
-		return PTR_ERR(attachment);
-	}
-	file->dmabuf = dmabuf;
-	file->attachment = attachment;
-	return 0;
-}
-
-static int map(struct standin_file *file, unsigned long direction)
-{
-	struct sg_table *table;
-	int error = -EINVAL;
-
-	if (!file->attachment || direction > DMA_FROM_DEVICE)
-		return -EINVAL;
-	dma_resv_lock(file->dmabuf->resv, NULL);
-	if (!file->table) {
-		table = dma_buf_map_attachment(file->attachment, direction);
-		error = PTR_ERR_OR_ZERO(table);
-		if (!error) {
-			file->table = table;
-			file->direction = direction;
-		}
-	}
-	dma_resv_unlock(file->dmabuf->resv);
-	return error;
-}
-
-static int detach(struct standin_file *file)
-{
-	if (!file->attachment)
-		return -EINVAL;
-	dma_resv_lock(file->dmabuf->resv, NULL);
-	if (file->table)
-		dma_buf_unmap_attachment(file->attachment, file->table, file->direction);
-	file->table = NULL;
-	dma_resv_unlock(file->dmabuf->resv);
-	dma_buf_detach(file->dmabuf, file->attachment);
-	dma_buf_put(file->dmabuf);
-	file->attachment = NULL;
-	file->dmabuf = NULL;
-	return 0;
-}
-
-/* ---- the device */
-
-static void look(struct standin_file *file, struct standin_look *look)
-{
-	struct standin_buffer *buffer = file->buffer;
-
 	memset(look, 0, sizeof(*look));
-	look->notified = atomic_read(&file->notified);
 	if (!buffer)
 		return;
 	look->attached = atomic_read(&buffer->attached);
@@ -453,57 +356,48 @@ static void look(struct standin_file *file, struct standin_look *look)
 	look->changed_bytes = changed(buffer);
 }
 
-static long standin_ioctl(struct file *opened, unsigned int number, unsigned long argument)
+/* ---- the device */
+
+static long exporter_ioctl(struct file *opened, unsigned int number, unsigned long argument)
 {
-	struct standin_file *file = opened->private_data;
+	struct exporter_file *file = opened->private_data;
 	void __user *user = (void __user *)argument;
 	union {
-		struct standin_create create;
-		struct standin_look look;
+		struct exporter_create create;
+		struct exporter_look look;
 	} copy;
 	long answer;
 
-	if (number == STANDIN_CREATE && copy_from_user(&copy.create, user, sizeof(copy.create)))
+	if (number == EXPORTER_CREATE && copy_from_user(&copy.create, user, sizeof(copy.create)))
 		return -EFAULT;
 	mutex_lock(&file->lock);
 	switch (number) {
-	case STANDIN_CREATE:
+	case EXPORTER_CREATE:
 		answer = create(file, &copy.create);
 		break;
-	case STANDIN_MOVE:
+	case EXPORTER_MOVE:
 		answer = move(file->buffer);
 		break;
-	case STANDIN_LOOK:
-		look(file, &copy.look);
+	case EXPORTER_LOOK:
+		look(file->buffer, &copy.look);
 		answer = 0;
-		break;
-	case STANDIN_ATTACH:
-		answer = attach(file, argument, &importer_operations);
-		break;
-	case STANDIN_ATTACH_STATIC:
-		answer = attach(file, argument, NULL);
-		break;
-	case STANDIN_MAP:
-		answer = map(file, argument);
-		break;
-	case STANDIN_DETACH:
-		answer = detach(file);
 		break;
 	default:
 		answer = -ENOTTY;
 	}
 	mutex_unlock(&file->lock);
-	if (!answer && number == STANDIN_CREATE &&
+	if (!answer && number == EXPORTER_CREATE &&
 	    copy_to_user(user, &copy.create, sizeof(copy.create)))
 		return -EFAULT;
-	if (!answer && number == STANDIN_LOOK && copy_to_user(user, &copy.look, sizeof(copy.look)))
+	if (!answer && number == EXPORTER_LOOK &&
+	    copy_to_user(user, &copy.look, sizeof(copy.look)))
 		return -EFAULT;
 	return answer;
 }
 
-static int standin_open(struct inode *inode, struct file *opened)
+static int exporter_open(struct inode *inode, struct file *opened)
 {
-	struct standin_file *file = kzalloc(sizeof(*file), GFP_KERNEL);
+	struct exporter_file *file = kzalloc(sizeof(*file), GFP_KERNEL);
 
 	if (!file)
 		return -ENOMEM;
@@ -512,11 +406,10 @@ static int standin_open(struct inode *inode, struct file *opened)
 	return 0;
 }
 
-static int standin_release(struct inode *inode, struct file *opened)
+static int exporter_release(struct inode *inode, struct file *opened)
 {
-	struct standin_file *file = opened->private_data;
+	struct exporter_file *file = opened->private_data;
 
-	detach(file);
 	if (file->buffer) {
 		dma_buf_put(file->buffer->dmabuf);
 		kref_put(&file->buffer->references, buffer_free);
@@ -526,47 +419,22 @@ static int standin_release(struct inode *inode, struct file *opened)
 	return 0;
 }
 
-static const struct file_operations standin_fops = {
+static const struct file_operations exporter_fops = {
 	.owner = THIS_MODULE,
-	.open = standin_open,
-	.release = standin_release,
-	.unlocked_ioctl = standin_ioctl,
+	.open = exporter_open,
+	.release = exporter_release,
+	.unlocked_ioctl = exporter_ioctl,
 };
 
-static struct miscdevice standin_misc = {
+static struct miscdevice exporter_misc = {
 	.minor = MISC_DYNAMIC_MINOR,
-	.name = "dmabuf_standin",
-	.fops = &standin_fops,
+	.name = "dmabuf_exporter",
+	.fops = &exporter_fops,
 };
 
-static int __init standin_init(void)
-{
-	struct platform_device_info info = {
-		.name = "dmabuf_standin",
-		.id = PLATFORM_DEVID_NONE,
-		.dma_mask = DMA_BIT_MASK(64),
-	};
-	int error;
+module_misc_device(exporter_misc);
 
-	standin_device = platform_device_register_full(&info);
-	if (IS_ERR(standin_device))
-		return PTR_ERR(standin_device);
-	error = misc_register(&standin_misc);
-	if (error)
-		platform_device_unregister(standin_device);
-	return error;
-}
-
-static void __exit standin_exit(void)
-{
-	misc_deregister(&standin_misc);
-	platform_device_unregister(standin_device);
-}
-
-module_init(standin_init);
-module_exit(standin_exit);
-
-MODULE_DESCRIPTION("stands in for drivers whose dma-bufs move, in dmaplane's tests");
+MODULE_DESCRIPTION("stands in for a driver that moves its dma-bufs, in dmaplane's tests");
 MODULE_LICENSE("Dual MIT/GPL");
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 13, 0)
 MODULE_IMPORT_NS(DMA_BUF);
