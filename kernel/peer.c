@@ -92,7 +92,7 @@ static vm_fault_t dmp_peer_fault(struct dmp_memory *memory, struct vm_fault *fau
 	unsigned long pages;
 	vm_fault_t result;
 
-	pages = min_t(u64, (run->bytes - inside) >> PAGE_SHIFT, (vma->vm_end - address) >> PAGE_SHIFT);
+	pages = min_t(u64, run->bytes - inside, vma->vm_end - address) >> PAGE_SHIFT;
 	pages = min_t(unsigned long, pages, DMP_PEER_FAULT_PAGES);
 	result = vmf_insert_pfn(vma, address, pfn);
 	/* What is there already, or does not work, is left for its own fault. */
@@ -104,13 +104,12 @@ static vm_fault_t dmp_peer_fault(struct dmp_memory *memory, struct vm_fault *fau
 	return result;
 }
 
-/* Stores that are write-combined leave the CPU in their own time: now. */
 static int dmp_peer_sync(struct dmp_memory *memory, u32 flags)
 {
 	if (flags & DMP_SYNC_FOR_WRITE)
-		wmb();
+		wmb();	/* combined stores leave this CPU before whatever tells of them */
 	if (flags & DMP_SYNC_FOR_READ)
-		rmb();
+		rmb();	/* loads that follow come after the one that told of the data */
 	return 0;
 }
 
@@ -256,8 +255,9 @@ static bool dmp_peer_inside_bar(struct pci_dev *device, phys_addr_t start, u64 b
 
 /*
  * x86 gives a physical page one caching at a time: the second mapping silently gets that of
- * the first. So that a buffer is what it says, the two tiers never overlap. Asked of what
- * is one run; a driver that hands out pieces has already mapped them its own way.
+ * the first, also if that one's device has gone and its buffer has not. So that a buffer is
+ * what it says, the two tiers never overlap. Asked of what is one run; a driver that hands
+ * out pieces has already mapped them its own way.
  */
 static bool dmp_peer_conflicts_locked(const struct dmp_peer *peer)
 {
@@ -265,8 +265,7 @@ static bool dmp_peer_conflicts_locked(const struct dmp_peer *peer)
 
 	lockdep_assert_held(&dmp_peers_lock);
 	list_for_each_entry(other, &dmp_peers, peers) {
-		if (!other->settled || other->device != peer->device || other->device_gone ||
-		    other->run_count != 1 || peer->run_count != 1 ||
+		if (!other->settled || other->run_count != 1 || peer->run_count != 1 ||
 		    other->memory.write_combined == peer->memory.write_combined)
 			continue;
 		if (other->runs->start < peer->runs->start + peer->runs->bytes &&

@@ -202,6 +202,9 @@ def test_a_range_has_one_caching_at_a_time(plane: dmaplane.Plane, device: Ivshme
         assert try_create(plane, device, flags=wc, peer_address=3 * PAGE) == errno.EBUSY
         assert try_create(plane, device, flags=wc, peer_address=4 * PAGE) == 0
         assert try_create(plane, device, peer_address=3 * PAGE) == 0
+        device.remove()
+        device.rescan()
+        assert try_create(plane, device, flags=wc, peer_address=3 * PAGE) == errno.EBUSY
     assert try_create(plane, device, flags=wc, peer_address=3 * PAGE) == 0
 
 
