@@ -69,7 +69,7 @@ static const char *placement_name(u32 how)
 	return name_of(names, ARRAY_SIZE(names), how);
 }
 
-/* ---- planes: one line each */
+/* ---- planes: one line each; `dmaplane top` reads them too */
 
 static void *planes_start(struct seq_file *file, loff_t *position)
 {
@@ -303,12 +303,25 @@ static const struct file_operations histograms_fops = {
 	.release = seq_release_private,
 };
 
-/* ---- memory: what all planes, and exports that outlive them, have together */
+/* ---- memory: what all planes, and exports that outlive them, have of what is limited */
 
 static int memory_show(struct seq_file *file, void *entry)
 {
-	seq_printf(file, "memories=%u charged_bytes=%llu bytes_max=%lu\n", dmp_memory_count(),
+	u64 buffers = 0, channels = 0;
+	struct dmp_plane *plane;
+
+	mutex_lock(&dmp_planes_lock);
+	list_for_each_entry(plane, &dmp_planes, planes) {
+		down_read(&plane->lock);
+		buffers += plane->buffers;
+		channels += plane->channels;
+		up_read(&plane->lock);
+	}
+	mutex_unlock(&dmp_planes_lock);
+	seq_printf(file, "memories=%u charged_bytes=%llu bytes_max=%lu", dmp_memory_count(),
 		   dmp_memory_charged_bytes(), READ_ONCE(dmp_bytes_max));
+	seq_printf(file, " buffers=%llu buffers_max=%u channels=%llu channels_max=%u\n", buffers,
+		   READ_ONCE(dmp_buffers_total_max), channels, READ_ONCE(dmp_channels_total_max));
 	return 0;
 }
 DEFINE_SHOW_ATTRIBUTE(memory);

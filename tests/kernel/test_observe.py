@@ -127,7 +127,8 @@ def nothing_is_left() -> Iterator[None]:
     )
     assert not lines("objects")
     assert not lines("histograms")
-    assert memory()["charged_bytes"] == "0"
+    left = memory()
+    assert (left["charged_bytes"], left["buffers"], left["channels"]) == ("0", "0", "0")
 
 
 def run_one_copy(plane: dmaplane.Plane, user_data: int = 77, **fields: int) -> tuple[int, int, int]:
@@ -454,6 +455,17 @@ def test_looking_while_everything_changes_disturbs_nobody(plane: dmaplane.Plane)
         thread.join()
     assert not trouble, trouble
     assert seen
+
+
+def test_what_is_limited_is_summed_over_all_planes(plane: dmaplane.Plane, driver: Driver) -> None:
+    with dmaplane.open(plane="kernel") as other, _rig.Rings(plane, slots=8):
+        for owner, pages in ((plane, 1), (other, 2), (other, 3)):
+            _rig.create_buffer(owner, pages * PAGE)
+        row = memory()
+    assert (row["memories"], row["buffers"], row["channels"]) == ("3", "3", "1")
+    assert int(row["charged_bytes"]) > 6 * PAGE  # the rings are charged, too
+    for name in ("bytes_max", "buffers_max", "channels_max"):
+        assert row[name] == driver.parameter(name)
 
 
 def test_memory_that_outlives_its_plane_is_still_counted() -> None:
