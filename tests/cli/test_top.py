@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 BUSY = """
 import dmaplane
-with dmaplane.open() as plane, plane.channel() as channel:
+with dmaplane.open(plane="embedded") as plane, plane.channel() as channel:
     source, target = plane.buffer(1 << 20), plane.buffer(1 << 20)
     channel.copy(target, source).wait()
     print("ready", flush=True)
@@ -88,12 +88,12 @@ def test_counters_are_those_of_the_plane() -> None:
 
 def test_two_planes_of_one_process_are_two_rows() -> None:
     before = len(of_process(os.getpid()))
-    with dmaplane.open(), dmaplane.open():
+    with dmaplane.open(plane="embedded"), dmaplane.open(plane="embedded"):
         assert len(of_process(os.getpid())) == before + 2
 
 
 def test_a_forked_child_is_not_taken_for_the_owner() -> None:
-    with dmaplane.open() as plane:
+    with dmaplane.open(plane="embedded") as plane:
         time.sleep(0.05)  # process start times have steps of 10 ms
         reader, writer = os.pipe()
         forked = os.fork()
@@ -125,7 +125,7 @@ def test_rubbish_of_the_right_name_is_ignored() -> None:
 def test_long_commands_are_cut_and_figures_are_not() -> None:
     from rich.console import Console
 
-    with dmaplane.open() as plane, plane.buffer(1 << 20):
+    with dmaplane.open(plane="embedded") as plane, plane.buffer(1 << 20):
         sample = of_process(os.getpid())[-1]
     long = dataclasses.replace(sample, pid=4194304, command="x" * 10000)
     console = Console(width=80)
@@ -143,7 +143,7 @@ def test_nothing_open_is_said() -> None:
 
 
 def test_rates_of_a_first_sample_are_zero() -> None:
-    with dmaplane.open():
+    with dmaplane.open(plane="embedded"):
         sample = of_process(os.getpid())[-1]
     assert _boards.rates(None, sample).bytes_per_s == 0.0
     assert _boards.rates(sample, sample).bytes_per_s == 0.0

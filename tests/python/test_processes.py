@@ -177,7 +177,7 @@ def test_buffer_goes_to_another_process_by_socket(plane: dmaplane.Plane) -> None
 
     def body() -> None:
         _, fds, _, _ = socket.recv_fds(theirs, 16, 1)
-        with dmaplane.open() as mine, mine.import_buffer(fds[0]) as twin:
+        with dmaplane.open(plane=plane.name) as mine, mine.import_buffer(fds[0]) as twin:
             twin.numpy()[:] = 0x42
         os.close(fds[0])
 
