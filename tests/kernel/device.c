@@ -65,11 +65,14 @@ int dmp_close(struct dmp_plane *plane)
 	return status;
 }
 
+/* The numbers of others never reach the module: some of them the kernel serves for any file. */
 int dmp_ioctl(struct dmp_plane *plane, unsigned int command, void *argument)
 {
-	int status = ioctl(plane->fd, command, argument);
+	int status = _IOC_TYPE(command) == DMP_IOCTL_TYPE ? 0 : -ENOTTY;
 
-	return status < 0 ? -errno : status;
+	if (!status && ioctl(plane->fd, command, argument))
+		status = -errno;
+	return status;
 }
 
 int dmp_mmap(struct dmp_plane *plane, size_t length_bytes, int protection, uint64_t map_offset,

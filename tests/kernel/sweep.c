@@ -4,11 +4,8 @@
  *
  *	sweep [SEQUENCE ...]
  *
- * Three ways to fail, each over every sequence of sequences.c, each time tidied up once
- * by destroying what was made and once by closing the plane:
- *  - nth: one slab allocation, page allocation or user copy of this thread fails,
- *  - pages: every page allocation fails after the first K pages,
- *  - slab: every slab allocation fails after the first K bytes.
+ * Three ways to fail (injector.h), each over every sequence of sequences.c, each time tidied
+ * up once by destroying what was made and once by closing the plane.
  * Every step answers success, ENOMEM, or EFAULT for a copy; what the plane counts is what
  * the caller was told; afterwards the module holds no byte and no reference, and the
  * machine has its pages back. Needs CONFIG_FAULT_INJECTION: exit code 3 says it is not there.
@@ -20,138 +17,15 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "injector.h"
 #include "sweep.h"
 
-#define NTH_END			4000u	/* no sequence allocates so often */
+#define RUNS_END			4000u	/* no sequence allocates so often */
 #define RETURN_WITHIN_NS	SECOND_NS
-#define INJECTIONS_MAX		1000000
 #define LOST_KIB_MAX		(12 << 10)	/* the kernel's own debug records grow a little */
 #define NO_INJECTION		3
 
-enum manner { NTH, PAGES, SLAB, MANNERS };
-
-static const char *const manner_names[MANNERS] = { "nth", "pages", "slab" };
-static const char *const attributes[MANNERS] = { NULL, "fail_page_alloc", "failslab" };
-
-static int nth_fd, filter_fd;
 static int64_t charged_before, memories_before, references_before;
-
-/* ---- the injector */
-
-/* Writing is a user copy too, and may be the one that fails. */
-static void write_number(int fd, uint64_t number)
-{
-	char text[24];
-	int length = snprintf(text, sizeof(text), "%llu", (unsigned long long)number), tries;
-
-	for (tries = 0; tries < 3; tries++)
-		if (pwrite(fd, text, (size_t)length, 0) == length)
-			return;
-	FAIL("cannot write to the fault injector: %s", strerror(errno));
-}
-
-static void set_attribute(const char *attribute, const char *name, const char *value)
-{
-	char path[128];
-	int fd;
-
-	snprintf(path, sizeof(path), "/sys/kernel/debug/%s/%s", attribute, name);
-	fd = open(path, O_WRONLY | O_CLOEXEC);
-	if (fd < 0 || write(fd, value, strlen(value)) < 0)
-		FAIL("%s: %s", path, strerror(errno));
-	close(fd);
-}
-
-static int64_t attribute_times(const char *attribute)
-{
-	char path[128];
-
-	snprintf(path, sizeof(path), "/sys/kernel/debug/%s/times", attribute);
-	return device_proc_value(path, NULL);
-}
-
-/*
- * dma_buf_vmap() itself warns when an exporter has no memory for an address: that is for
- * the kernel's maintainers. Nothing fails below it.
- */
-static void spare(const char *function, const char *attribute)
-{
-	FILE *file = fopen("/proc/kallsyms", "re");
-	unsigned long long start = 0, end = ~0ull, address;
-	char line[256], name[128], text[24];
-
-	while (file && fgets(line, sizeof(line), file))
-		if (sscanf(line, "%llx %*c %127s", &address, name) == 2 && !strcmp(name, function))
-			start = address;
-	if (!start)
-		FAIL("where is %s?", function);
-	rewind(file);
-	while (fgets(line, sizeof(line), file))
-		if (sscanf(line, "%llx", &address) == 1 && address > start && address < end)
-			end = address;
-	fclose(file);
-	snprintf(text, sizeof(text), "%#llx", start);
-	set_attribute(attribute, "reject-start", text);
-	snprintf(text, sizeof(text), "%#llx", end);
-	set_attribute(attribute, "reject-end", text);
-}
-
-static bool injector_open(void)
-{
-	static const char *const all[] = { "failslab", "fail_page_alloc", "fail_usercopy" };
-	size_t i;
-
-	nth_fd = open("/proc/thread-self/fail-nth", O_RDWR | O_CLOEXEC);
-	filter_fd = open("/proc/thread-self/make-it-fail", O_RDWR | O_CLOEXEC);
-	if (nth_fd < 0 || filter_fd < 0 || access("/sys/kernel/debug/failslab", F_OK))
-		return false;
-	for (i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
-		set_attribute(all[i], "verbose", "0");
-		set_attribute(all[i], "task-filter", "Y");
-		set_attribute(all[i], "probability", "0");
-		set_attribute(all[i], "interval", "1");
-	}
-	set_attribute("failslab", "ignore-gfp-wait", "N");
-	set_attribute("fail_page_alloc", "ignore-gfp-wait", "N");
-	set_attribute("fail_page_alloc", "ignore-gfp-highmem", "N");
-	set_attribute("fail_page_alloc", "min-order", "0");
-	spare("dma_buf_vmap", "failslab");
-	spare("dma_buf_vmap", "fail_page_alloc");
-	return true;
-}
-
-static void arm(enum manner manner, uint64_t number)
-{
-	char text[24];
-
-	if (manner == NTH) {
-		write_number(nth_fd, number);
-		return;
-	}
-	snprintf(text, sizeof(text), "%llu", (unsigned long long)number);
-	set_attribute(attributes[manner], "space", text);
-	snprintf(text, sizeof(text), "%d", INJECTIONS_MAX);
-	set_attribute(attributes[manner], "times", text);
-	set_attribute(attributes[manner], "probability", "100");
-	write_number(filter_fd, 1);
-}
-
-/* How many failures were injected since. */
-static uint64_t disarm(enum manner manner)
-{
-	char text[24] = "";
-
-	if (manner == NTH) {
-		/* Reading it copies to the user: if that is what fails, nothing failed before. */
-		bool injected = pread(nth_fd, text, sizeof(text) - 1, 0) > 0 && atoi(text) == 0;
-
-		write_number(nth_fd, 0);
-		return injected;
-	}
-	write_number(filter_fd, 0);
-	set_attribute(attributes[manner], "probability", "0");
-	return (uint64_t)(INJECTIONS_MAX - attribute_times(attributes[manner]));
-}
 
 /* ---- one run */
 
@@ -248,22 +122,22 @@ struct tally {
 };
 
 /* Returns how many failures were injected, or -1 if the machine lacks what it needs. */
-static int64_t run_once(const struct sequence *sequence, enum manner manner, uint64_t number,
+static int64_t run_once(const struct sequence *sequence, enum injector_manner manner, uint64_t number,
 			bool destroys, uint8_t *arena, struct tally *tally)
 {
 	struct sweep sweep = { .foreign = -1, .arena = arena };
 	uint64_t injected;
 	char where[96];
 
-	snprintf(where, sizeof(where), "%s, %s %llu", sequence->name, manner_names[manner],
+	snprintf(where, sizeof(where), "%s, %s %llu", sequence->name, injector_manners[manner],
 		 (unsigned long long)number);
 	if (sequence->prepare && sequence->prepare(&sweep) < 0) {
 		close_all(&sweep);
 		return -1;
 	}
-	arm(manner, number);
+	injector_arm(manner, number);
 	sequence->run(&sweep);
-	injected = disarm(manner);
+	injected = injector_disarm(manner);
 	judge(&sweep, where, injected);
 	if (destroys && sweep.plane)
 		destroy_all(&sweep, where);
@@ -275,22 +149,22 @@ static int64_t run_once(const struct sequence *sequence, enum manner manner, uin
 }
 
 /* Larger steps where more was let through: what comes next fails in the same places. */
-static uint64_t next_number(enum manner manner, uint64_t number)
+static uint64_t next_number(enum injector_manner manner, uint64_t number)
 {
-	if (manner == NTH)
+	if (manner == INJECT_NTH)
 		return number + 1;
-	return manner == PAGES ? number + 1 + number / 8 : number + 64 + number / 6;
+	return manner == INJECT_PAGES ? number + 1 + number / 8 : number + 64 + number / 6;
 }
 
-static bool sweep_sequence(const struct sequence *sequence, enum manner manner, uint8_t *arena)
+static bool sweep_sequence(const struct sequence *sequence, enum injector_manner manner, uint8_t *arena)
 {
 	struct tally tally = { 0 };
 	uint64_t number, rounds;
 	int64_t injected = 1;
 
-	for (number = manner == NTH, rounds = 0; injected > 0; rounds++) {
-		if (rounds == NTH_END)
-			FAIL("%s, %s: no end after %u", sequence->name, manner_names[manner], NTH_END);
+	for (number = manner == INJECT_NTH, rounds = 0; injected > 0; rounds++) {
+		if (rounds == RUNS_END)
+			FAIL("%s, %s: no end after %u", sequence->name, injector_manners[manner], RUNS_END);
 		injected = run_once(sequence, manner, number, true, arena, &tally);
 		if (injected > 0)
 			run_once(sequence, manner, number, false, arena, &tally);
@@ -300,7 +174,7 @@ static bool sweep_sequence(const struct sequence *sequence, enum manner manner, 
 		}
 		number = next_number(manner, number);
 	}
-	printf("sweep: %s: %s: %u runs, %u refused\n", sequence->name, manner_names[manner],
+	printf("sweep: %s: %s: %u runs, %u refused\n", sequence->name, injector_manners[manner],
 	       tally.runs, tally.refused);
 	fflush(stdout);
 	return true;
@@ -342,7 +216,7 @@ int main(int count, char **words)
 	pinned = device_pinned_pages();
 	before = device_reusable_kib();
 	for (i = 0; i < sequence_count; i++)
-		for (manner = 0; manner < MANNERS && wanted(sequences[i].name, count, words); manner++)
+		for (manner = 0; manner < INJECT_MANNERS && wanted(sequences[i].name, count, words); manner++)
 			if (!sweep_sequence(&sequences[i], manner, arena))
 				break;
 	lost = before - device_reusable_kib();
