@@ -22,7 +22,9 @@ TREE = Path(__file__).resolve().parents[2]
 DEVICE = Path("/dev/dmaplane")
 NOBODY = 65534
 GROUP = 12  # "man": any that nobody here is in
-PACKAGE = ("buffer", "channel", "closing", "asyncio", "processes")
+DEBUG = Path("/sys/kernel/debug/dma-api").is_dir()
+# A debug kernel is several times slower than an emulated one; its detectors see most in these.
+PACKAGE = ("closing",) if DEBUG else ("buffer", "channel", "closing", "asyncio", "processes")
 
 
 @pytest.fixture
@@ -149,10 +151,9 @@ def test_forked_child_that_still_shows_a_buffer_holds_it(plane: dmaplane.Plane) 
         os.read(ours, 1)
         os._exit(0 if plane.closed else 1)
     del view
-    held = buffer.holders
-    if held.mappings:
-        with pytest.raises(dmaplane.BusyError, match="1 mapping"):
-            buffer.destroy()
+    assert buffer.holders.mappings == 1
+    with pytest.raises(dmaplane.BusyError, match="1 mapping"):
+        buffer.destroy()
     os.close(theirs)
     os.close(ours)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
