@@ -36,7 +36,7 @@ struct dmp_share {
 	struct dmp_memory *source;
 	/* atomic */
 	atomic64_t next;		/* offset of the next slice */
-	atomic_t error;			/* the first one; no more slices are taken then */
+	atomic_t error;			/* once set no more slices are taken */
 	u32 count;
 	struct dmp_share_item {
 		struct work_struct work;
@@ -104,8 +104,9 @@ static bool share_slice(struct dmp_share *share)
 	length = min_t(u64, submission->length_bytes - offset, DMP_BATCH_BYTES);
 	error = dmp_copy_slice(share->target, submission->target_offset + offset, share->source,
 			       submission->source_offset + offset, length, NULL);
+	/* More than a verdict, which came too late if this was the last slice. */
 	if (error)
-		atomic_cmpxchg(&share->error, 0, error);
+		atomic_set(&share->error, error);
 	return error == 0;
 }
 
