@@ -165,8 +165,10 @@ struct dmp_object *dmp_plane_find_locked(struct dmp_plane *plane, u32 id, u32 ty
 
 struct dmp_object *dmp_plane_use_locked(struct dmp_plane *plane, u32 id, u32 type, int *error)
 {
-	struct dmp_object *object = dmp_plane_find_locked(plane, id, type);
+	struct dmp_object *object;
 
+	lockdep_assert_held(&plane->lock);
+	object = dmp_plane_find_locked(plane, id, type);
 	*error = object ? dmp_lifetime_use(object->state) : -ENOENT;
 	return *error ? NULL : object;
 }
