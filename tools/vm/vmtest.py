@@ -87,6 +87,9 @@ def pytest_command(arguments: argparse.Namespace) -> str:
         "PYTHONUNBUFFERED": "1",
         "COLUMNS": "100",
     }
+    # How long and how often, and which seed: DMAPLANE_KILLS, DMAPLANE_RANDOM_SECONDS, ...
+    chosen = {name: text for name, text in os.environ.items() if name.startswith("DMAPLANE_")}
+    settings = chosen | settings
     exports = [f"export {name}={shlex.quote(value)}" for name, value in settings.items()]
     return "\n".join([*exports, f"exec {shlex.join(words)}"])
 
