@@ -51,7 +51,7 @@ struct dmp_memory_operations {
 	 * by dmp_buffer_mapped() and dmp_buffer_unmapped().
 	 */
 	int (*map)(struct dmp_memory *memory, struct vm_area_struct *vma);
-	/* Inside dmp_memory_enter(); NULL if map() did it all. */
+	/* Inside dmp_memory_enter(); NULL if map() did it all, for good. */
 	vm_fault_t (*fault)(struct dmp_memory *memory, struct vm_fault *fault);
 	/* Node of the base page at @offset, or -1; only called if placement can be known. */
 	int (*node)(struct dmp_memory *memory, u64 offset);

@@ -378,6 +378,19 @@ static int pages_map(struct dmp_memory *memory, struct vm_area_struct *vma)
 	return 0;
 }
 
+/* Only for pages that madvise(MADV_DONTNEED) threw out of a mapping: they are still ours. */
+static vm_fault_t pages_fault(struct dmp_memory *memory, struct vm_fault *fault)
+{
+	struct dmp_page_array *array = &pages_of(memory)->array;
+	pgoff_t index = fault->pgoff - memory->map_pgoff;
+
+	if (index >= array->count)
+		return VM_FAULT_SIGBUS;
+	fault->page = array->pages[index];
+	get_page(fault->page);
+	return 0;
+}
+
 static int pages_node(struct dmp_memory *memory, u64 offset)
 {
 	return page_to_nid(pages_of(memory)->array.pages[offset >> PAGE_SHIFT]);
@@ -423,6 +436,7 @@ static void pages_free(struct dmp_memory *memory)
 static const struct dmp_memory_operations pages_operations = {
 	.span = pages_span,
 	.map = pages_map,
+	.fault = pages_fault,
 	.node = pages_node,
 	.attach = pages_attach,
 	.detach = pages_detach,

@@ -33,7 +33,7 @@ NOBODY = 65534
 MEMORY = Path("/sys/kernel/debug/dmaplane/memory")
 CGROUPS = Path("/sys/fs/cgroup")
 KILLED = ("Out of memory", "oom-kill", "oom_reaper", "invoked oom-killer", "allocation failure")
-MREMAP_MAYMOVE = 1
+MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
 
 
 @pytest.fixture
@@ -347,11 +347,11 @@ def test_mapped_buffer_can_be_given_to_a_pipe(plane: dmaplane.Plane) -> None:
 
 
 def test_direct_io_reads_into_and_writes_from_a_mapped_buffer(plane: dmaplane.Plane) -> None:
-    disk = Path("/dev/nvme0n1")
-    if not disk.exists():
-        disk = Path("/dev/ram0")
-        subprocess.run(["modprobe", "brd", "rd_nr=1", "rd_size=8192"], check=True)
-        _rig.wait_until(disk.exists, 5.0, "the disk")
+    disk = Path("/dev/ram0")
+    if subprocess.run(["modprobe", "brd", "rd_nr=1", "rd_size=8192"], check=False).returncode:
+        disk = Path("/dev/nvme0n1")
+        subprocess.run(["modprobe", "nvme"], check=True)
+    _rig.wait_until(disk.exists, _rig.PATIENCE_S, "a disk")
     content = np.random.default_rng(7).integers(0, 256, 4 * MIB, np.uint8)
     disk.write_bytes(content.tobytes())
     for fields in ({}, {"kind": _abi.KIND_HUGE, "flags": _abi.BUFFER_HUGE_PREFER}):
@@ -395,17 +395,51 @@ def test_part_of_a_mapping_can_go_and_the_rest_still_holds(plane: dmaplane.Plane
         gone(plane, made)
 
 
+def test_pages_thrown_out_of_a_mapping_come_back_with_their_bytes(plane: dmaplane.Plane) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    for fields in (
+        {},
+        {"kind": _abi.KIND_HUGE, "flags": _abi.BUFFER_HUGE_PREFER},
+        {"flags": _abi.BUFFER_WRITE_COMBINE},
+    ):
+        made = create_buffer(plane, 4 * MIB, **fields)
+        with Mapped(plane, made) as mapped:
+            address = mapped.bytes.ctypes.data
+            mapped.bytes[:] = 7
+            frames = pagemap.frames(address, made.map_bytes)
+            assert libc.madvise(address, made.map_bytes, mmap.MADV_DONTNEED) == 0
+            assert mapped.bytes[PAGE] == 7
+            mapped.bytes[PAGE + 1] = 8
+            assert int(mapped.bytes.astype(np.uint64).sum()) == 7 * made.map_bytes + 1
+            assert (pagemap.frames(address, made.map_bytes) == frames).all()
+        gone(plane, made)
+
+
 def test_mapping_cannot_grow_but_can_move(plane: dmaplane.Plane) -> None:
-    made = create_buffer(plane, 4 * PAGE)
+    length = 4 * PAGE
+    made = create_buffer(plane, length)
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mremap.restype = ctypes.c_void_p
-    libc.mremap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
-    with Mapped(plane, made) as mapped:
+    libc.mremap.argtypes = (
+        *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t),
+        *(ctypes.c_int, ctypes.c_void_p),
+    )
+    libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    with Mapped(plane, made) as mapped, area(length) as (_, place):
         address = mapped.bytes.ctypes.data
-        for old, new in ((4 * PAGE, 8 * PAGE), (0, 4 * PAGE)):
-            refused = ctypes.c_void_p(libc.mremap(address, old, new, MREMAP_MAYMOVE)).value
+        mapped.bytes[:] = 6
+        for old, new in ((length, 2 * length), (0, length)):
+            refused = libc.mremap(address, old, new, MREMAP_MAYMOVE, None)
             assert refused == ctypes.c_void_p(-1).value
         assert query_buffer(plane, made.buffer_id).mappings == 1
+        fixed = MREMAP_MAYMOVE | MREMAP_FIXED
+        assert libc.mremap(address, length, length, fixed, place) == place
+        assert ctypes.string_at(place, length) == b"\x06" * length
+        assert query_buffer(plane, made.buffer_id).mappings == 1
+        _rig.expect(_rig.destroy(plane, _abi.BUFFER_DESTROY, made.buffer_id), errno.EBUSY)
+        assert libc.munmap(place, length) == 0
+        assert query_buffer(plane, made.buffer_id).mappings == 0
     gone(plane, made)
 
 
