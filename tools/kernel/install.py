@@ -30,6 +30,8 @@ TREE = kernels.TREE
 GROUP = "dmaplane"
 RULE = TREE / "kernel/60-dmaplane.rules"
 DKMS = TREE / "kernel/dkms.conf"
+# depmod is called after it; no key of ours would be known to any kernel.
+QUIET = ("DEPMOD=true", "CONFIG_MODULE_SIG_ALL=")
 TRIAL = TREE / "build/install"
 
 
@@ -55,13 +57,12 @@ def build_plain(home: Path, kernel_build: Path) -> None:
     run("make", "-s", "-C", kernel_build, f"M={home / 'kernel'}", "modules")
 
 
-def install_plain(release: str, root: Path) -> None:
-    """Builds and installs the module for one kernel, and tells modprobe."""
-    home = TREE / "build/kernel" / f"install-{release}"
+def install_plain(release: str, root: Path, home: Path) -> None:
+    """Builds the module for one kernel at @home, installs it, and tells modprobe."""
     kernel_build = Path(f"/lib/modules/{release}/build")
     build_plain(home, kernel_build)
     where = (f"M={home / 'kernel'}", f"INSTALL_MOD_PATH={root}")
-    run("make", "-s", "-C", kernel_build, *where, "DEPMOD=true", "modules_install")
+    run("make", "-s", "-C", kernel_build, *where, *QUIET, "modules_install")
     run("depmod", "-b", root, release)
 
 
@@ -91,7 +92,7 @@ def install(release: str, root: Path) -> None:
     if root == Path("/") and shutil.which("dkms"):
         install_dkms(release)
     else:
-        install_plain(release, root)
+        install_plain(release, root, TREE / "build/kernel" / f"install-{release}")
     install_rule(root)
 
 
@@ -104,9 +105,13 @@ def versions_agree() -> bool:
     return bool(python and module and python[1] == module[1] == version())
 
 
+def dkms_home() -> Path:
+    return TRIAL / "dkms/dmaplane" / version() / "build"
+
+
 def dkms_builds(kernel: kernels.Kernel) -> bool:
     """Lays the sources out as DKMS would and runs what dkms.conf says, in its environment."""
-    home = TRIAL / "dkms/dmaplane" / version() / "build"
+    home = dkms_home()
     lay_out(home)
     settings = {"dkms_tree": str(TRIAL / "dkms"), "kernel_source_dir": str(kernel.build)}
     script = '. "$0" && eval "${MAKE[0]}" && test -e "$1/$BUILT_MODULE_LOCATION/dmaplane.ko"'
@@ -122,7 +127,8 @@ def installs(kernel: kernels.Kernel) -> bool:
     for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
         if (kernel.modules / name).exists():
             shutil.copyfile(kernel.modules / name, modules / name)
-    install(kernel.release, root)
+    install_plain(kernel.release, root, dkms_home())
+    install_rule(root)
     known = "dmaplane.ko" in (modules / "modules.dep").read_text()
     return known and (root / "etc/udev/rules.d" / RULE.name).exists()
 
