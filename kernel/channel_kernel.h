@@ -137,7 +137,8 @@ void dmp_channel_kick(struct dmp_kernel_channel *channel);
 /* Waits until nothing is in flight; 0, -ETIMEDOUT or -EINTR. */
 int dmp_channel_drain(struct dmp_kernel_channel *channel, u64 deadline_ns);
 
-/* Cancels everything in flight and waits for it. */
+/* Cancels everything in flight; and waits for it. Nothing more is accepted meanwhile. */
+void dmp_channel_cancel_begin(struct dmp_kernel_channel *channel);
 void dmp_channel_cancel_everything(struct dmp_kernel_channel *channel);
 
 /* worker.c: starts and stops the thread. */

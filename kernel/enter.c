@@ -441,16 +441,24 @@ static void cancel_locked(struct dmp_kernel_channel *channel, bool all, u64 user
 	mutex_lock(&channel->lock);
 }
 
-void dmp_channel_cancel_everything(struct dmp_kernel_channel *channel)
+void dmp_channel_cancel_begin(struct dmp_kernel_channel *channel)
 {
 	struct dmp_cancellation cancellation;
 
 	mutex_lock(&channel->lock);
 	if (channel->machine.in_flight != 0) {
 		cancel_locked(channel, true, 0, &cancellation);
-		wait_until_locked(channel, is_quiet, NULL, 0, TASK_UNINTERRUPTIBLE);
 		dmp_channel_cancel_abandon(&channel->machine, &cancellation);
 	}
+	mutex_unlock(&channel->lock);
+	dmp_released();
+}
+
+void dmp_channel_cancel_everything(struct dmp_kernel_channel *channel)
+{
+	dmp_channel_cancel_begin(channel);
+	mutex_lock(&channel->lock);
+	wait_until_locked(channel, is_quiet, NULL, 0, TASK_UNINTERRUPTIBLE);
 	mutex_unlock(&channel->lock);
 	dmp_released();
 }

@@ -56,7 +56,12 @@ static int plane_release(struct inode *inode, struct file *file)
 	mutex_lock(&dmp_planes_lock);
 	list_del(&plane->planes);
 	mutex_unlock(&dmp_planes_lock);
-	/* Channels first: their operations hold buffers. */
+	/*
+	 * Channels first: their operations hold buffers. All are told to stop before the first
+	 * one is waited for, or each would wait for its turn among all the others that copy.
+	 */
+	xa_for_each_marked(&plane->objects, id, object, DMP_MARK_CHANNEL)
+		dmp_channel_cancel_begin((struct dmp_kernel_channel *)object);
 	xa_for_each(&plane->objects, id, object) {
 		if (object->type != DMP_OBJECT_CHANNEL)
 			continue;

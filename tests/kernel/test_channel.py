@@ -33,6 +33,7 @@ from dmaplane.testing._rig import MIB, Rings
 
 PAGE = mmap.PAGESIZE
 ROUNDS = 200
+COPYING = 32
 
 
 @pytest.fixture
@@ -212,6 +213,22 @@ def test_large_copies_are_shared_and_still_cancelled(plane: dmaplane.Plane) -> N
             (done,) = rings.take_exactly(1)
             assert int(done["result"]) in (0, -errno.ECANCELED)
             assert done["result"] or int(done["length_bytes"]) == length
+
+
+def test_close_is_prompt_however_many_channels_copy() -> None:
+    length = 64 * MIB
+    for _ in range(2):
+        plane = dmaplane.open(plane="kernel")
+        source, target = (_rig.create_buffer(plane, length).buffer_id for _ in range(2))
+        row = _rig.copy_of(source, target, length)
+        for _ in range(COPYING):
+            rings = Rings(plane, slots=16, flags=_abi.CHANNEL_BIND_CPU, cpu=0)
+            rings.put(_rig.rows_of(*[row] * 16))
+            rings.enter(16)
+        time.sleep(0.05 * _rig.SLOWNESS)
+        began = time.monotonic()
+        plane.close()
+        assert time.monotonic() - began < _rig.SECOND
 
 
 # ---- waits
