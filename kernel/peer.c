@@ -12,7 +12,7 @@
  *    it has left it.
  *
  * dmp_peers_lock is inside every other lock of ours and is not held while a memory is
- * revoked or a reference dropped.
+ * revoked or a reference dropped. Revoking does not take it.
  */
 #include <linux/dma-mapping.h>
 #include <linux/io.h>
@@ -20,6 +20,7 @@
 #include <linux/mutex.h>
 #include <linux/pci-p2pdma.h>
 #include <linux/pci.h>
+#include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include <linux/wait.h>
 
@@ -200,21 +201,58 @@ static void dmp_peer_detach(struct dmp_memory *memory, struct device *device,
 	kfree(table);
 }
 
+/* Out of the kernel's address space: nobody is inside, or it has been revoked. */
+static void dmp_peer_unmap_runs(struct dmp_peer *peer)
+{
+	u32 run;
+
+	for (run = 0; run < peer->run_count; run++) {
+		if (peer->runs[run].address)
+			iounmap(peer->runs[run].address);
+		peer->runs[run].address = NULL;
+	}
+}
+
+void dmp_peer_revoke(struct dmp_peer *peer)
+{
+	dmp_memory_revoke(&peer->memory);
+	/*
+	 * Now, not when its last holder goes: who gets the range next maps it his own way. Full
+	 * barrier, pairs with that in dmp_peer_map_runs().
+	 */
+	if (atomic_xchg(&peer->mapped, 0)) {
+		dmp_peer_unmap_runs(peer);
+		/* Release: who finds it unclaimed finds it unmapped, in dmp_peer_claim(). */
+		smp_store_release(&peer->claimed, false);
+	}
+}
+
+/*
+ * Without reclaim: it may come to a driver that is just calling one of us back, and that call
+ * may end in dmp_peer_free(), which wants the lock.
+ */
+static void dmp_peer_let_go_locked(struct dmp_peer *peer)
+{
+	unsigned int flags = memalloc_noreclaim_save();
+
+	lockdep_assert_held(&dmp_peers_lock);
+	if (peer->provider->let_go)
+		peer->provider->let_go(peer);
+	memalloc_noreclaim_restore(flags);
+}
+
 /* Also of a peer that was never finished. */
 static void dmp_peer_free(struct dmp_memory *memory)
 {
 	struct dmp_peer *peer = dmp_peer_of(memory);
-	u32 run;
 
+	dmp_peer_unmap_runs(peer);
 	/* Under the lock: the notifier then lets a device go only when all have let go of it. */
 	mutex_lock(&dmp_peers_lock);
-	if (peer->provider->let_go && !peer->device_gone)
-		peer->provider->let_go(peer);
+	if (!peer->device_gone)
+		dmp_peer_let_go_locked(peer);
 	list_del(&peer->peers);
 	mutex_unlock(&dmp_peers_lock);
-	for (run = 0; run < peer->run_count; run++)
-		if (peer->runs[run].address)
-			iounmap(peer->runs[run].address);
 	if (peer->provider->give_back)
 		peer->provider->give_back(peer);
 	kvfree(peer->runs);
@@ -255,24 +293,30 @@ static bool dmp_peer_inside_bar(struct pci_dev *device, phys_addr_t start, u64 b
 
 /*
  * x86 gives a physical page one caching at a time: the second mapping silently gets that of
- * the first, also if that one's device has gone and its buffer has not. So that a buffer is
- * what it says, the two tiers never overlap. Asked of what is one run; a driver that hands
- * out pieces has already mapped them its own way.
+ * the first. So that a buffer is what it says, the two tiers never overlap. Asked of what
+ * is one run; a driver that hands out pieces has already mapped them its own way.
  */
-static bool dmp_peer_conflicts_locked(const struct dmp_peer *peer)
+static int dmp_peer_claim(struct dmp_peer *peer)
 {
 	const struct dmp_peer *other;
+	int error = 0;
 
-	lockdep_assert_held(&dmp_peers_lock);
+	mutex_lock(&dmp_peers_lock);
 	list_for_each_entry(other, &dmp_peers, peers) {
-		if (!other->settled || other->run_count != 1 || peer->run_count != 1 ||
+		/* Acquire: pairs with the release in dmp_peer_revoke(). */
+		if (!smp_load_acquire(&other->claimed))
+			continue;
+		if (other->run_count != 1 || peer->run_count != 1 ||
 		    other->memory.write_combined == peer->memory.write_combined)
 			continue;
 		if (other->runs->start < peer->runs->start + peer->runs->bytes &&
 		    peer->runs->start < other->runs->start + other->runs->bytes)
-			return true;
+			error = -EBUSY;
 	}
-	return false;
+	if (!error)
+		peer->claimed = true;
+	mutex_unlock(&dmp_peers_lock);
+	return error;
 }
 
 static int dmp_peer_count_bytes(struct dmp_peer *peer, u64 bytes)
@@ -302,7 +346,9 @@ static int dmp_peer_map_runs(struct dmp_peer *peer)
 		if (!this->address)
 			return -ENOMEM;
 	}
-	return 0;
+	/* Either who revokes it sees that it is mapped, or we see that it is revoked. */
+	atomic_xchg(&peer->mapped, 1);
+	return dmp_memory_alive(&peer->memory) ? 0 : -ENODEV;
 }
 
 /* Is it still on its bus? If so its removal is yet to be announced, or announced again. */
@@ -328,10 +374,7 @@ static int dmp_peer_set_up(struct dmp_peer *peer, const struct dmp_buffer_create
 				     peer->memory.length);
 	if (error)
 		return error;
-	mutex_lock(&dmp_peers_lock);
-	peer->settled = !dmp_peer_conflicts_locked(peer);
-	error = peer->settled ? 0 : -EBUSY;
-	mutex_unlock(&dmp_peers_lock);
+	error = dmp_peer_claim(peer);
 	if (error)
 		return error;
 	error = dmp_peer_map_runs(peer);
@@ -444,13 +487,13 @@ static int dmp_peer_bus_event(struct notifier_block *block, unsigned long event,
 	if (event != BUS_NOTIFY_DEL_DEVICE && event != BUS_NOTIFY_REMOVED_DEVICE)
 		return NOTIFY_DONE;
 	while ((peer = dmp_peer_next_of(device)) != NULL) {
-		dmp_memory_revoke(&peer->memory);
+		dmp_peer_revoke(peer);
 		dmp_memory_put(&peer->memory);
 	}
 	mutex_lock(&dmp_peers_lock);
 	list_for_each_entry(peer, &dmp_peers, peers)
-		if (peer->device == device && peer->provider->let_go)
-			peer->provider->let_go(peer);
+		if (peer->device == device)
+			dmp_peer_let_go_locked(peer);
 	mutex_unlock(&dmp_peers_lock);
 	return NOTIFY_OK;
 }

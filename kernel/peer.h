@@ -13,6 +13,7 @@
 #ifndef DMP_KERNEL_PEER_H
 #define DMP_KERNEL_PEER_H
 
+#include <linux/atomic.h>
 #include <linux/list.h>
 #include <linux/rcupdate.h>
 #include <linux/types.h>
@@ -35,7 +36,7 @@ struct dmp_peer_run {
 	u64 offset;		/* in the buffer */
 	u64 bytes;		/* whole pages */
 	phys_addr_t start;
-	void __iomem *address;	/* NULL: not mapped yet; set by peer.c */
+	void __iomem *address;	/* NULL: not mapped; set by peer.c */
 };
 
 struct dmp_peer_provider {
@@ -67,7 +68,9 @@ struct dmp_peer {
 	/* protected by dmp_peers_lock */
 	struct list_head peers;
 	bool device_gone;			/* its revocation has begun */
-	bool settled;				/* its runs are known, and nobody's conflict */
+	/* atomic; set in this order by create, cleared in the other by revocation */
+	bool claimed;				/* nobody maps the range with another caching */
+	atomic_t mapped;			/* all runs are in the kernel's address space */
 
 	struct rcu_head rcu;			/* who looks for it may meet it while it is freed */
 };
@@ -82,6 +85,9 @@ static inline bool dmp_peer_get_alive(struct dmp_peer *peer)
 {
 	return kref_get_unless_zero(&peer->memory.references);
 }
+
+/* It is being taken away. The caller has a reference. Context: as dmp_memory_revoke(). */
+void dmp_peer_revoke(struct dmp_peer *peer);
 
 extern const struct dmp_peer_provider dmp_peer_bar;	/* peer_bar.c */
 extern const struct dmp_peer_provider dmp_peer_nvidia;	/* peer_nvidia.c */

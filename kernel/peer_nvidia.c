@@ -9,8 +9,9 @@
  *
  * The callback comes with locks of the driver held, and the driver takes the same locks in
  * get_pages and put_pages. So it takes no lock that anybody holds while calling the driver,
- * and calls neither of them. It is given a number, not a pointer: looking that up
- * finds the peer with a reference, or nothing if its last reference has gone.
+ * and calls neither of them; nor one that anybody holds while memory is reclaimed, since that
+ * may come to the driver. It is given a number, not a pointer: looking that up finds the peer
+ * with a reference, or nothing if its last reference has gone.
  *
  * Who frees the page table is decided by one atomic exchange of `table`: who gets it gives
  * it to put_pages if nothing has happened, to free_page_table in the callback.
@@ -74,9 +75,10 @@ static int dmp_nvidia_search(struct dmp_nvidia_calls *calls)
 	int error = -EOPNOTSUPP;
 
 	mutex_lock(&dmp_nvidia_search_lock);
-	/* Cleared before: a module that comes meanwhile makes it worth trying again. */
-	if (!xchg(&dmp_nvidia_search_worth, false))
+	if (!READ_ONCE(dmp_nvidia_search_worth))
 		goto out_unlock;
+	/* Cleared before: a module that comes meanwhile makes it worth trying again. */
+	WRITE_ONCE(dmp_nvidia_search_worth, false);
 	calls->get_pages = symbol_get(nvidia_p2p_get_pages);
 	if (calls->get_pages) {
 		calls->put_pages = symbol_get(nvidia_p2p_put_pages);
@@ -132,7 +134,7 @@ static void dmp_nvidia_gone(void *data)
 	rcu_read_unlock();
 	if (!this)
 		return;
-	dmp_memory_revoke(&this->peer.memory);
+	dmp_peer_revoke(&this->peer);
 	/* After the fence: take() has stored it by now, or will find the memory dead. */
 	table = xchg(&this->table, NULL);
 	if (table)
