@@ -50,6 +50,9 @@ TRUE_BY_CONSTRUCTION = """\
 - The start of the next block of a batch is fetched while the present one is copied. A loop of
   memcpy calls could do that too; it does not.
 - NOPs measure the rings and the hand-over between two threads, nothing else.
+- The kernel plane was measured in a machine that QEMU emulates instruction by instruction, on a CPU
+  that others used too: compare its rows with each other, not with those above. What a system call
+  and a switch between threads cost there is what a batch saves.
 - On one NUMA node nothing here says anything about placement. In a virtual machine wake-ups and
   page faults cost more than on bare metal, for both sides.
 """
