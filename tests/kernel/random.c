@@ -2,11 +2,11 @@
 /*
  * random.c - attackers without rights, one after the other, for a while
  *
- *	random [--seed N] [--seconds N] [--threads N] [--group GID]
+ *	random [--seed N] [--seconds N] [--threads N] [--group GID] [--within-ms N]
  *
  * Each attacker (mayhem.c) is user nobody in the group that may open the device, lives for
- * a moment, and then leaves or is killed. After each, within a second, the module holds
- * nothing (L4). Nobody may die but the attackers, and of them nobody by another's hand
+ * a moment, and then leaves or is killed. After each, in the time given, the module holds
+ * nothing (L4; its forked children are on their way out as well). Nobody may die but the attackers, and of them nobody by another's hand
  * than ours: the kernel's OOM killer had to act then.
  */
 #define _GNU_SOURCE
@@ -24,8 +24,6 @@
 
 #define NOBODY			65534
 #define LIFE_MS_MAX		4000u
-#define DIES_WITHIN_NS		(5 * SECOND_NS)
-#define RETURN_WITHIN_NS	(5 * SECOND_NS)	/* forked children may still be on their way */
 #define PROCESSES_MAX		200
 #define LOCKED_BYTES_MAX	(8u << 20)
 
@@ -52,10 +50,14 @@ static pid_t start(struct mayhem_board *board, uint64_t seed, uint32_t threads, 
 	_exit(0);
 }
 
+/* An attacker, and what it held, is gone so soon after its end. */
+static uint64_t within_ns = 5 * SECOND_NS;
+static uint64_t slowest_ns;
+
 /* True if it is gone in time. */
-static bool wait_for(pid_t pid, int *status)
+static bool wait_for(pid_t pid, int *status, uint64_t since_ns)
 {
-	uint64_t deadline = dmp_now_ns() + DIES_WITHIN_NS;
+	uint64_t deadline = since_ns + within_ns;
 
 	while (waitpid(pid, status, WNOHANG) == 0) {
 		if (dmp_now_ns() > deadline)
@@ -67,7 +69,7 @@ static bool wait_for(pid_t pid, int *status)
 
 static void wait_until_returned(int64_t charged, int64_t references, uint64_t seed)
 {
-	uint64_t deadline = dmp_now_ns() + RETURN_WITHIN_NS;
+	uint64_t deadline = dmp_now_ns() + within_ns;
 
 	while (device_charged_bytes() != charged || device_references() != references) {
 		if (dmp_now_ns() > deadline)
@@ -86,6 +88,7 @@ static void attack(struct mayhem_board *board, uint64_t seed, uint32_t threads, 
 	bool killed = random_below(&random, 2);
 	pid_t pid = start(board, seed, threads, killed ? 60000 : life_ms, group);
 	bool gone = false;
+	uint64_t since_ns;
 	int status = 0;
 
 	if (killed) {
@@ -94,10 +97,13 @@ static void attack(struct mayhem_board *board, uint64_t seed, uint32_t threads, 
 		if (!gone)
 			kill(pid, SIGKILL);
 	}
-	if (!gone && !wait_for(pid, &status))
+	since_ns = dmp_now_ns() + (killed ? 0 : life_ms * 1000000ull);
+	if (!gone && !wait_for(pid, &status, since_ns))
 		FAIL("seed %llu: the attacker does not die", (unsigned long long)seed);
 	if (!killed && WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL)
 		FAIL("seed %llu: somebody else killed the attacker", (unsigned long long)seed);
+	if (dmp_now_ns() > since_ns + slowest_ns)
+		slowest_ns = dmp_now_ns() - since_ns;
 	*failed_starts += WIFEXITED(status) && WEXITSTATUS(status) >= 96 && WEXITSTATUS(status) < 99;
 	kill(-pid, SIGKILL);	/* its children */
 	if (board->odd_status)
@@ -124,13 +130,16 @@ int main(int count, char **words)
 			seconds = value;
 		else if (!strcmp(words[i], "--threads") && value <= MAYHEM_THREADS_MAX)
 			threads = (uint32_t)value;
+		else if (!strcmp(words[i], "--within-ms"))
+			within_ns = value * 1000000;
 		else if (!strcmp(words[i], "--group"))
 			group = (gid_t)value;
 		else
 			break;
 	}
 	if (i != count || board == MAP_FAILED) {
-		fprintf(stderr, "usage: random [--seed N] [--seconds N] [--threads N] [--group GID]\n");
+		fprintf(stderr, "usage: random [--seed N] [--seconds N] [--threads N] [--group GID] "
+			"[--within-ms N]\n");
 		return 2;
 	}
 	prctl(PR_SET_CHILD_SUBREAPER, 0);
@@ -141,10 +150,11 @@ int main(int count, char **words)
 		wait_until_returned(charged, references, seed + (attackers << 32));
 	}
 	printf("random: seed %llu: %llu attackers, %llu calls: %llu commands served, %llu refused; "
-	       "%llu faults, %llu forks\n", (unsigned long long)seed,
+	       "%llu faults, %llu forks; the slowest end took %llu ms\n", (unsigned long long)seed,
 	       (unsigned long long)attackers, (unsigned long long)board->calls,
 	       (unsigned long long)board->served, (unsigned long long)board->refused,
-	       (unsigned long long)board->faults, (unsigned long long)board->forks);
+	       (unsigned long long)board->faults, (unsigned long long)board->forks,
+	       (unsigned long long)slowest_ns / 1000000);
 	if (failed_starts > attackers / 4)
 		FAIL("%u of %llu attackers could not start", failed_starts,
 		     (unsigned long long)attackers);

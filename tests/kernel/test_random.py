@@ -48,6 +48,7 @@ def test_a_user_without_rights_attacks(program: Program) -> None:
         said = attack.run(
             program("random"),
             *("--seed", attack.seed(), "--seconds", SECONDS, "--group", attack.NOBODY),
+            *("--within-ms", 5000 * attack.SLOWNESS),
             timeout_s=SECONDS + 1100,
         )
     counts = re.search(r"(\d+) attackers, (\d+) calls: (\d+) commands served", said)
