@@ -61,18 +61,18 @@ def programs(target: Path) -> bool:
 
 
 def run_folder(name: str) -> Path:
-    """A new folder for a run; the oldest ones go."""
+    """A new folder for a run; the oldest finished ones go."""
     RUNS.mkdir(parents=True, exist_ok=True)
-    old = sorted((path for path in RUNS.iterdir()), key=lambda path: path.stat().st_mtime)
+    old = sorted(RUNS.glob("*/finished"), key=lambda path: path.stat().st_mtime)
     for path in old[:-RUNS_KEPT]:
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path.parent, ignore_errors=True)
     stamp = time.strftime("%H%M%S")
     return Path(tempfile.mkdtemp(prefix=f"{name}-{stamp}-", dir=RUNS))
 
 
 def pytest_command(arguments: argparse.Namespace) -> str:
     words = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider"]
-    words += ["--continue-on-collection-errors", "tests/kernel"]
+    words += ["--continue-on-collection-errors", "--durations=12", "tests/kernel"]
     if arguments.name:
         words += ["-k", arguments.name]
     if arguments.kernel == "debug":
@@ -155,6 +155,7 @@ def vmtest(arguments: argparse.Namespace) -> int:
         (folder / name).unlink(missing_ok=True)
     for name in ("tree", "site"):
         shutil.rmtree(folder / name)
+    (folder / "finished").touch()
     explain(folder, ending)
     if arguments.run:
         return ending.status
