@@ -14,6 +14,7 @@ plane and the kernel return.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import ctypes
 import dataclasses
@@ -285,9 +286,9 @@ class _Demo:
             if not left or time.monotonic() - start > RETURN_S:
                 break
             time.sleep(0.01)
-        kinds = sorted({memory.what for memory in theirs})
+        kinds = collections.Counter(memory.what for memory in theirs)
         counts = ", ".join(
-            f"{sum(memory.what == kind for memory in theirs)} {kind}" for kind in kinds
+            f"{count} {kind if count != 1 else kind[:-1]}" for kind, count in sorted(kinds.items())
         )
         self.add(
             "nothing leaked",
