@@ -40,7 +40,6 @@ SPLATS = [
     "INFO: task python:87 blocked for more than 120 seconds.",
     "rcu: INFO: rcu_preempt detected stalls on CPUs/tasks",
     "watchdog: BUG: soft lockup - CPU#0 stuck for 26s!",
-    "kmemleak: 1 new suspected memory leaks (see /sys/kernel/debug/kmemleak)",
     "ODEBUG: free active (active state 0) object type: work_struct",
     "Kernel panic - not syncing: Fatal exception",
 ]
@@ -51,7 +50,7 @@ HARMLESS = [
     "kmemleak: Kernel memory leak detector initialized (mem pool available: 39000)",
     "DMA-API: preallocated 65536 debug entries",
     "rcu: \tRCU debug extended QS entry/exit.",
-    "dmaplane-test: test_a_warning_is_found",
+    "dmaplane-test: test_list_del_corruption_is_found",
 ]
 
 
@@ -142,3 +141,26 @@ def test_checkpatch_remarks_are_failures(tmp_path: Path) -> None:
     bad.write_text("// SPDX-License-Identifier: GPL-2.0\nint dmp_a(){return 1;}\n")
     assert checkpatch.check(script, good)
     assert not checkpatch.check(script, bad)
+
+
+def test_an_expected_complaint_is_none_and_every_other_is_one(tmp_path: Path) -> None:
+    kernel = kernels.Kernel("any", "0", tmp_path, tmp_path, tmp_path)
+    lines = ["[    1.5] WARNING: at a.c:1", "[    1.6] WARNING: at b.c:2", "[    1.7] fine"]
+    (tmp_path / "serial.log").write_text("\n".join(lines))
+    (tmp_path / "status").write_text("0\n")
+    ending = machine.Machine(kernel)._ending(tmp_path, in_time=True, timeout_s=1)
+    assert ending == machine.Ending(0, "", (lines[0], lines[1]))
+    (tmp_path / "expected").write_text("WARNING: at a.c:1\n")
+    ending = machine.Machine(kernel)._ending(tmp_path, in_time=True, timeout_s=1)
+    assert ending == machine.Ending(0, "", (lines[1],))
+
+
+def test_a_machine_that_says_nothing_has_failed(tmp_path: Path) -> None:
+    box = machine.Machine(kernels.Kernel("any", "0", tmp_path, tmp_path, tmp_path))
+    (tmp_path / "qemu.log").write_text("no such device\n")
+    ending = box._ending(tmp_path, in_time=True, timeout_s=1)
+    assert ending.status == machine.NO_STATUS
+    assert "no such device" in ending.why
+    (tmp_path / "serial.log").write_text("[ 9.0] Kernel panic - not syncing: Fatal exception\n")
+    assert "panicked" in box._ending(tmp_path, in_time=True, timeout_s=1).why
+    assert "stopped" in box._ending(tmp_path, in_time=False, timeout_s=1).why

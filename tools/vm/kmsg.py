@@ -11,7 +11,7 @@ import re
 from types import TracebackType
 
 SPLAT = re.compile(
-    r"BUG:|WARNING:|\bOops\b|Kernel panic|general protection|KASAN|UBSAN|kmemleak: \d+ new"
+    r"BUG:|WARNING:|\bOops\b|Kernel panic|general protection|KASAN|UBSAN"
     r"|possible .*lock(ing|dep)|inconsistent lock|suspicious RCU|sleeping function"
     r"|refcount_t|corruption|DMA-API:.*(free|leak|mapping|overlap|sync|unmap)"
     r"|rcu.*stall|soft lockup|blocked for more|Bad page|bad page|ODEBUG"
@@ -21,12 +21,15 @@ SPLAT = re.compile(
 HARMLESS = re.compile(
     r"KernelAddressSanitizer initialized|kmemleak: (Kernel memory leak detector|Automatic)"
     r"|UBSAN: .*enabled|DMA-API: (preallocated|debugging enabled|disabled)"
-    r"|rcu: .*(?:offload|stall.*timeout)|Kernel command line"
+    r"|dmaplane-test: |rcu: .*(?:offload|stall.*timeout)|Kernel command line"
 )
 
 
 def is_splat(line: str) -> bool:
-    """True for a line of the kernel's log that no test may cause."""
+    """True for a line of the kernel's log that no test may cause.
+
+    What kmemleak suspects is not among them: the tests ask it when all is released.
+    """
     return bool(SPLAT.search(line)) and not HARMLESS.search(line)
 
 

@@ -55,7 +55,7 @@ class Ending:
 
     status: int
     why: str  # nothing if the command ended by itself
-    splats: tuple[str, ...]
+    splats: tuple[str, ...]  # but for the lines of FOLDER/expected
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +152,13 @@ class Machine:
     def _ending(self, folder: Path, in_time: bool, timeout_s: float) -> Ending:
         serial = folder / "serial.log"
         text = serial.read_text(errors="replace") if serial.exists() else ""
-        splats = tuple(line for line in text.splitlines() if kmsg.is_splat(line))
+        told = folder / "expected"
+        expected = told.read_text(errors="replace").splitlines() if told.exists() else []
+        splats = tuple(
+            line
+            for line in text.splitlines()
+            if kmsg.is_splat(line) and not line.endswith(tuple(expected))
+        )
         try:
             return Ending(int((folder / "status").read_text()), "", splats)
         except (OSError, ValueError):
