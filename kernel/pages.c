@@ -384,11 +384,16 @@ static vm_fault_t pages_fault(struct dmp_memory *memory, struct vm_fault *fault)
 	struct dmp_page_array *array = &pages_of(memory)->array;
 	pgoff_t index = fault->pgoff - memory->map_pgoff;
 
+	int error;
+
 	if (index >= array->count)
 		return VM_FAULT_SIGBUS;
-	fault->page = array->pages[index];
-	get_page(fault->page);
-	return 0;
+	/*
+	 * Put in here, as a base page: a huge one left to the core could become a huge entry
+	 * where no page table is, and in this kind of mapping that never gives it back.
+	 */
+	error = vm_insert_page(fault->vma, fault->address & PAGE_MASK, array->pages[index]);
+	return error && error != -EBUSY ? vmf_error(error) : VM_FAULT_NOPAGE;
 }
 
 static int pages_node(struct dmp_memory *memory, u64 offset)
