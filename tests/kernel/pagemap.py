@@ -50,12 +50,17 @@ def frames(address: int, length: int) -> npt.NDArray[np.uint64]:
     return found
 
 
+def _zoneinfo() -> list[tuple[str, str]]:
+    """(node, what is said of it) of every zone."""
+    text = Path("/proc/zoneinfo").read_text()
+    return re.findall(r"^Node (\d+), zone +\w+\n((?: .*\n)+)", text, re.MULTILINE)
+
+
 @functools.lru_cache(maxsize=1)
 def _zones() -> list[tuple[int, int, int]]:
     """(first frame, end, node) of every populated zone, in order."""
     zones = []
-    text = Path("/proc/zoneinfo").read_text()
-    for node, body in re.findall(r"^Node (\d+), zone +\w+\n((?: .*\n)+)", text, re.MULTILINE):
+    for node, body in _zoneinfo():
         spanned = re.search(r"^ +spanned +(\d+)$", body, re.MULTILINE)
         start = re.search(r"^ +start_pfn: +(\d+)$", body, re.MULTILINE)
         if spanned and start and int(spanned[1]):
@@ -107,9 +112,32 @@ def try_to_move(address: int, length: int, node: int) -> None:
     _call(SYS_MOVE_PAGES, 0, ctypes.c_ulong(count), addresses, nodes, status, 2)
 
 
+def _meminfo(node: int) -> dict[str, int]:
+    """What the kernel says of a node's memory, in bytes."""
+    text = Path(f"/sys/devices/system/node/node{node}/meminfo").read_text()
+    found = re.findall(rf"^Node {node} (\S+): +(\d+) kB$", text, re.MULTILINE)
+    return {name: int(kib) << 10 for name, kib in found}
+
+
 def free_bytes(node: int) -> int:
     """Free memory of a node."""
-    text = Path(f"/sys/devices/system/node/node{node}/meminfo").read_text()
-    found = re.search(r"MemFree: +(\d+) kB", text)
-    assert found
-    return int(found[1]) << 10
+    return _meminfo(node)["MemFree"]
+
+
+def nodes() -> set[int]:
+    """Nodes that have memory."""
+    return {node for _, _, node in _zones()}
+
+
+def kept_bytes(node: int) -> int:
+    """Free memory of a node that CPUs keep for themselves, tens of MiB: nobody counts it."""
+    bodies = [body for where, body in _zoneinfo() if int(where) == node]
+    counts = [re.findall(r"^ +count: +(\d+)$", body, re.MULTILINE) for body in bodies]
+    return sum(int(count) for each in counts for count in each) * PAGE
+
+
+def taken_bytes(node: int) -> int:
+    """Memory of a node that somebody has for good; caches of files come and go."""
+    said = _meminfo(node)
+    free = said["MemFree"] + kept_bytes(node)
+    return said["MemTotal"] - free - said["FilePages"] - said["SReclaimable"]

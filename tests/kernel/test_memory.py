@@ -76,7 +76,7 @@ def meminfo(name: str) -> int:
 
 
 def available_bytes() -> int:
-    return meminfo("MemAvailable")
+    return meminfo("MemAvailable") + sum(pagemap.kept_bytes(node) for node in pagemap.nodes())
 
 
 @contextlib.contextmanager
