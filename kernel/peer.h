@@ -23,12 +23,6 @@
 struct pci_dev;
 struct dmp_peer;
 
-/*
- * dmp_buffer_create.peer_bar for "no BAR: memory of the device, at an address that its own
- * driver gave out", such as a device pointer of CUDA. BARs have the numbers 0 to 5.
- */
-#define DMP_PEER_DEVICE_MEMORY	0xffffffffU
-
 /* Kernel address space that all peers together may take (of 32 TiB on x86-64). */
 #define DMP_PEER_BYTES_MAX	(1ULL << 42)
 

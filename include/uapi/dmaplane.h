@@ -326,6 +326,9 @@ struct dmp_histogram {
 #define DMP_BUFFER_WRITE_COMBINE	(1U << 2) /* map write-combined */
 #define DMP_BUFFER_READ_ONLY		(1U << 3) /* kind USER: the plane never writes there */
 
+/* peer_bar of memory that is behind no BAR: of the device, as its own driver names it. */
+#define DMP_PEER_DEVICE_MEMORY	0xffffffffU
+
 /**
  * struct dmp_buffer_create - DMP_BUFFER_CREATE: allocate (or take) and pin memory
  * @size: sizeof(struct dmp_buffer_create)
@@ -337,9 +340,10 @@ struct dmp_histogram {
  * @__reserved: 0
  * @node_mask: policies BIND and INTERLEAVE: bit n is node n, else 0
  * @user_addr: kind USER: where the memory starts, any alignment, else 0
- * @peer_address: kind PEER: address inside the peer's memory or BAR, else 0
+ * @peer_address: kind PEER: offset in the BAR, or the address that the device's driver gave
+ *	out (a device pointer of CUDA), else 0
  * @peer_device: kind PEER: PCI address as in dmp_topology, else 0
- * @peer_bar: kind PEER: BAR number, else 0
+ * @peer_bar: kind PEER: BAR number 0 .. 5 or DMP_PEER_DEVICE_MEMORY, else 0
  * @buffer_id: out: the buffer
  * @page_bytes: out: size of the pages it really has
  * @map_offset: out: offset to give to mmap

@@ -55,9 +55,6 @@ _NEEDED: Final[dict[str, Capability]] = {
     "peer": Capability.PEER,
 }
 
-_DEVICE_MEMORY: Final = 0xFFFF_FFFF
-"""No BAR by number: the device's memory, as its driver hands it out."""
-
 
 class BufferRange:
     """A part of a buffer: `buffer[a:b]`. Names bytes, holds nothing."""
@@ -508,7 +505,7 @@ def create(
         node_mask=mask,
         user_addr=np.frombuffer(keep, dtype=np.uint8).ctypes.data if keep is not None else 0,
         peer_device=pci_number(peer) if peer is not None else 0,
-        peer_bar=0 if peer is None else _DEVICE_MEMORY if peer_bar is None else peer_bar,
+        peer_bar=0 if peer is None else _abi.PEER_DEVICE_MEMORY if peer_bar is None else peer_bar,
         peer_address=peer_address,
     )
     plane.call("BUFFER_CREATE", _abi.BUFFER_CREATE, request)
