@@ -116,7 +116,7 @@ struct sg_table *dmp_page_array_attach(const struct dmp_page_array *array, struc
 						  GFP_KERNEL);
 	if (error)
 		goto err_free;
-	/* Several devices may have it at once, so what is in caches is not the mapping's to sync. */
+	/* Several devices may have it at once: what is in caches is not the mapping's to sync. */
 	error = dma_map_sgtable(device, table, direction, DMA_ATTR_SKIP_CPU_SYNC);
 	if (error)
 		goto err_table;
