@@ -128,6 +128,18 @@ static bool dmp_peer_reachable(struct dmp_peer *peer, struct device *device)
 	return false;
 }
 
+/* Can @device put such addresses on its bus? Asked before the DMA API, which warns of a No. */
+static bool dmp_peer_addressable(const struct dmp_peer *peer, struct device *device)
+{
+	u64 most = min_not_zero(dma_get_mask(device), device->bus_dma_limit);
+	u32 run;
+
+	for (run = 0; run < peer->run_count; run++)
+		if (peer->runs[run].start + peer->runs[run].bytes - 1 > most)
+			return false;
+	return true;
+}
+
 static void dmp_peer_unmap_segments(struct device *device, struct sg_table *table,
 				    unsigned int count, enum dma_data_direction direction)
 {
@@ -151,7 +163,8 @@ static struct sg_table *dmp_peer_attach(struct dmp_memory *memory, struct device
 	u32 run = 0;
 	int error;
 
-	if (!peer_access || !dmp_peer_reachable(peer, device))
+	if (!peer_access || !dmp_peer_reachable(peer, device) ||
+	    !dmp_peer_addressable(peer, device))
 		return ERR_PTR(-EOPNOTSUPP);
 	for (run = 0; run < peer->run_count; run++)
 		count += DIV_ROUND_UP_ULL(peer->runs[run].bytes, most);

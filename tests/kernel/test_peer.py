@@ -379,6 +379,16 @@ def test_an_importing_device_gets_addresses_and_hears_of_the_end(
         return int(moves), [(int(row.split()[0]), int(row.split()[1])) for row in rows]
 
     importer = standin("peer_importer")
+    importer.load("address_bits=24")
+    try:
+        with (
+            plane.buffer(MIB, peer=device.address, peer_bar=BAR) as buffer,
+            buffer.export(dmabuf=True) as export,
+            pytest.raises(OSError, match="not supported"),
+        ):
+            (folder / "import").write_text(str(export.fileno()))
+    finally:
+        importer.unload()
     importer.load()
     try:
         buffer = plane.buffer(MIB, peer=device.address, peer_bar=BAR, peer_address=MIB)

@@ -4,7 +4,8 @@
  *
  * A dynamic importer of dma-bufs that says it can do peer-to-peer, on behalf of QEMU's
  * ivshmem device itself: a device can always reach its own BARs, which is more than can be
- * said of any two devices of a virtual machine. It does no DMA.
+ * said of any two devices of a virtual machine. It does no DMA, and reaches addresses of as
+ * many bits as it is told.
  *
  * debugfs peer_importer/import: write an fd: attaches to that dma-buf and maps it; "-1": lets go.
  * debugfs peer_importer/state: how many moves it was told of, then what it has mapped: a line
@@ -27,6 +28,10 @@ MODULE_IMPORT_NS(DMA_BUF);
 #else
 MODULE_IMPORT_NS("DMA_BUF");
 #endif
+
+static uint address_bits = 64;
+module_param(address_bits, uint, 0444);
+MODULE_PARM_DESC(address_bits, "of the addresses the device can reach");
 
 static DEFINE_MUTEX(importer_lock);
 /* protected by importer_lock */
@@ -142,9 +147,16 @@ DEFINE_SHOW_ATTRIBUTE(state);
 
 static int __init importer_init(void)
 {
+	int error;
+
 	device = pci_get_device(0x1af4, 0x1110, NULL);
 	if (!device)
 		return -ENODEV;
+	error = dma_set_mask(&device->dev, DMA_BIT_MASK(address_bits));
+	if (error) {
+		pci_dev_put(device);
+		return error;
+	}
 	folder = debugfs_create_dir("peer_importer", NULL);
 	debugfs_create_file("import", 0200, folder, NULL, &import_operations);
 	debugfs_create_file("state", 0400, folder, NULL, &state_fops);
