@@ -32,7 +32,8 @@
  *  EFAULT      the struct, or memory it names, is not mapped as needed; what the
  *              command made is taken back
  *  ENOENT      no such id on this fd
- *  EBUSY       in use; a query names the holders
+ *  EBUSY       in use; a query names the holders. For kind PEER: the range is mapped
+ *              with the other caching
  *  EAGAIN      no slot or credit now; the same request can succeed later
  *  ESTALE      the object was revoked, or belongs to an earlier epoch
  *  EOVERFLOW   a sum or product of the given numbers does not fit
