@@ -107,9 +107,12 @@ def test_signals_lose_no_completion(plane: dmaplane.Plane) -> None:
 
 
 def test_keyboard_interrupt_stops_a_wait() -> None:
+    # A shell's background job is started with SIGINT ignored, and hands that down.
     code = textwrap.dedent(
         """
+        import signal
         import dmaplane
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         with dmaplane.open() as plane, plane.channel() as ch:
             src, dst = plane.buffer(64 << 20), plane.buffer(64 << 20)
             with src, dst:
