@@ -141,7 +141,11 @@ int dmp_channel_drain(struct dmp_kernel_channel *channel, u64 deadline_ns);
 void dmp_channel_cancel_begin(struct dmp_kernel_channel *channel);
 void dmp_channel_cancel_everything(struct dmp_kernel_channel *channel);
 
-/* worker.c: starts and stops the thread. */
+/* worker.c: the queue of shared copies, once for all. */
+int dmp_worker_init(void);
+void dmp_worker_exit(void);
+
+/* Starts and stops the thread. */
 int dmp_worker_start(struct dmp_kernel_channel *channel);
 void dmp_worker_stop(struct dmp_kernel_channel *channel);
 

@@ -262,11 +262,16 @@ static bool tell_events_locked(struct dmp_kernel_channel *channel)
 	struct dmp_plane *plane = channel->plane;
 	struct revoked next[EVENTS_AT_ONCE];
 	u64 before = channel->events;
-	u32 count, number;
+	u32 count, number, room;
 
 	lockdep_assert_held(&plane->lock);
 	lockdep_assert_held(&channel->lock);
 	while (channel->revocations_told != plane->revocations) {
+		/* Nothing is looked for that could not be told now (see dmp_channel_event). */
+		if (dmp_ring_room(&channel->machine.complete, &room) ||
+		    channel->machine.written != 0 || room <= channel->machine.in_flight)
+			break;
+		cond_resched();
 		count = next_revoked_locked(plane, channel->revocations_told, next);
 		for (number = 0; number < count; number++) {
 			if (dmp_channel_event(&channel->machine, next[number].id,

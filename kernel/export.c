@@ -76,18 +76,24 @@ static int export_attach(struct dma_buf *dmabuf, struct dma_buf_attachment *atta
 /*
  * Where the kernel has no CONFIG_DMABUF_MOVE_NOTIFY, every mapping is pinned by the
  * framework, and dynamic importers are told of a move all the same: they may. Where it
- * has, a pin is the wish never to be told, which nobody can promise.
+ * has, a pin is the wish never to be told, which nobody can promise. So is an importer's
+ * own pin: the framework's is followed by its map before the reservation is given up, and
+ * one that was not is still there (in `priv`, protected by the reservation) when the
+ * framework pins to map.
  */
 static int export_pin(struct dma_buf_attachment *attachment)
 {
-	if (!attachment->importer_ops || IS_ENABLED(CONFIG_DMABUF_MOVE_NOTIFY))
+	if (!attachment->importer_ops || IS_ENABLED(CONFIG_DMABUF_MOVE_NOTIFY) ||
+	    attachment->priv)
 		return -EOPNOTSUPP;
+	attachment->priv = attachment->dmabuf->priv;
 	return 0;
 }
 
 static void export_unpin(struct dma_buf_attachment *attachment)
 {
 	/* Nothing was done to keep it where it is: it never moves, it only goes. */
+	attachment->priv = NULL;
 }
 
 /*
@@ -103,6 +109,8 @@ static struct sg_table *export_map(struct dma_buf_attachment *attachment,
 	struct sg_table *table;
 	int error;
 
+	if (memory->revocable)
+		attachment->priv = NULL;	/* the pin was for this (see export_pin) */
 	if (export->read_only && direction != DMA_TO_DEVICE)
 		return ERR_PTR(-EPERM);
 	error = check_alive(memory);

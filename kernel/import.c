@@ -350,7 +350,7 @@ struct dmp_memory *dmp_import_create(int fd, bool read_only)
 	int error = 0;
 
 	if (IS_ERR(dmabuf))
-		return ERR_CAST(dmabuf);
+		return PTR_ERR(dmabuf) == -EBADF ? ERR_PTR(-EINVAL) : ERR_CAST(dmabuf);
 	if (dmabuf->size == 0)
 		error = -EINVAL;
 	else if (!read_only && !(dmabuf->file->f_mode & FMODE_WRITE))

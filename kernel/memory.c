@@ -75,7 +75,7 @@ bool dmp_pages_fit(u64 pages)
 }
 
 /* Only what fits is ever added: a request that is far too large makes no other one fail. */
-int dmp_charge(u64 bytes)
+static int charge_limit(u64 bytes)
 {
 	u64 max = READ_ONCE(dmp_bytes_max);
 	s64 before = atomic64_read(&charged);
@@ -84,8 +84,15 @@ int dmp_charge(u64 bytes)
 		if (bytes > max || (u64)before > max - bytes)
 			return -ENOSPC;
 	} while (!atomic64_try_cmpxchg(&charged, &before, before + bytes));
-	if (dmp_pages_fit(bytes >> PAGE_SHIFT))
-		return 0;
+	return 0;
+}
+
+int dmp_charge(u64 bytes)
+{
+	int error = charge_limit(bytes);
+
+	if (error || dmp_pages_fit(bytes >> PAGE_SHIFT))
+		return error;
 	dmp_uncharge(bytes);
 	return -ENOMEM;
 }
@@ -98,6 +105,15 @@ void dmp_uncharge(u64 bytes)
 int dmp_memory_charge(struct dmp_memory *memory, u64 bytes)
 {
 	int error = dmp_charge(bytes);
+
+	if (!error)
+		memory->charged_bytes += bytes;
+	return error;
+}
+
+int dmp_memory_charge_resident(struct dmp_memory *memory, u64 bytes)
+{
+	int error = charge_limit(bytes);
 
 	if (!error)
 		memory->charged_bytes += bytes;

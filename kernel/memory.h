@@ -116,6 +116,9 @@ bool dmp_pages_fit(u64 pages);
 
 /* Against dmp_bytes_max: 0 or -ENOSPC. Undone by dmp_memory_put() of the last reference. */
 int dmp_memory_charge(struct dmp_memory *memory, u64 bytes);
+
+/* The same for memory that is there already, and that we only keep: the limit alone. */
+int dmp_memory_charge_resident(struct dmp_memory *memory, u64 bytes);
 u64 dmp_memory_charged_bytes(void);
 u32 dmp_memory_count(void);		/* memories alive, exported ones without a buffer too */
 

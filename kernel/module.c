@@ -10,6 +10,7 @@
 #include <linux/module.h>
 
 #include "buffer.h"
+#include "channel_kernel.h"
 #include "compat.h"
 #include "debugfs.h"
 #include "memory.h"
@@ -50,14 +51,19 @@ static int __init dmp_module_init(void)
 	error = dmp_peer_init();
 	if (error)
 		goto err_device;
+	error = dmp_worker_init();
+	if (error)
+		goto err_peer;
 	dmp_debugfs_init();
 	error = misc_register(&device);
 	if (error)
-		goto err_peer;
+		goto err_worker;
 	return 0;
 
-err_peer:
+err_worker:
 	dmp_debugfs_exit();
+	dmp_worker_exit();
+err_peer:
 	dmp_peer_exit();
 err_device:
 	dmp_device_exit();
@@ -70,6 +76,7 @@ static void __exit dmp_module_exit(void)
 {
 	misc_deregister(&device);
 	dmp_debugfs_exit();
+	dmp_worker_exit();
 	dmp_peer_exit();
 	dmp_memory_exit();
 	dmp_device_exit();

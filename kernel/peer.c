@@ -70,8 +70,11 @@ static int dmp_peer_span(struct dmp_memory *memory, u64 offset, struct dmp_span 
 
 static int dmp_peer_map(struct dmp_memory *memory, struct vm_area_struct *vma)
 {
-	/* A private copy of device memory makes no sense, and PFN mappings cannot be one. */
-	if (!(vma->vm_flags & VM_SHARED))
+	/*
+	 * A private copy of device memory makes no sense, and PFN mappings cannot be one. A
+	 * mapping of a read-only file, such as an export's, is shared but not VM_SHARED.
+	 */
+	if (!(vma->vm_flags & VM_MAYSHARE))
 		return -EINVAL;
 	vm_flags_set(vma, VM_PFNMAP | VM_IO | VM_DONTEXPAND | VM_DONTDUMP);
 	if (memory->write_combined)

@@ -95,7 +95,7 @@ struct dmp_object *dmp_plane_use_locked(struct dmp_plane *plane, u32 id, u32 typ
 ktime_t dmp_deadline_time(u64 deadline_ns);
 
 /* Module parameters. */
-extern ulong dmp_bytes_max;		/* of all planes: buffers that we allocated, rings */
+extern ulong dmp_bytes_max;		/* of all planes: what we allocated, rings, pins */
 extern uint dmp_buffers_total_max;
 extern uint dmp_channels_total_max;
 

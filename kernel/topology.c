@@ -129,7 +129,10 @@ static int consider_child(struct device *child, void *search)
 
 static void consider_nics(struct search *search)
 {
+	/* A driver that is unbound takes its children away, and then their classes may go. */
+	device_lock(&search->here->dev);
 	device_for_each_child(&search->here->dev, search, consider_child);
+	device_unlock(&search->here->dev);
 }
 
 static void fill_pci(struct dmp_topology *row, struct pci_dev *device)

@@ -148,6 +148,9 @@ struct dmp_memory *dmp_user_create(const struct dmp_buffer_create *create)
 	user->memory.read_only = create->flags & DMP_BUFFER_READ_ONLY;
 	user->memory.page_offset = offset_in_page(create->user_addr);
 	error = charge(user, pages);
+	/* A memlock limit ends with its process; what is pinned may be there longer. */
+	if (!error)
+		error = dmp_memory_charge_resident(&user->memory, (u64)pages << PAGE_SHIFT);
 	if (!error)
 		error = dmp_page_array_alloc(&user->array, pages);
 	if (!error)

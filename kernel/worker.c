@@ -44,6 +44,20 @@ struct dmp_share {
 	} items[];
 };
 
+/* Ours: a copy may take long, and must not keep anybody else's work items waiting. */
+static struct workqueue_struct *share_queue;
+
+int dmp_worker_init(void)
+{
+	share_queue = alloc_workqueue("dmaplane", WQ_UNBOUND, 0);
+	return share_queue ? 0 : -ENOMEM;
+}
+
+void dmp_worker_exit(void)
+{
+	destroy_workqueue(share_queue);
+}
+
 /* May the operation go on? 0, -ECANCELED or -ETIMEDOUT. */
 static s32 verdict(const struct dmp_operation *operation)
 {
@@ -132,7 +146,7 @@ static void run_shared(struct dmp_kernel_channel *channel, struct dmp_operation 
 	atomic64_set(&share->next, 0);
 	atomic_set(&share->error, 0);
 	for (item = 0; item < share->count; item++)
-		queue_work_node(channel->node, system_unbound_wq, &share->items[item].work);
+		queue_work_node(channel->node, share_queue, &share->items[item].work);
 	while (share_slice(share)) {
 		s32 stop = verdict(operation);
 
@@ -391,6 +405,8 @@ void dmp_worker_help_locked(struct dmp_kernel_channel *channel, u32 wanted, u64 
 	wake = dmp_channel_tell_locked(channel);
 	channel->executing = false;
 	kick = channel->machine.queued != 0 && dmp_channel_claim_locked(channel);
+	/* What was told let go of its buffers, and the caller may now sleep for long. */
+	dmp_released();
 	if (!wake && !kick)
 		return;
 	mutex_unlock(&channel->lock);
