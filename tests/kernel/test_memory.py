@@ -202,10 +202,18 @@ def test_limit_of_the_module_is_enospc_and_counts_what_is_alive(
         answer, _ = create(plane, 1)
         _rig.expect(answer, errno.ENOSPC)
         gone(plane, made)
-        create_buffer(plane, 4 * MIB)
-        # Memory that others gave is not ours to count.
+        last = create_buffer(plane, 4 * MIB)
+        # What is pinned counts as well: the memlock limit ends with the process that had it.
         with area(MIB) as (_, address):
-            gone(plane, create_buffer(plane, MIB, kind=_abi.KIND_USER, user_addr=address))
+            pinned = {"kind": _abi.KIND_USER, "user_addr": address}
+            answer, _ = create(plane, MIB, **pinned)
+            _rig.expect(answer, errno.ENOSPC)
+            assert held() == (2, 8 * MIB)
+            gone(plane, last)
+            made = create_buffer(plane, MIB, **pinned)
+            assert held() == (2, 5 * MIB)
+            gone(plane, made)
+            assert held() == (1, 4 * MIB)
 
 
 def test_more_than_the_machine_has_is_refused_before_anybody_is_hurt(

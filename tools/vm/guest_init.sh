@@ -25,6 +25,8 @@ if [ "${1:-}" != root ]; then
 	exec /bin/busybox switch_root /sysroot /bin/sh /mnt/guest_init.sh root
 fi
 
+: >/mnt/started # from here on, what goes wrong is not the boot
+
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export HOME=/run LANG=C.UTF-8 TERM=dumb
 
