@@ -58,11 +58,17 @@ struct dmp_plane {
 	struct dmp_table table;
 	uint32_t buffers;
 	uint32_t channels;
+	uint32_t regions;		/* own and peers' */
+	uint32_t endpoints;
+	uint32_t listeners;
 	struct dmp_mapping *mappings[DMP_MAPPING_BUCKETS];
 	pthread_cond_t released;	/* a holder went; signalled only when drainers > 0 */
 	uint32_t drainers;		/* atomic: threads waiting on `released` */
 
+	struct dmp_region_table *region_table;	/* region.c's, with its own leaf lock */
+
 	/* atomic */
+	uint32_t epochs;		/* the last one given to a connection */
 	uint32_t poll_waiters;
 	uint32_t poll_sequence;
 };
@@ -76,6 +82,7 @@ struct dmp_buffer {
 	/* protected by plane->lock */
 	struct dmp_placement placement;
 	uint32_t mappings;
+	uint32_t regions;
 	bool exported;			/* an fd was given out at least once */
 	/* atomic; grows only under plane->lock */
 	uint32_t operations;

@@ -10,7 +10,14 @@
 
 #include <stdint.h>
 
-enum dmp_object_type { DMP_OBJECT_BUFFER = 1, DMP_OBJECT_CHANNEL };
+enum dmp_object_type {
+	DMP_OBJECT_BUFFER = 1,
+	DMP_OBJECT_CHANNEL,
+	DMP_OBJECT_REGION,	/* an own region */
+	DMP_OBJECT_REMOTE,	/* a peer's region */
+	DMP_OBJECT_ENDPOINT,
+	DMP_OBJECT_LISTENER,
+};
 
 struct dmp_object {
 	uint32_t id;

@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * region.h - registered ranges: own ones, which peers may name, and peers' ones
+ *
+ * A region holds its buffer. A peer names a region by its key: an opaque blob with the
+ * region's slot, the plane's incarnation, a generation that never repeats on this plane,
+ * 64 random bits, the rights and the length. The owner's side checks every use
+ * (dmp_region_admit) and holds the region while bytes move.
+ *
+ * Revocation. Destroying a region ends its generation: the word of its slot on the region
+ * board, shared memory that every shm peer maps for reading, changes first. A shm peer
+ * writes down which slot it is about to touch, then reads the word, then copies
+ * (shm.h: `touching`); so after the change either the peer sees it, or we see the peer.
+ *
+ * Locks: plane->lock makes, finds and destroys. the region table's own lock, a leaf, lets the
+ * executors of all channels find by key while that goes on.
+ */
+#ifndef DMP_REGION_H
+#define DMP_REGION_H
+
+#include <stdbool.h>
+
+#include "plane.h"
+
+#define DMP_REGIONS_MAX 65536u		/* slots of the board */
+
+struct dmp_embedded_endpoint;
+
+struct dmp_region {
+	struct dmp_object object;
+	/* immutable after create */
+	struct dmp_buffer *buffer;
+	__u64 offset;
+	__u64 length;
+	__u64 secret;			/* the random bits of the key */
+	__u32 access;
+	__u32 generation;
+	__u32 slot;
+	/* atomic; grows only under the table's lock while the region is live */
+	uint32_t operations;
+};
+
+/* A peer's region, named on an endpoint by REGION_IMPORT. */
+struct dmp_remote {
+	struct dmp_object object;
+	/* immutable after import */
+	struct dmp_embedded_endpoint *endpoint;
+	__u64 length;
+	__u32 access;
+	__u32 generation;
+	__u32 slot;
+	__u32 key_bytes;
+	__u8 key[DMP_KEY_BYTES];
+	char *address;			/* shm: the first byte of the region here, else NULL */
+	void *mapping;			/* shm: what to unmap */
+	size_t mapping_bytes;
+	/* atomic; grows only under plane->lock */
+	uint32_t operations;
+};
+
+/* What a key says; the reader of a peer's key believes nothing until the peer agreed. */
+struct dmp_region_key {
+	__u64 incarnation;
+	__u64 secret;
+	__u64 length;
+	__u32 slot;
+	__u32 generation;
+	__u32 access;
+};
+int dmp_region_key_decode(const __u8 *bytes, __u32 count, struct dmp_region_key *key); /* -EINVAL */
+
+/*
+ * A peer wants to touch (key, offset, length): 0, holding the region, and where the bytes
+ * are. -EACCES no such key or right, -ESTALE it was revoked, -EINVAL outside. A length of
+ * 0 asks only whether it might.
+ */
+int dmp_region_admit(struct dmp_plane *plane, const __u8 *key, __u32 key_bytes, __u64 offset,
+		     __u64 length, __u32 access, struct dmp_region **region, char **address);
+void dmp_region_release(struct dmp_plane *plane, struct dmp_region *region);
+
+/*
+ * For a shm peer that shows @key: a new descriptor of the buffer's memory, for reading only
+ * unless REMOTE_WRITE was granted, and where the region lies in it. -EOPNOTSUPP for memory
+ * that has no descriptor (kind USER).
+ */
+int dmp_region_share(struct dmp_plane *plane, const __u8 *key, __u32 key_bytes, int *fd,
+		     __u64 *offset, __u64 *length);
+
+/* The region board: one 32-bit generation (0: none) for each slot. Made on first use. */
+int dmp_region_board(struct dmp_plane *plane, const uint32_t **words, int *read_only_fd);
+
+/* With the plane: the table of slots and its lock. */
+int dmp_region_open(struct dmp_plane *plane);
+void dmp_region_close(struct dmp_plane *plane);
+
+/* Closing the plane: all that is left, peers gone. */
+void dmp_region_free(struct dmp_plane *plane, struct dmp_region *region);
+void dmp_remote_free(struct dmp_plane *plane, struct dmp_remote *remote);
+
+/* Commands. REGION_QUERY and REGION_DESTROY serve both kinds; REGION_IMPORT is endpoint's. */
+int dmp_region_create(struct dmp_plane *plane, void *argument);
+int dmp_region_query(struct dmp_plane *plane, void *argument);
+int dmp_region_destroy(struct dmp_plane *plane, void *argument);
+
+#endif /* DMP_REGION_H */
