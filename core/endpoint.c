@@ -111,17 +111,19 @@ static size_t lay_out(struct dmp_endpoint *endpoint)
 {
 	const struct dmp_endpoint_config *config = &endpoint->config;
 	__u32 slots = config->operations_max + config->receives_max;
-	__u32 completions = slots + config->window_slots + 1;
 	struct carver at = { .memory = (__u8 *)endpoint };
 
 	carve(&at, sizeof(*endpoint));
 	endpoint->slots = slots;
-	endpoint->completions_max = completions;
+	endpoint->completions.capacity = slots;
+	endpoint->events.capacity = config->window_slots + 1;
 	endpoint->operations = carve(&at, slots * sizeof(struct dmp_operation));
 	endpoint->incoming = carve(&at, config->incoming_max * sizeof(struct dmp_incoming));
 	endpoint->stages = carve(&at, config->window_slots * sizeof(struct dmp_stage));
-	endpoint->completions = carve(&at, completions *
-					   sizeof(struct dmp_endpoint_completion));
+	endpoint->completions.entries = carve(&at, endpoint->completions.capacity *
+						   sizeof(struct dmp_endpoint_completion));
+	endpoint->events.entries = carve(&at, endpoint->events.capacity *
+					      sizeof(struct dmp_endpoint_completion));
 	carve_queue(&at, &endpoint->free_operations, config->operations_max);
 	carve_queue(&at, &endpoint->waiting, config->operations_max);
 	carve_queue(&at, &endpoint->ready, config->operations_max);
@@ -140,12 +142,12 @@ static size_t lay_out(struct dmp_endpoint *endpoint)
 
 size_t dmp_endpoint_bytes(const struct dmp_endpoint_config *config)
 {
-	size_t slots, completions, links;
+	size_t slots, unread, links;
 
 	if (!config_is_sound(config))
 		return 0;
 	slots = (size_t)config->operations_max + config->receives_max;
-	completions = slots + config->window_slots + 1;
+	unread = slots + config->window_slots + 1;
 	links = (size_t)QUEUES_OF_OPERATIONS * config->operations_max +
 		QUEUES_OF_SLOTS * slots +
 		(size_t)QUEUES_OF_INCOMING * config->incoming_max +
@@ -154,7 +156,7 @@ size_t dmp_endpoint_bytes(const struct dmp_endpoint_config *config)
 	       ROUND8(slots * sizeof(struct dmp_operation)) +
 	       ROUND8(config->incoming_max * sizeof(struct dmp_incoming)) +
 	       ROUND8(config->window_slots * sizeof(struct dmp_stage)) +
-	       ROUND8(completions * sizeof(struct dmp_endpoint_completion)) +
+	       ROUND8(unread * sizeof(struct dmp_endpoint_completion)) +
 	       links * sizeof(struct dmp_queue_link) +
 	       ROUND8(dmp_deadline_bytes((__u32)slots));
 }
@@ -192,7 +194,7 @@ int dmp_endpoint_init(struct dmp_endpoint **endpoint, void *memory, size_t bytes
 int dmp_endpoint_reset(struct dmp_endpoint *endpoint)
 {
 	if (endpoint->state != DMP_ENDPOINT_DEAD ||
-	    endpoint->completions_count)
+	    endpoint->completions.count || endpoint->events.count)
 		return -EBUSY;
 	while (dmp_queue_pop(&endpoint->free_operations) != DMP_QUEUE_NONE)
 		;
@@ -222,12 +224,14 @@ int dmp_endpoint_reset(struct dmp_endpoint *endpoint)
 void dmp_endpoint_push(struct dmp_endpoint *endpoint,
 		       const struct dmp_endpoint_completion *completion)
 {
-	__u32 index = endpoint->completions_first + endpoint->completions_count;
+	bool event = (completion->flags & DMP_COMPLETE_EVENT) != 0;
+	struct dmp_endpoint_outbox *outbox = event ? &endpoint->events : &endpoint->completions;
+	__u32 index = outbox->first + outbox->count;
 
-	if (index >= endpoint->completions_max)
-		index -= endpoint->completions_max;
-	endpoint->completions[index] = *completion;
-	endpoint->completions_count += 1;
+	if (index >= outbox->capacity)
+		index -= outbox->capacity;
+	outbox->entries[index] = *completion;
+	outbox->count += 1;
 }
 
 static void announce_end(struct dmp_endpoint *endpoint)
@@ -536,19 +540,36 @@ int dmp_endpoint_answer(struct dmp_endpoint *endpoint, __u64 now_ns,
 	return error;
 }
 
-int dmp_endpoint_next_completion(struct dmp_endpoint *endpoint, __u64 now_ns,
+static int take(struct dmp_endpoint_outbox *outbox, struct dmp_endpoint_completion *completion)
+{
+	if (!outbox->count)
+		return -EAGAIN;
+	*completion = outbox->entries[outbox->first];
+	outbox->count -= 1;
+	outbox->first += 1;
+	if (outbox->first == outbox->capacity)
+		outbox->first = 0;
+	return 0;
+}
+
+int dmp_endpoint_next_completion(struct dmp_endpoint *endpoint,
 				 struct dmp_endpoint_completion *completion)
 {
-	if (!endpoint->completions_count)
-		return -EAGAIN;
-	*completion = endpoint->completions[endpoint->completions_first];
-	endpoint->completions_count -= 1;
-	endpoint->completions_first += 1;
-	if (endpoint->completions_first == endpoint->completions_max)
-		endpoint->completions_first = 0;
-	if (!(completion->flags & DMP_COMPLETE_EVENT))
+	int error = take(&endpoint->completions, completion);
+
+	if (!error)
 		endpoint->reserved -= 1;
-	else if (completion->operation == DMP_EVENT_WRITE_IMM)
+	return error;
+}
+
+int dmp_endpoint_next_event(struct dmp_endpoint *endpoint, __u64 now_ns,
+			    struct dmp_endpoint_completion *completion)
+{
+	int error = take(&endpoint->events, completion);
+
+	if (error)
+		return error;
+	if (completion->operation == DMP_EVENT_WRITE_IMM)
 		dmp_incoming_release(endpoint, now_ns,
 				     dmp_incoming_charge(DMP_OP_WRITE_IMM,
 							 completion->length_bytes,

@@ -6,7 +6,7 @@
  * The machine allocates nothing, locks nothing, reads no clock: its owner (a fabric
  * of a plane) gives memory once and calls under its own lock, with a time that does
  * not run backwards. After each call the owner empties, in this order, next_request,
- * next_frame and next_completion.
+ * next_frame, next_completion and next_event.
  *
  * Laws
  *  - Each submission that was accepted gives one completion, by the first tick at or
@@ -190,7 +190,7 @@ struct dmp_endpoint_status {
 	__u32 held;		/* own buffers the owner touches right now */
 	__u32 incoming;		/* of the peer, not answered */
 	__u32 staged;		/* messages no RECV has taken */
-	__u32 unread;		/* completions not taken */
+	__u32 unread;		/* completions and events not taken */
 	__s32 reason;		/* why the connection ended */
 };
 
@@ -233,8 +233,15 @@ int dmp_endpoint_next_frame(struct dmp_endpoint *endpoint, __u64 now_ns,
 			    struct dmp_endpoint_frame *frame);
 int dmp_endpoint_next_request(struct dmp_endpoint *endpoint,
 			      struct dmp_endpoint_request *request);
-int dmp_endpoint_next_completion(struct dmp_endpoint *endpoint, __u64 now_ns,
+int dmp_endpoint_next_completion(struct dmp_endpoint *endpoint,
 				 struct dmp_endpoint_completion *completion);
+
+/*
+ * Events come apart from completions, so that an owner with no room for an event can
+ * leave it here (its credit is not given back until it is taken) and complete all the same.
+ */
+int dmp_endpoint_next_event(struct dmp_endpoint *endpoint, __u64 now_ns,
+			    struct dmp_endpoint_completion *event);
 
 /* -ESTALE if nobody asked (any more). Answers after CUT was answered are void. */
 int dmp_endpoint_answer(struct dmp_endpoint *endpoint, __u64 now_ns,

@@ -109,6 +109,14 @@ struct dmp_placing {
 	__u16 flags;
 };
 
+/* What the owner has not read yet. */
+struct dmp_endpoint_outbox {
+	struct dmp_endpoint_completion *entries;
+	__u32 capacity;
+	__u32 first;		/* place of the oldest */
+	__u32 count;
+};
+
 struct dmp_endpoint {
 	struct dmp_endpoint_config config;	/* immutable after init */
 
@@ -116,7 +124,8 @@ struct dmp_endpoint {
 	struct dmp_operation *operations;	/* operations_max, then receives_max */
 	struct dmp_incoming *incoming;
 	struct dmp_stage *stages;
-	struct dmp_endpoint_completion *completions;
+	struct dmp_endpoint_outbox completions;	/* of own operations */
+	struct dmp_endpoint_outbox events;
 	struct dmp_queue free_operations;
 	struct dmp_queue free_receives;
 	struct dmp_queue waiting;
@@ -131,10 +140,7 @@ struct dmp_endpoint {
 	struct dmp_queue staged;
 	struct dmp_deadline_heap deadlines;
 	__u32 slots;			/* operations_max + receives_max */
-	__u32 completions_max;
-	__u32 completions_first;	/* place of the oldest unread one */
-	__u32 completions_count;	/* unread */
-	__u32 reserved;			/* completions promised or unread, events apart */
+	__u32 reserved;			/* completions promised or unread */
 
 	/* the connection */
 	__u32 state;

@@ -108,7 +108,7 @@ void dmp_endpoint_query(const struct dmp_endpoint *endpoint,
 		.zombies = endpoint->zombies,
 		.held = endpoint->held,
 		.staged = endpoint->staged.count,
-		.unread = endpoint->completions_count,
+		.unread = endpoint->completions.count + endpoint->events.count,
 		.reason = endpoint->reason,
 	};
 	for (index = 0; index < endpoint->config.incoming_max; index++)
@@ -164,11 +164,12 @@ static bool ledgers_are_sound(const struct dmp_endpoint *endpoint)
 
 int dmp_endpoint_check(const struct dmp_endpoint *endpoint)
 {
-	__u32 unread = endpoint->completions_count;
 	__u32 in_flight = 0, zombies = 0, held = 0;
 	__u32 index;
 
-	if (unread > endpoint->completions_max || endpoint->reserved > endpoint->slots)
+	if (endpoint->completions.count > endpoint->completions.capacity ||
+	    endpoint->events.count > endpoint->events.capacity ||
+	    endpoint->reserved > endpoint->slots)
 		return -EPROTO;
 	for (index = 0; index < endpoint->slots; index++) {
 		const struct dmp_operation *operation = &endpoint->operations[index];

@@ -160,7 +160,7 @@ static inline void expect(struct dmp_endpoint *endpoint, __u64 tag, __s32 result
 {
 	struct dmp_endpoint_completion completion;
 
-	CHECK(dmp_endpoint_next_completion(endpoint, NOW, &completion) == 0);
+	CHECK(dmp_endpoint_next_completion(endpoint, &completion) == 0);
 	CHECK(completion.tag == tag && completion.result == result);
 }
 
@@ -168,14 +168,15 @@ static inline void expect_none(struct dmp_endpoint *endpoint)
 {
 	struct dmp_endpoint_completion completion;
 
-	CHECK(dmp_endpoint_next_completion(endpoint, NOW, &completion) == -EAGAIN);
+	CHECK(dmp_endpoint_next_completion(endpoint, &completion) == -EAGAIN);
+	CHECK(dmp_endpoint_next_event(endpoint, NOW, &completion) == -EAGAIN);
 }
 
 static inline void expect_event(struct dmp_endpoint *endpoint, __u16 operation, __s32 result)
 {
 	struct dmp_endpoint_completion completion;
 
-	CHECK(dmp_endpoint_next_completion(endpoint, NOW, &completion) == 0);
+	CHECK(dmp_endpoint_next_event(endpoint, NOW, &completion) == 0);
 	CHECK(completion.flags & DMP_COMPLETE_EVENT);
 	CHECK(completion.operation == operation && completion.result == result);
 }

@@ -159,7 +159,8 @@ void user_read(struct world *world, struct link *link, struct side *side)
 {
 	struct dmp_endpoint_completion completion;
 
-	while (!dmp_endpoint_next_completion(side->machine, world->now_ns, &completion))
+	while (!dmp_endpoint_next_completion(side->machine, &completion) ||
+	       !dmp_endpoint_next_event(side->machine, world->now_ns, &completion))
 		take_completion(world, link, side, &completion);
 }
 

@@ -142,7 +142,8 @@ static void read_all(struct dmp_endpoint *endpoint, const __u64 *tags, __u32 cou
 	struct dmp_endpoint_completion completion;
 	__u32 i;
 
-	while (!dmp_endpoint_next_completion(endpoint, NOW, &completion)) {
+	while (!dmp_endpoint_next_completion(endpoint, &completion) ||
+	       !dmp_endpoint_next_event(endpoint, NOW, &completion)) {
 		if (completion.flags & DMP_COMPLETE_EVENT)
 			continue;
 		for (i = 0; i < count && tags[i] != completion.tag; i++)
