@@ -65,34 +65,67 @@ int dmp_channel_unread(const struct dmp_channel *channel, __u32 *unread)
 	return 0;
 }
 
-static void enqueue(struct dmp_channel *channel, __u32 index)
+/* The queue and each lane: a list from *@first to *@last through next and previous. */
+static void append(struct dmp_channel *channel, __u32 *first, __u32 *last, __u32 index)
+{
+	struct dmp_operation *operation = &channel->operations[index];
+
+	operation->next = NONE;
+	operation->previous = *last;
+	if (*last == NONE)
+		*first = index;
+	else
+		channel->operations[*last].next = index;
+	*last = index;
+}
+
+static void extract(struct dmp_channel *channel, __u32 *first, __u32 *last, __u32 index)
+{
+	const struct dmp_operation *operation = &channel->operations[index];
+
+	if (operation->previous == NONE)
+		*first = operation->next;
+	else
+		channel->operations[operation->previous].next = operation->next;
+	if (operation->next == NONE)
+		*last = operation->previous;
+	else
+		channel->operations[operation->next].previous = operation->previous;
+}
+
+/* Puts it at the end of @lane, or of the queue if that is NULL; its deadline counts. */
+static void enqueue(struct dmp_channel *channel, struct dmp_lane *lane, __u32 index)
 {
 	struct dmp_operation *operation = &channel->operations[index];
 
 	operation->state = DMP_OPERATION_QUEUED;
-	operation->next = NONE;
-	operation->previous = channel->queue_last;
-	if (channel->queue_last == NONE)
-		channel->queue_first = index;
-	else
-		channel->operations[channel->queue_last].next = index;
-	channel->queue_last = index;
-	channel->queued++;
+	operation->lane = lane;
+	if (lane) {
+		append(channel, &lane->first, &lane->last, index);
+		lane->count++;
+		channel->parked++;
+	} else {
+		append(channel, &channel->queue_first, &channel->queue_last, index);
+		channel->queued++;
+	}
+	if (operation->submission.deadline_ns != 0)
+		dmp_deadline_insert(&channel->deadlines, index,
+				    operation->submission.deadline_ns);
 }
 
 static void dequeue(struct dmp_channel *channel, __u32 index)
 {
 	struct dmp_operation *operation = &channel->operations[index];
+	struct dmp_lane *lane = operation->lane;
 
-	if (operation->previous == NONE)
-		channel->queue_first = operation->next;
-	else
-		channel->operations[operation->previous].next = operation->next;
-	if (operation->next == NONE)
-		channel->queue_last = operation->previous;
-	else
-		channel->operations[operation->next].previous = operation->previous;
-	channel->queued--;
+	if (lane) {
+		extract(channel, &lane->first, &lane->last, index);
+		lane->count--;
+		channel->parked--;
+	} else {
+		extract(channel, &channel->queue_first, &channel->queue_last, index);
+		channel->queued--;
+	}
 	if (operation->submission.deadline_ns != 0)
 		dmp_deadline_remove(&channel->deadlines, index);
 }
@@ -118,7 +151,7 @@ static void link_accepted(struct dmp_channel *channel, __u32 index)
 int dmp_channel_accept(struct dmp_channel *channel, __u32 count, __u64 now_ns, __u32 *first,
 		       __u32 *accepted)
 {
-	__u32 ready, room, number;
+	__u32 ready, room, taken, number;
 	int error = dmp_ring_ready(&channel->submit, &ready);
 
 	if (!error)
@@ -130,7 +163,8 @@ int dmp_channel_accept(struct dmp_channel *channel, __u32 count, __u64 now_ns, _
 	 * in_flight, and not yet in complete.own), never less than once: L2 holds. A user
 	 * who moves complete_head back only takes room from himself.
 	 */
-	room = room > channel->in_flight ? room - channel->in_flight : 0;
+	taken = channel->in_flight + channel->events_written + channel->events_reserved;
+	room = room > taken ? room - taken : 0;
 	if (count > ready)
 		count = ready;
 	if (count > room)
@@ -152,10 +186,7 @@ int dmp_channel_accept(struct dmp_channel *channel, __u32 count, __u64 now_ns, _
 		operation->cancellation = NULL;
 		operation->cancel = 0;
 		link_accepted(channel, index);
-		enqueue(channel, index);
-		if (operation->submission.deadline_ns != 0)
-			dmp_deadline_insert(&channel->deadlines, index,
-					    operation->submission.deadline_ns);
+		enqueue(channel, NULL, index);
 		if (number == 0)
 			*first = index;
 	}
@@ -167,6 +198,13 @@ int dmp_channel_accept(struct dmp_channel *channel, __u32 count, __u64 now_ns, _
 		channel->counters.batches++;
 	}
 	return 0;
+}
+
+static void start(struct dmp_channel *channel, __u32 index)
+{
+	dequeue(channel, index);
+	channel->operations[index].state = DMP_OPERATION_RUNNING;
+	channel->running++;
 }
 
 __u32 dmp_channel_take(struct dmp_channel *channel, __u32 *indices, __u32 count, __u64 bytes_max)
@@ -186,13 +224,11 @@ __u32 dmp_channel_take(struct dmp_channel *channel, __u32 *indices, __u32 count,
 		if (taken != 0 && operation->submission.length_bytes > bytes_max - bytes)
 			break;
 		if (operation->submission.operation == DMP_OP_FENCE) {
-			if (channel->running != 0)
+			if (channel->running != 0 || channel->parked != 0)
 				break;
 			channel->fenced = 1;
 		}
-		dequeue(channel, index);
-		operation->state = DMP_OPERATION_RUNNING;
-		channel->running++;
+		start(channel, index);
 		bytes += operation->submission.length_bytes;
 		indices[taken++] = index;
 	}
@@ -204,6 +240,31 @@ __u64 dmp_channel_next_bytes(const struct dmp_channel *channel)
 	if (channel->queue_first == NONE)
 		return 0;
 	return channel->operations[channel->queue_first].submission.length_bytes;
+}
+
+void dmp_lane_init(struct dmp_lane *lane)
+{
+	lane->first = NONE;
+	lane->last = NONE;
+	lane->count = 0;
+}
+
+int dmp_channel_park(struct dmp_channel *channel, struct dmp_lane *lane, __u32 index)
+{
+	if (channel->operations[index].cancel)
+		return -ECANCELED;
+	channel->running--;
+	enqueue(channel, lane, index);
+	return 0;
+}
+
+bool dmp_channel_unpark(struct dmp_channel *channel, struct dmp_lane *lane, __u32 *index)
+{
+	*index = lane->first;
+	if (*index == NONE)
+		return false;
+	start(channel, *index);
+	return true;
 }
 
 static void record_latencies(struct dmp_channel *channel)
@@ -224,15 +285,21 @@ static void observe_latency(struct dmp_channel *channel, __u64 latency_ns)
 	channel->latency_count++;
 }
 
+static bool wants_checksum(const struct dmp_submission *submission)
+{
+	return submission->flags & (DMP_SUBMIT_CHECKSUM | DMP_SUBMIT_VERIFY);
+}
+
 static void count_completion(struct dmp_channel *channel, const struct dmp_operation *operation,
-			     __s32 result, __u64 length_bytes, __u64 now_ns)
+			     const struct dmp_outcome *outcome, __u64 now_ns)
 {
 	struct dmp_channel_counters *counters = &channel->counters;
+	__s32 result = outcome->result;
 
 	counters->completions++;
-	counters->bytes += length_bytes;
-	if (operation->submission.flags & (DMP_SUBMIT_CHECKSUM | DMP_SUBMIT_VERIFY))
-		counters->checksum_bytes += length_bytes;
+	counters->bytes += outcome->length_bytes;
+	if (wants_checksum(&operation->submission) || outcome->flags & DMP_COMPLETE_CHECKSUM)
+		counters->checksum_bytes += outcome->length_bytes;
 	if (result != 0) {
 		counters->errors++;
 		counters->cancelled += result == -ECANCELED;
@@ -243,29 +310,35 @@ static void count_completion(struct dmp_channel *channel, const struct dmp_opera
 						 now_ns - operation->accepted_ns : 0);
 }
 
+/* The next free entry of the completion ring, behind what is written and not told. */
+static struct dmp_completion *next_entry(struct dmp_channel *channel)
+{
+	__u32 at = channel->complete.own + channel->written + channel->events_written;
+
+	return &channel->completions[at & (channel->completion_slots - 1)];
+}
+
 /* Writes one completion. The operation is in no list; flush makes it free for reuse. */
-static void complete(struct dmp_channel *channel, __u32 index, __s32 result, __u8 path,
-		     __u64 length_bytes, __u32 checksum, __u64 now_ns)
+static void complete(struct dmp_channel *channel, __u32 index, const struct dmp_outcome *outcome,
+		     __u64 now_ns)
 {
 	struct dmp_operation *operation = &channel->operations[index];
-	struct dmp_completion *completion =
-		&channel->completions[(channel->complete.own + channel->written) &
-				      (channel->completion_slots - 1)];
-	__u16 flags = 0;
+	struct dmp_completion *completion = next_entry(channel);
+	__u16 flags = outcome->flags & (DMP_COMPLETE_IMMEDIATE | DMP_COMPLETE_CHECKSUM);
 
-	if ((operation->submission.flags & (DMP_SUBMIT_CHECKSUM | DMP_SUBMIT_VERIFY)) &&
-	    (result == 0 || result == -EBADMSG))
+	if (wants_checksum(&operation->submission) &&
+	    (outcome->result == 0 || outcome->result == -EBADMSG))
 		flags |= DMP_COMPLETE_CHECKSUM;
 	completion->user_data = operation->submission.user_data;
-	completion->result = result;
+	completion->result = outcome->result;
 	completion->operation = (__u8)operation->submission.operation;
-	completion->path = path;
+	completion->path = outcome->path;
 	completion->flags = flags;
-	completion->length_bytes = length_bytes;
-	completion->immediate = 0;
-	completion->checksum = flags & DMP_COMPLETE_CHECKSUM ? checksum : 0;
+	completion->length_bytes = outcome->length_bytes;
+	completion->immediate = flags & DMP_COMPLETE_IMMEDIATE ? outcome->immediate : 0;
+	completion->checksum = flags & DMP_COMPLETE_CHECKSUM ? outcome->checksum : 0;
 	channel->written++;
-	count_completion(channel, operation, result, length_bytes, now_ns);
+	count_completion(channel, operation, outcome, now_ns);
 
 	operation->state = DMP_OPERATION_FREE;
 	operation->next = NONE;
@@ -282,6 +355,8 @@ static void complete(struct dmp_channel *channel, __u32 index, __s32 result, __u
  */
 static void settle_link(struct dmp_channel *channel, __u32 index, __s32 result, __u64 now_ns)
 {
+	static const struct dmp_outcome cancelled = { .result = -ECANCELED };
+
 	while (channel->operations[index].linked) {
 		__u32 follower = channel->operations[index].follower;
 
@@ -295,13 +370,14 @@ static void settle_link(struct dmp_channel *channel, __u32 index, __s32 result, 
 		if (result == 0)
 			return;
 		dequeue(channel, follower);
-		complete(channel, follower, -ECANCELED, DMP_PATH_NONE, 0, 0, now_ns);
+		complete(channel, follower, &cancelled, now_ns);
 		index = follower;
 	}
 }
 
 static void finish_queued(struct dmp_channel *channel, __u32 index, __s32 result, __u64 now_ns)
 {
+	const struct dmp_outcome outcome = { .result = result };
 	__u32 leader = channel->operations[index].leader;
 
 	/* It leaves its chain in the middle: what follows fails with it, not with the leader. */
@@ -310,12 +386,12 @@ static void finish_queued(struct dmp_channel *channel, __u32 index, __s32 result
 		channel->operations[leader].follower = NONE;
 	}
 	dequeue(channel, index);
-	complete(channel, index, result, DMP_PATH_NONE, 0, 0, now_ns);
+	complete(channel, index, &outcome, now_ns);
 	settle_link(channel, index, result, now_ns);
 }
 
-void dmp_channel_finish(struct dmp_channel *channel, __u32 index, __s32 result, __u8 path,
-			__u64 length_bytes, __u32 checksum, __u64 now_ns)
+void dmp_channel_finish(struct dmp_channel *channel, __u32 index,
+			const struct dmp_outcome *outcome, __u64 now_ns)
 {
 	struct dmp_operation *operation = &channel->operations[index];
 
@@ -326,47 +402,69 @@ void dmp_channel_finish(struct dmp_channel *channel, __u32 index, __s32 result, 
 		channel->cancelling--;
 		if (operation->cancellation) {
 			operation->cancellation->pending--;
-			operation->cancellation->cancelled += result == -ECANCELED;
+			operation->cancellation->cancelled += outcome->result == -ECANCELED;
 		}
 	}
-	complete(channel, index, result, path, length_bytes, checksum, now_ns);
+	complete(channel, index, outcome, now_ns);
 	if (operation->linked)
-		settle_link(channel, index, result, now_ns);
+		settle_link(channel, index, outcome->result, now_ns);
 }
 
 __u32 dmp_channel_flush(struct dmp_channel *channel)
 {
-	__u32 written = channel->written;
+	__u32 told = channel->written + channel->events_written;
 
-	if (written != 0) {
+	if (told == 0)
+		return 0;
+	if (channel->written != 0) {
 		channel->operations[channel->written_last].next = channel->free_first;
 		channel->free_first = channel->written_first;
 		channel->written_first = NONE;
-		channel->written = 0;
-		channel->in_flight -= written;
+		channel->in_flight -= channel->written;
 		record_latencies(channel);
-		dmp_ring_advance(&channel->complete, written);
 	}
-	return written;
+	channel->written = 0;
+	channel->events_written = 0;
+	dmp_ring_advance(&channel->complete, told);
+	return told;
 }
 
-int dmp_channel_event(struct dmp_channel *channel, __u64 user_data, __u8 event, __s32 result)
+int dmp_channel_event_room(const struct dmp_channel *channel, __u32 *room)
 {
-	struct dmp_completion *completion =
-		&channel->completions[channel->complete.own & (channel->completion_slots - 1)];
+	__u32 taken = channel->in_flight + channel->events_written;
+	int error = dmp_ring_room(&channel->complete, room);
+
+	if (!error)
+		*room = *room > taken ? *room - taken : 0;
+	return error;
+}
+
+int dmp_channel_event(struct dmp_channel *channel, const struct dmp_completion *event)
+{
+	struct dmp_completion *completion = next_entry(channel);
 	__u32 room;
-	int error = dmp_ring_room(&channel->complete, &room);
+	int error = dmp_channel_event_room(channel, &room);
 
 	if (error)
 		return error;
-	if (channel->written != 0 || room <= channel->in_flight)
+	if (room == 0)
 		return -EAGAIN;
-	__builtin_memset(completion, 0, sizeof(*completion));
-	completion->user_data = user_data;
-	completion->result = result;
-	completion->operation = event;
-	completion->flags = DMP_COMPLETE_EVENT;
-	dmp_ring_advance(&channel->complete, 1);
+	*completion = *event;
+	completion->flags = event->flags | DMP_COMPLETE_EVENT;
+	channel->events_written++;
+	channel->counters.events++;
+	return 0;
+}
+
+int dmp_channel_reserve_events(struct dmp_channel *channel, __s32 delta)
+{
+	__s64 reserved = (__s64)channel->events_reserved + delta;
+
+	if (reserved < 0)
+		return -EINVAL;
+	if (reserved > channel->completion_slots / 2)
+		return -ENOSPC;
+	channel->events_reserved = (__u32)reserved;
 	return 0;
 }
 

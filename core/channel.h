@@ -9,8 +9,9 @@
  * Invariants
  *  - L1: an operation is FREE, QUEUED or RUNNING; leaving the last two writes its
  *    completion, and nothing else does.
- *  - L2: in_flight + unread completions <= completion_slots, checked when accepting.
- *    Writing a completion can therefore not fail.
+ *  - L2: in_flight + events not told + unread completions <= completion_slots, checked when
+ *    accepting and when an event is written. Writing a completion can therefore not fail.
+ *    Acceptance leaves events_reserved slots over, so events always get through.
  *  - A submission is copied once, when it is accepted; its ring slot is never read again.
  *  - Queued operations start in order of acceptance. One that is linked to its
  *    predecessor starts after that has succeeded, or completes with -ECANCELED.
@@ -18,6 +19,8 @@
  *    accepted after it starts before it has completed.
  *  - Deadlines and cancel act at once on QUEUED operations. A RUNNING one belongs to
  *    the executor, which looks at its deadline and its `cancel` mark as it works.
+ *  - An operation that was taken, and whose endpoint has no room for it, is parked: QUEUED
+ *    again, but in a lane of its endpoint, in order of parking, so that others can start.
  *
  * The caller serialises every call on one channel (one lock), except that the executor
  * reads the operations it took without it; of these fields only `cancel` can change
@@ -34,6 +37,23 @@
 
 #define DMP_OPERATION_NONE 0xffffffffu
 
+/* What came of an operation. @flags: DMP_COMPLETE_IMMEDIATE, DMP_COMPLETE_CHECKSUM. */
+struct dmp_outcome {
+	__u64 length_bytes;
+	__s32 result;
+	__u32 checksum;
+	__u32 immediate;
+	__u16 flags;
+	__u8 path;
+};
+
+/* Where parked operations wait in order; the caller's memory, part of the channel's state. */
+struct dmp_lane {
+	__u32 first;
+	__u32 last;
+	__u32 count;
+};
+
 enum dmp_operation_state { DMP_OPERATION_FREE, DMP_OPERATION_QUEUED, DMP_OPERATION_RUNNING };
 
 /* Of one CANCEL call, on its caller's stack until it has waited or let go. */
@@ -48,8 +68,9 @@ struct dmp_operation {
 	struct dmp_submission submission;
 	__u64 accepted_ns;
 	struct dmp_cancellation *cancellation;
-	__u32 next;		/* queue or free list */
-	__u32 previous;		/* queue */
+	struct dmp_lane *lane;	/* where it is parked, NULL in the queue */
+	__u32 next;		/* queue, lane or free list */
+	__u32 previous;		/* queue or lane */
 	__u32 leader;		/* while it waits: the operation it is linked to */
 	__u32 follower;		/* accepted operation linked to this one */
 	__s32 error;		/* decided before it starts: completes with this */
@@ -68,6 +89,7 @@ struct dmp_channel_counters {
 	__u64 bytes;
 	__u64 checksum_bytes;
 	__u64 batches;
+	__u64 events;
 };
 
 struct dmp_channel {
@@ -85,9 +107,12 @@ struct dmp_channel {
 	__u32 queue_first;
 	__u32 queue_last;
 	__u32 queued;
+	__u32 parked;		/* in lanes */
 	__u32 running;
 	__u32 in_flight;	/* accepted, completion not yet told to the user */
-	__u32 written;		/* completions written, not yet told */
+	__u32 events_reserved;	/* slots that acceptance leaves to events */
+	__u32 events_written;	/* not yet told; somewhere between the completions written */
+	__u32 written;		/* completions of operations written, not yet told */
 	__u32 written_first;	/* their operations, in order, through `next` */
 	__u32 written_last;
 	__u32 link_open;	/* last accepted operation, if it has LINK and is in flight */
@@ -133,25 +158,47 @@ __u32 dmp_channel_take(struct dmp_channel *channel, __u32 *indices, __u32 count,
 /* Bytes the first queued operation asks for, 0 if nothing is queued. */
 __u64 dmp_channel_next_bytes(const struct dmp_channel *channel);
 
-/* Writes the completion of a RUNNING operation. Told to the user by dmp_channel_flush(). */
-void dmp_channel_finish(struct dmp_channel *channel, __u32 index, __s32 result, __u8 path,
-			__u64 length_bytes, __u32 checksum, __u64 now_ns);
+/*
+ * A RUNNING operation goes (back) to the end of @lane: QUEUED, its deadline is looked at, a
+ * FENCE behind it waits for it. -ECANCELED if it carries the cancel mark: finish it instead.
+ * dmp_channel_unpark() makes the oldest one RUNNING again; false if the lane is empty.
+ */
+void dmp_lane_init(struct dmp_lane *lane);
+int dmp_channel_park(struct dmp_channel *channel, struct dmp_lane *lane, __u32 index);
+bool dmp_channel_unpark(struct dmp_channel *channel, struct dmp_lane *lane, __u32 *index);
 
 /*
- * Tells the user of all completions written, and brings `latency` up to date with them.
- * Returns how many. The caller first releases what their operations (written_first and
- * on) hold, so that a user who has seen a completion finds the buffers free.
+ * Writes the completion of a RUNNING operation. Told to the user by dmp_channel_flush().
+ * A submission with CHECKSUM or VERIFY has a valid checksum on success and on -EBADMSG,
+ * whether or not the outcome's flags say so.
+ */
+void dmp_channel_finish(struct dmp_channel *channel, __u32 index,
+			const struct dmp_outcome *outcome, __u64 now_ns);
+
+/*
+ * Tells the user of all completions and events written, in the order of writing, and brings
+ * `latency` up to date with them. Returns how many. The caller first releases what the
+ * operations among them (written_first and on, `written` of them) hold, so that a user who
+ * has seen a completion finds the buffers free.
  */
 __u32 dmp_channel_flush(struct dmp_channel *channel);
 
 /*
- * Tells the user of something nobody submitted: a completion with @event for operation.
- * It takes no slot that an accepted operation has reserved (L2): -EAGAIN if there is no
- * other, or if completions are written and not told yet; -EPROTO for an impossible index.
+ * Writes something nobody submitted, as the caller gives it but for DMP_COMPLETE_EVENT; it is
+ * told with the next flush. It takes no slot that an accepted operation has reserved (L2):
+ * -EAGAIN if there is no other; -EPROTO for an impossible index. dmp_channel_event_room()
+ * says how many events could be written now.
  */
-int dmp_channel_event(struct dmp_channel *channel, __u64 user_data, __u8 event, __s32 result);
+int dmp_channel_event(struct dmp_channel *channel, const struct dmp_completion *event);
+int dmp_channel_event_room(const struct dmp_channel *channel, __u32 *room);
 
-/* Completes every queued operation whose deadline is not after @now_ns. */
+/*
+ * From now on acceptance leaves @delta more (or fewer) completion slots to events.
+ * -ENOSPC if that were more than half of them, -EINVAL if fewer than none.
+ */
+int dmp_channel_reserve_events(struct dmp_channel *channel, __s32 delta);
+
+/* Completes every queued (or parked) operation whose deadline is not after @now_ns. */
 void dmp_channel_expire(struct dmp_channel *channel, __u64 now_ns);
 
 /* The next deadline of a queued operation; false if there is none. */

@@ -199,10 +199,16 @@ static void finish_locked(struct dmp_embedded_channel *channel, const uint32_t *
 	uint64_t now_ns = observed_now();
 	uint32_t number;
 
-	for (number = 0; number < count; number++)
-		dmp_channel_finish(&channel->machine, indices[number], outcomes[number].result,
-				   outcomes[number].length != 0 ? DMP_PATH_LOCAL : DMP_PATH_NONE,
-				   outcomes[number].length, outcomes[number].checksum, now_ns);
+	for (number = 0; number < count; number++) {
+		const struct dmp_outcome outcome = {
+			.length_bytes = outcomes[number].length,
+			.result = outcomes[number].result,
+			.checksum = outcomes[number].checksum,
+			.path = outcomes[number].length != 0 ? DMP_PATH_LOCAL : DMP_PATH_NONE,
+		};
+
+		dmp_channel_finish(&channel->machine, indices[number], &outcome, now_ns);
+	}
 }
 
 struct kick {

@@ -320,8 +320,8 @@ static void retire_locked(struct dmp_plane *plane, struct dmp_kernel_channel *ch
 	sum->bytes += counters->bytes;
 	sum->checksum_bytes += counters->checksum_bytes;
 	sum->batches += counters->batches;
+	sum->events += counters->events;
 	plane->retired_wakeups += channel->wakeups;
-	plane->retired_events += channel->events;
 	mutex_unlock(&channel->lock);
 	plane->channels--;
 }

@@ -36,13 +36,6 @@ struct dmp_holds {
 	struct dmp_buffer *target;
 };
 
-/* What came of an operation that moved bytes, until its completion is written. */
-struct dmp_outcome {
-	s32 result;
-	u32 checksum;
-	u64 length;
-};
-
 /*
  * The mappings of a channel's rings: they may outlive it (their pages do so by themselves).
  * Held by the channel and by each mapping.
@@ -79,7 +72,6 @@ struct dmp_kernel_channel {
 	/* protected by lock */
 	struct dmp_channel machine;
 	u64 wakeups;
-	u64 events;
 	u64 revocations_told;		/* of plane->revocations */
 	u32 holding;			/* operations with holds */
 	u32 waiters;

@@ -192,7 +192,7 @@ bool dmp_channel_tell_locked(struct dmp_kernel_channel *channel)
 	u32 count;
 
 	lockdep_assert_held(&channel->lock);
-	if (channel->machine.written == 0)
+	if (channel->machine.written + channel->machine.events_written == 0)
 		return false;
 	dmp_trace_completions_locked(channel);
 	release_written_locked(channel);
@@ -261,31 +261,30 @@ static bool tell_events_locked(struct dmp_kernel_channel *channel)
 {
 	struct dmp_plane *plane = channel->plane;
 	struct revoked next[EVENTS_AT_ONCE];
-	u64 before = channel->events;
 	u32 count, number, room;
 
 	lockdep_assert_held(&plane->lock);
 	lockdep_assert_held(&channel->lock);
 	while (channel->revocations_told != plane->revocations) {
-		/* Nothing is looked for that could not be told now (see dmp_channel_event). */
-		if (dmp_ring_room(&channel->machine.complete, &room) ||
-		    channel->machine.written != 0 || room <= channel->machine.in_flight)
+		/* Nothing is looked for that could not be told now. */
+		if (dmp_channel_event_room(&channel->machine, &room) || room == 0)
 			break;
 		cond_resched();
 		count = next_revoked_locked(plane, channel->revocations_told, next);
 		for (number = 0; number < count; number++) {
-			if (dmp_channel_event(&channel->machine, next[number].id,
-					      DMP_EVENT_BUFFER_REVOKED, 0))
+			struct dmp_completion event = { .user_data = next[number].id,
+							.operation = DMP_EVENT_BUFFER_REVOKED };
+
+			if (dmp_channel_event(&channel->machine, &event))
 				goto full;
 			channel->revocations_told = next[number].revocation;
-			channel->events++;
 			trace_dmp_event(channel, DMP_EVENT_BUFFER_REVOKED, next[number].id);
 		}
 		if (count < EVENTS_AT_ONCE)	/* the others have been destroyed since */
 			channel->revocations_told = plane->revocations;
 	}
 full:
-	return channel->events != before && announce_locked(channel);
+	return dmp_channel_tell_locked(channel);
 }
 
 void dmp_channel_tell_events(struct dmp_kernel_channel *channel)

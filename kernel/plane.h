@@ -64,7 +64,6 @@ struct dmp_plane {
 	u64 revocations;		/* buffers revoked so far: the number of the latest */
 	struct dmp_channel_counters retired;	/* of channels that are gone */
 	u64 retired_wakeups;
-	u64 retired_events;
 
 	/* atomic */
 	atomic_t mappings;

@@ -13,6 +13,7 @@ static void add_counters(struct dmp_statistics *statistics,
 	statistics->bytes += counters->bytes;
 	statistics->checksum_bytes += counters->checksum_bytes;
 	statistics->batches += counters->batches;
+	statistics->events += counters->events;
 }
 
 void dmp_channel_count(struct dmp_kernel_channel *channel, struct dmp_statistics *statistics)
@@ -20,7 +21,6 @@ void dmp_channel_count(struct dmp_kernel_channel *channel, struct dmp_statistics
 	mutex_lock(&channel->lock);
 	add_counters(statistics, &channel->machine.counters);
 	statistics->wakeups += channel->wakeups;
-	statistics->events += channel->events;
 	mutex_unlock(&channel->lock);
 }
 
@@ -32,7 +32,6 @@ void dmp_plane_count_locked(struct dmp_plane *plane, struct dmp_statistics *stat
 	lockdep_assert_held(&plane->lock);
 	add_counters(statistics, &plane->retired);
 	statistics->wakeups += plane->retired_wakeups;
-	statistics->events += plane->retired_events;
 	xa_for_each_marked(&plane->objects, id, object, DMP_MARK_CHANNEL)
 		dmp_channel_count(container_of(object, struct dmp_kernel_channel, object),
 				  statistics);

@@ -39,15 +39,18 @@ void dmp_trace_each_completion_locked(const struct dmp_kernel_channel *channel)
 	const struct dmp_channel *machine = &channel->machine;
 	u64 now_ns = ktime_get_ns();
 	u32 index = machine->written_first;
-	u32 number;
+	u32 at = machine->complete.own;
+	u32 end = at + machine->written + machine->events_written;
 
 	lockdep_assert_held(&channel->lock);
-	for (number = 0; number < machine->written; number++) {
-		const struct dmp_operation *operation = &machine->operations[index];
+	for (; at != end && index != DMP_OPERATION_NONE; at++) {
 		const struct dmp_completion *completion =
-			&machine->completions[(machine->complete.own + number) &
-					      (machine->completion_slots - 1)];
+			&machine->completions[at & (machine->completion_slots - 1)];
+		const struct dmp_operation *operation;
 
+		if (READ_ONCE(completion->flags) & DMP_COMPLETE_EVENT)
+			continue;
+		operation = &machine->operations[index];
 		trace_dmp_complete(channel, &operation->submission,
 				   READ_ONCE(completion->result),
 				   READ_ONCE(completion->length_bytes),

@@ -157,10 +157,10 @@ static void run_shared(struct dmp_kernel_channel *channel, struct dmp_operation 
 	/* The fence: every item has put down its slice; one that has not begun need not begin. */
 	for (item = 0; item < share->count; item++)
 		cancel_work_sync(&share->items[item].work);
-	outcome->length = min_t(u64, atomic64_read(&share->next), length);
+	outcome->length_bytes = min_t(u64, atomic64_read(&share->next), length);
 	outcome->result = atomic_read(&share->error);
 	/* Cancelled too late: everything has been copied. */
-	if (outcome->length == length &&
+	if (outcome->length_bytes == length &&
 	    (outcome->result == -ECANCELED || outcome->result == -ETIMEDOUT))
 		outcome->result = 0;
 }
@@ -194,9 +194,7 @@ static void run(struct dmp_kernel_channel *channel, u32 index, struct dmp_outcom
 	const struct dmp_holds *holds = &channel->holds[index];
 	u64 left = submission->length_bytes;
 
-	outcome->length = 0;
-	outcome->checksum = 0;
-	outcome->result = verdict(operation);
+	*outcome = (struct dmp_outcome){ .result = verdict(operation) };
 	if (outcome->result != 0)
 		return;
 	if (is_shared(channel, submission)) {
@@ -206,11 +204,11 @@ static void run(struct dmp_kernel_channel *channel, u32 index, struct dmp_outcom
 	while (left != 0) {
 		u64 length = min_t(u64, left, DMP_BATCH_BYTES);
 
-		outcome->result = run_slice(submission, holds, outcome->length, length,
+		outcome->result = run_slice(submission, holds, outcome->length_bytes, length,
 					    &outcome->checksum);
 		/* Of a slice that fails any byte may have changed, unless it was not begun. */
 		if (outcome->result != -ESTALE)
-			outcome->length += length;
+			outcome->length_bytes += length;
 		left -= length;
 		if (outcome->result == 0 && left != 0) {
 			look_around(channel);
@@ -244,12 +242,12 @@ static void finish_locked(struct dmp_kernel_channel *channel, u32 count)
 
 	lockdep_assert_held(&channel->lock);
 	for (number = 0; number < count; number++) {
-		const struct dmp_outcome *outcome = &channel->outcomes[number];
+		struct dmp_outcome *outcome = &channel->outcomes[number];
 		u32 index = channel->indices[number];
-		u8 path = outcome->length ? path_of(&channel->holds[index]) : DMP_PATH_NONE;
 
-		dmp_channel_finish(&channel->machine, index, outcome->result, path,
-				   outcome->length, outcome->checksum, now_ns);
+		if (outcome->length_bytes != 0)
+			outcome->path = path_of(&channel->holds[index]);
+		dmp_channel_finish(&channel->machine, index, outcome, now_ns);
 	}
 }
 
@@ -263,14 +261,13 @@ static u32 finish_empty_locked(struct dmp_kernel_channel *channel, u32 count)
 	lockdep_assert_held(&channel->lock);
 	for (number = 0; number < count; number++) {
 		u32 index = channel->indices[number];
-		const struct dmp_operation *operation = &machine->operations[index];
+		struct dmp_outcome outcome = { .result = machine->operations[index].error };
 
 		/* One whose link had failed before it came holds its buffers, and moves nothing. */
-		if (channel->holds[index].target && operation->error == 0)
+		if (channel->holds[index].target && outcome.result == 0)
 			channel->indices[left++] = index;
 		else
-			dmp_channel_finish(machine, index, operation->error, DMP_PATH_NONE, 0, 0,
-					   now_ns);
+			dmp_channel_finish(machine, index, &outcome, now_ns);
 	}
 	return left;
 }

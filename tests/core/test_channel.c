@@ -4,8 +4,11 @@
  *
  * Laws asserted after every step
  *  L1  each accepted submission completes exactly once; none appears from nowhere
- *  L2  in_flight + unread never exceeds completion_slots
+ *  L2  in_flight + events + unread never exceeds completion_slots; acceptance leaves
+ *  the slots reserved for events over
  *  events arrive in order, each once, and take no slot an operation has reserved
+ *  lanes: parked operations come back in order of parking; a deadline or a cancel takes
+ *  them out at once
  *  links: what is linked to a failure is cancelled and never ran; what ran after a link
  *  ran after the success of its predecessor. fences: nothing runs across one.
  */
@@ -18,6 +21,7 @@
 
 #define SLOTS 8
 #define COMPLETIONS 16
+#define LANES 2
 #define EVENT_DATA (1ull << 40)	/* user_data of the first event */
 #define IDS 4096		/* submissions of one run; user_data is the number */
 
@@ -28,6 +32,7 @@ struct world {
 	struct dmp_submission submissions[SLOTS];
 	struct dmp_completion completions[COMPLETIONS];
 	struct dmp_channel channel;
+	struct dmp_lane lanes[LANES];
 	struct dmp_histogram_counts latency;
 	enum fate fate[IDS];
 	__s32 result[IDS];
@@ -35,6 +40,7 @@ struct world {
 	__u16 operation[IDS];
 	__u32 next, accepted, completed, running[COMPLETIONS], running_count;
 	__u32 events, events_seen;
+	__u64 parks, parked[IDS];	/* number of the latest parking, of each id */
 	__u64 now, random;
 };
 
@@ -65,12 +71,23 @@ static void submit(struct world *world)
 	world->control.submit_tail++;
 }
 
+/* Slots of the completion ring that are full or promised. */
+static __u32 taken_slots(struct world *world)
+{
+	__u32 unread;
+
+	CHECK(dmp_channel_unread(&world->channel, &unread) == 0);
+	return world->channel.in_flight + world->channel.events_written + unread;
+}
+
 static void accept(struct world *world)
 {
 	__u32 first, accepted, number;
 
 	CHECK(dmp_channel_accept(&world->channel, 1 + roll(world, SLOTS), world->now, &first,
 				 &accepted) == 0);
+	if (accepted != 0)
+		CHECK(taken_slots(world) + world->channel.events_reserved <= COMPLETIONS);
 	for (number = 0; number < accepted; number++)
 		world->fate[world->accepted++] = ACCEPTED;
 }
@@ -112,7 +129,50 @@ static void finish(struct world *world)
 		result = -ECANCELED;
 	else if (result == 0 && roll(world, 4) == 0)
 		result = -EINVAL;
-	dmp_channel_finish(&world->channel, index, result, DMP_PATH_NONE, 0, 0, world->now);
+	dmp_channel_finish(&world->channel, index, &(struct dmp_outcome){ .result = result },
+			   world->now);
+}
+
+/* What runs has no room at its endpoint after all. A fence never needs any. */
+static void park(struct world *world)
+{
+	__u32 pick, index;
+	__u64 id;
+	int error;
+
+	if (world->running_count == 0)
+		return;
+	pick = roll(world, world->running_count);
+	index = world->running[pick];
+	id = world->channel.operations[index].submission.user_data;
+	if (world->operation[id] == DMP_OP_FENCE)
+		return;
+	error = dmp_channel_park(&world->channel, &world->lanes[roll(world, LANES)], index);
+	CHECK(error == (world->channel.operations[index].cancel ? -ECANCELED : 0));
+	if (error)
+		return;
+	world->running[pick] = world->running[--world->running_count];
+	world->fate[id] = ACCEPTED;
+	world->parked[id] = ++world->parks;
+}
+
+static void unpark(struct world *world)
+{
+	struct dmp_lane *lane = &world->lanes[roll(world, LANES)];
+	__u32 index, behind, count = lane->count;
+	__u64 id;
+
+	CHECK(dmp_channel_unpark(&world->channel, lane, &index) == (count != 0));
+	if (count == 0)
+		return;
+	id = world->channel.operations[index].submission.user_data;
+	CHECK(world->fate[id] == ACCEPTED && lane->count == count - 1);
+	for (behind = lane->first; behind != DMP_OPERATION_NONE;
+	     behind = world->channel.operations[behind].next)
+		CHECK(world->parked[world->channel.operations[behind].submission.user_data] >
+		      world->parked[id]);
+	world->fate[id] = RAN;
+	world->running[world->running_count++] = index;
 }
 
 /* The user reads completions; each must be one that was accepted and not completed. */
@@ -127,8 +187,11 @@ static void reap(struct world *world)
 
 		if (completion->flags & DMP_COMPLETE_EVENT) {
 			CHECK(id == EVENT_DATA + world->events_seen);
-			CHECK(completion->operation == DMP_EVENT_BUFFER_REVOKED);
-			CHECK(completion->result == 0 && completion->path == DMP_PATH_NONE);
+			CHECK(completion->operation == DMP_EVENT_WRITE_IMM);
+			CHECK(completion->flags ==
+			      (DMP_COMPLETE_EVENT | DMP_COMPLETE_IMMEDIATE));
+			CHECK(completion->result == -EPERM && completion->path == DMP_PATH_SHM);
+			CHECK(completion->immediate == (__u32)id && completion->length_bytes == 7);
 			world->events_seen++;
 			world->control.complete_head++;
 			continue;
@@ -144,36 +207,61 @@ static void reap(struct world *world)
 /* An event goes out exactly when a slot is free that nobody has reserved. */
 static void event(struct world *world)
 {
-	__u32 unread, before = world->control.complete_tail;
-	bool room;
-	int error;
+	struct dmp_completion completion = {
+		.user_data = EVENT_DATA + world->events, .result = -EPERM,
+		.operation = DMP_EVENT_WRITE_IMM, .path = DMP_PATH_SHM,
+		.flags = DMP_COMPLETE_IMMEDIATE, .length_bytes = 7,
+		.immediate = (__u32)(EVENT_DATA + world->events),
+	};
+	__u32 room, free = COMPLETIONS - taken_slots(world);
 
-	CHECK(dmp_channel_unread(&world->channel, &unread) == 0);
-	room = world->channel.written == 0 && world->channel.in_flight + unread < COMPLETIONS;
-	error = dmp_channel_event(&world->channel, EVENT_DATA + world->events,
-				  DMP_EVENT_BUFFER_REVOKED, 0);
-	CHECK(error == (room ? 0 : -EAGAIN));
-	CHECK(world->control.complete_tail == before + (room ? 1 : 0));
+	CHECK(dmp_channel_event_room(&world->channel, &room) == 0 && room == free);
+	CHECK(dmp_channel_event(&world->channel, &completion) == (room ? 0 : -EAGAIN));
 	world->events += room ? 1 : 0;
+	CHECK(world->channel.counters.events == world->events);
+}
+
+/* All that is written is told at once: one step of the ring. */
+static void flush(struct world *world)
+{
+	__u32 written = world->channel.written + world->channel.events_written;
+	__u32 before = world->control.complete_tail;
+
+	CHECK(dmp_channel_flush(&world->channel) == written);
+	CHECK(world->control.complete_tail == before + written);
+}
+
+static void reserve(struct world *world)
+{
+	__s32 before = (__s32)world->channel.events_reserved;
+	__s32 delta = (__s32)roll(world, 7) - 3, after = before + delta;
+	int error = after < 0 ? -EINVAL : after > COMPLETIONS / 2 ? -ENOSPC : 0;
+
+	CHECK(dmp_channel_reserve_events(&world->channel, delta) == error);
+	CHECK((__s32)world->channel.events_reserved == (error ? before : after));
 }
 
 /* Notes results as they are written, before the user sees them. */
 static void observe(struct world *world)
 {
-	__u32 index, number = 0;
+	__u32 index = world->channel.written_first, number;
+	__u32 written = world->channel.written + world->channel.events_written;
 
-	for (index = world->channel.written_first; index != DMP_OPERATION_NONE;
-	     index = world->channel.operations[index].next, number++) {
+	for (number = 0; number < written; number++) {
 		struct dmp_completion *completion =
 			&world->completions[(world->channel.complete.own + number) % COMPLETIONS];
 		__u64 id = completion->user_data;
 
+		if (completion->flags & DMP_COMPLETE_EVENT)
+			continue;
+		CHECK(world->channel.operations[index].submission.user_data == id);
+		index = world->channel.operations[index].next;
 		if (world->fate[id] == COMPLETED)
 			continue;
 		world->fate[id] = COMPLETED;
 		world->result[id] = completion->result;
 	}
-	CHECK(number == world->channel.written);
+	CHECK(index == DMP_OPERATION_NONE);
 }
 
 static void laws(struct world *world)
@@ -182,12 +270,13 @@ static void laws(struct world *world)
 
 	observe(world);
 	CHECK(dmp_channel_unread(&world->channel, &unread) == 0);
-	CHECK(world->channel.in_flight + unread <= COMPLETIONS);
+	CHECK(taken_slots(world) <= COMPLETIONS);
+	CHECK(world->lanes[0].count + world->lanes[1].count == world->channel.parked);
 	for (index = 0; index < COMPLETIONS; index++)
 		in_use += world->channel.operations[index].state != DMP_OPERATION_FREE;
 	CHECK(in_use + world->channel.written == world->channel.in_flight);
 	CHECK(world->accepted - world->completed + world->events - world->events_seen ==
-	      world->channel.in_flight + unread);
+	      taken_slots(world));
 	CHECK(world->channel.running == world->running_count);
 	CHECK(world->latency.samples + world->channel.latency_count ==
 	      world->channel.counters.completions);
@@ -198,7 +287,7 @@ static void step(struct world *world)
 {
 	struct dmp_cancellation cancellation;
 
-	switch (roll(world, 13)) {
+	switch (roll(world, 17)) {
 	case 0: case 1: case 2:
 		submit(world);
 		break;
@@ -212,16 +301,26 @@ static void step(struct world *world)
 		finish(world);
 		break;
 	case 9:
-		dmp_channel_flush(&world->channel);
-		if (roll(world, 4) == 0)
+		flush(world);
+		if (roll(world, 2) == 0)
 			reap(world);
 		break;
 	case 10:
 		world->now += roll(world, 5);
 		dmp_channel_expire(&world->channel, world->now);
 		break;
-	case 11:
+	case 11: case 12:
 		event(world);
+		break;
+	case 13:
+		if (roll(world, 4) == 0)
+			reserve(world);
+		break;
+	case 14:
+		park(world);
+		break;
+	case 15:
+		unpark(world);
 		break;
 	default:
 		dmp_channel_cancel(&world->channel, roll(world, 8) == 0,
@@ -245,14 +344,17 @@ static void run(__u64 seed)
 	world->control.complete_tail = world->control.complete_head = 0u - (__u32)seed % 64;
 	CHECK(dmp_channel_init(&world->channel, memory, &world->control, world->submissions,
 			       SLOTS, world->completions, COMPLETIONS, &world->latency) == 0);
+	for (number = 0; number < LANES; number++)
+		dmp_lane_init(&world->lanes[number]);
 	for (number = 0; number < 4000; number++)
 		step(world);
 	/* Everything still in flight can be brought to its end. */
 	for (number = 0; number < 16 * COMPLETIONS; number++) {
 		take(world);
+		unpark(world);
 		finish(world);
 		laws(world);
-		dmp_channel_flush(&world->channel);
+		flush(world);
 		reap(world);
 	}
 	CHECK(world->channel.in_flight == 0 && world->completed == world->accepted);
@@ -286,7 +388,7 @@ static void test_a_full_completion_ring_stops_acceptance(void)
 	CHECK(accepted == 0);
 	world.control.complete_head = 12345;
 	CHECK(dmp_channel_accept(&world.channel, SLOTS, 0, &first, &accepted) == -EPROTO);
-	CHECK(dmp_channel_event(&world.channel, 1, DMP_EVENT_BUFFER_REVOKED, 0) == -EPROTO);
+	CHECK(dmp_channel_event(&world.channel, &(struct dmp_completion){ 0 }) == -EPROTO);
 }
 
 static __u64 seed;

@@ -65,7 +65,7 @@ static void test_L1_a_small_operation_is_not_told_behind_a_large_one(void)
 							  .length_bytes = ~0ull });
 	/* What is taken together is told together: the small one goes first, alone. */
 	CHECK(dmp_channel_take(&machine.channel, indices, SLOTS, BATCH_BYTES) == 1);
-	dmp_channel_finish(&machine.channel, indices[0], 0, DMP_PATH_NONE, 0, 0, 0);
+	dmp_channel_finish(&machine.channel, indices[0], &(struct dmp_outcome){ 0 }, 0);
 	CHECK(dmp_channel_flush(&machine.channel) == 1);
 	CHECK(dmp_channel_take(&machine.channel, indices, SLOTS, BATCH_BYTES) == 1);
 	CHECK(dmp_channel_take(&machine.channel, indices, SLOTS, BATCH_BYTES) == 1);
@@ -108,7 +108,8 @@ static void test_cancel_waits_only_for_what_it_found(void)
 	/* L5: a second fence for what still runs does wait. */
 	dmp_channel_cancel(&machine.channel, false, 1, 0, &same);
 	CHECK(same.found == 1 && !dmp_channel_cancel_done(&machine.channel, &same));
-	dmp_channel_finish(&machine.channel, index, -ECANCELED, DMP_PATH_NONE, 0, 0, 0);
+	dmp_channel_finish(&machine.channel, index,
+			   &(struct dmp_outcome){ .result = -ECANCELED }, 0);
 	CHECK(dmp_channel_cancel_done(&machine.channel, &same));
 }
 
