@@ -60,4 +60,26 @@ int dmp_bench_allocate(int how, uint64_t length_bytes, uint64_t page_bytes, int 
 int dmp_bench_touch(char *memory, uint64_t length_bytes, uint64_t page_bytes,
 		    uint64_t *elapsed_ns);
 
+/*
+ * The far side of a WRITE_IMM: takes events until @count came, waiting for @wait at a time.
+ * *immediates is the sum of what they carried, *end_ns (CLOCK_MONOTONIC) when the last was taken.
+ */
+int dmp_bench_drain(dmp_bench_exchange exchange, struct dmp_client *client, uint64_t count,
+		    uint32_t wait, uint64_t *immediates, uint64_t *end_ns);
+
+/*
+ * @count round trips of @row, a WRITE_IMM, between two processes that both call this, one of
+ * them as the @first to send; each_ns has the time of each, which is a round trip for the first.
+ */
+int dmp_bench_pingpong(dmp_bench_exchange exchange, struct dmp_client *client,
+		       const struct dmp_submission *row, int first, uint64_t count,
+		       uint64_t *each_ns);
+
+/* A plain TCP socket between two processes that know the same rows; see socket.c. */
+int dmp_bench_socket_send(int fd, char *source, const struct dmp_submission *rows, uint64_t count,
+			  uint64_t *elapsed_ns);
+int dmp_bench_socket_receive(int fd, char *target, const struct dmp_submission *rows,
+			     uint64_t count);
+int dmp_bench_socket_pingpong(int fd, int first, uint64_t count, uint64_t *each_ns);
+
 #endif /* DMP_BENCH_LOOPS_H */

@@ -14,17 +14,16 @@ Giving back is not timed. Ratios are ours / peer in time: 1.1 is 10 % slower.
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import pathlib
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dmaplane._errors import DmaplaneError
-from dmaplane.bench import _loops, _result
+from dmaplane.bench import _loops, _pool, _result
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from dmaplane._buffer import Buffer
     from dmaplane._plane import Plane
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
 MEMFD: Final = 0
 MEMFD_HUGE: Final = 1
 PRIVATE: Final = 2
-
-_HUGE_POOL: Final = "/sys/kernel/mm/hugepages/hugepages-{kib}kB/nr_hugepages"
 
 
 class Kind(NamedTuple):
@@ -99,35 +96,6 @@ def _locks(plane: Plane, kind: Kind, length_bytes: int) -> bool:
     return grown * 1024 >= length_bytes
 
 
-@contextlib.contextmanager
-def _huge_pool(length_bytes: int, page_bytes: int) -> Iterator[str | None]:
-    """Enough huge pages for @length_bytes, as the pool was afterwards; else the reason."""
-    pool = pathlib.Path(_HUGE_POOL.format(kib=page_bytes >> 10))
-    wanted = -(-length_bytes // page_bytes)
-    try:
-        had = int(pool.read_text(encoding="ascii"))
-        free = int(pool.with_name("free_hugepages").read_text(encoding="ascii"))
-    except OSError:
-        yield "this kernel has no pool of huge pages"
-        return
-    if free >= wanted:
-        yield None
-        return
-    try:
-        pool.write_text(str(had + wanted - free), encoding="ascii")
-    except OSError as error:
-        yield (
-            f"{free} huge pages are free, {wanted} are needed, and the pool may not be changed "
-            f"by this user ({error.strerror}): sysctl vm.nr_hugepages={had + wanted - free}"
-        )
-        return
-    try:
-        free = int(pool.with_name("free_hugepages").read_text(encoding="ascii"))
-        yield None if free >= wanted else f"memory has room for only {free} huge pages"
-    finally:
-        pool.write_text(str(had), encoding="ascii")
-
-
 def _one(plane: Plane, kind: Kind, length_bytes: int, page_bytes: int, pairs: int) -> _result.Row:
     lock = _locks(plane, kind, 64 << 20)
     mine, other = _result.interleaved(
@@ -160,7 +128,7 @@ def measure(plane_name: str, quick: bool, report: Callable[[str], None]) -> _res
             if not page_bytes:
                 measured.skip(empty, claim, "this machine has no huge pages")
                 continue
-            with _huge_pool(max(length_bytes, 64 << 20), page_bytes) as reason:
+            with _pool.huge_pages(max(length_bytes, 64 << 20), page_bytes) as reason:
                 if reason is not None:
                     measured.skip(empty, claim, reason)
                     continue
