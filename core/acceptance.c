@@ -33,8 +33,9 @@ static int validate(const struct dmp_endpoint *endpoint,
 			return -EINVAL;
 		break;
 	case DMP_OP_WRITE:
-	case DMP_OP_WRITE_IMM:
 	case DMP_OP_READ:
+		return 0;	/* of nothing too: the peer says whether it would be allowed */
+	case DMP_OP_WRITE_IMM:
 		return submission->length_bytes ? 0 : -EINVAL;
 	default:
 		return -EINVAL;

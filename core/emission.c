@@ -17,9 +17,11 @@ static void emit_grant(struct dmp_endpoint *endpoint, struct dmp_frame *frame)
 	dmp_credit_tell(&endpoint->receiver, &grant);
 	endpoint->flush_ns = 0;
 	frame->type = DMP_FRAME_GRANT;
-	frame->grant.sequence = grant.sequence;
-	frame->grant.slots = grant.total.slots;
-	frame->grant.bytes = grant.total.bytes;
+	frame->grant = (struct dmp_wire_grant){
+		.sequence = grant.sequence,
+		.slots = grant.total.slots,
+		.bytes = grant.total.bytes,
+	};
 }
 
 /* The record ends here: the answer is the last the peer hears of it. */
@@ -30,24 +32,27 @@ static void emit_answer(struct dmp_endpoint *endpoint, struct dmp_frame *frame,
 	struct dmp_incoming *incoming = &endpoint->incoming[index];
 
 	incoming->state = INCOMING_FREE;
+	endpoint->incomings -= 1;
 	if (incoming->respond) {
 		frame->type = DMP_FRAME_RESPONSE;
 		frame->payload_bytes = incoming->operation.length_bytes;
-		frame->response.tag = incoming->operation.tag;
-		frame->response.length_bytes = incoming->operation.length_bytes;
-		if (incoming->checksum_valid) {
-			frame->response.flags = DMP_WIRE_CHECKSUM;
-			frame->response.checksum = incoming->checksum;
-		}
+		frame->response = (struct dmp_wire_response){
+			.tag = incoming->operation.tag,
+			.length_bytes = incoming->operation.length_bytes,
+			.checksum = incoming->checksum_valid ? incoming->checksum : 0,
+			.flags = incoming->checksum_valid ? DMP_WIRE_CHECKSUM : 0,
+		};
 		out->payload = DMP_PAYLOAD_REGION;
 		out->local = incoming->cookie;
 		out->tag = incoming->operation.tag;
 		return;
 	}
 	frame->type = incoming->cancelled ? DMP_FRAME_CANCELLED : DMP_FRAME_COMPLETE;
-	frame->result.tag = incoming->operation.tag;
-	frame->result.result = incoming->result;
-	frame->result.length_bytes = incoming->moved_bytes;
+	frame->result = (struct dmp_wire_result){
+		.tag = incoming->operation.tag,
+		.result = incoming->result,
+		.length_bytes = incoming->moved_bytes,
+	};
 }
 
 static void emit_operation(struct dmp_endpoint *endpoint, struct dmp_frame *frame,
@@ -59,13 +64,16 @@ static void emit_operation(struct dmp_endpoint *endpoint, struct dmp_frame *fram
 	struct dmp_wire_operation *wire = &frame->operation;
 
 	frame->type = DMP_FRAME_OPERATION;
-	wire->tag = operation->tag;
-	wire->operation = submission->operation;
-	wire->offset = submission->offset;
-	wire->length_bytes = submission->length_bytes;
-	wire->immediate = submission->immediate;
-	wire->key_bytes = submission->key_bytes;
-	__builtin_memcpy(wire->key, submission->key, DMP_WIRE_KEY_BYTES);
+	*wire = (struct dmp_wire_operation){
+		.tag = operation->tag,
+		.operation = submission->operation,
+		.offset = submission->offset,
+		.length_bytes = submission->length_bytes,
+		.immediate = submission->immediate,
+		.key_bytes = submission->key_bytes,
+	};
+	/* What the owner has behind the key is none of the peer's business. */
+	__builtin_memcpy(wire->key, submission->key, submission->key_bytes);
 	if (submission->flags & DMP_SUBMIT_CHECKSUM &&
 	    submission->operation != DMP_OP_READ) {
 		wire->flags |= DMP_WIRE_CHECKSUM;
@@ -145,7 +153,7 @@ int dmp_endpoint_next_frame(struct dmp_endpoint *endpoint, __u64 now_ns,
 	struct dmp_frame frame;
 	int length;
 
-	__builtin_memset(&frame, 0, sizeof(frame));	/* the union too, all of it */
+	frame.payload_bytes = 0;
 	out->payload = DMP_PAYLOAD_NONE;
 	out->local = 0;
 	out->tag = 0;
@@ -156,7 +164,8 @@ int dmp_endpoint_next_frame(struct dmp_endpoint *endpoint, __u64 now_ns,
 	frame.incarnation = endpoint->config.incarnation;
 	frame.destination = endpoint->peer_incarnation;
 	frame.epoch = endpoint->epoch;
-	length = dmp_wire_encode(&frame, out->bytes, sizeof(out->bytes));
+	length = dmp_wire_encode(&frame, !endpoint->config.unchecked, out->bytes,
+				 sizeof(out->bytes));
 	if (length < 0)		/* only a fault of ours makes a frame unsound */
 		return dmp_endpoint_break(endpoint, -EPROTO);
 	out->frame_bytes = (__u32)length;

@@ -329,17 +329,12 @@ int dmp_endpoint_drain(struct dmp_endpoint *endpoint, __u64 now_ns, __u64 deadli
 /* Each side says DRAIN when its own work is done, and goodbye when both have. */
 void dmp_endpoint_drain_step(struct dmp_endpoint *endpoint, __u64 now_ns)
 {
-	__u32 index;
-
 	if (endpoint->state == DMP_ENDPOINT_DRAINING && !endpoint->in_flight &&
 	    !endpoint->zombies)
 		dmp_endpoint_move(endpoint, DMP_ENDPOINT_DRAINED);
 	if (endpoint->state != DMP_ENDPOINT_DRAINED || !endpoint->drain_sent ||
-	    !endpoint->peer_drained)
+	    !endpoint->peer_drained || endpoint->incomings)
 		return;
-	for (index = 0; index < endpoint->config.incoming_max; index++)
-		if (endpoint->incoming[index].state != INCOMING_FREE)
-			return;
 	dmp_endpoint_close(endpoint, now_ns, 0, false);
 }
 
@@ -427,7 +422,7 @@ int dmp_endpoint_receive(struct dmp_endpoint *endpoint, __u64 now_ns,
 		return -ESTALE;
 	if (endpoint->authenticate || endpoint->placing.active)
 		return -EBUSY;
-	error = dmp_wire_decode(bytes, length, &frame);
+	error = dmp_wire_decode(bytes, length, !endpoint->config.unchecked, &frame);
 	if (error)
 		return dmp_endpoint_break(endpoint, error);
 	if (frame.type == DMP_FRAME_HELLO || frame.type == DMP_FRAME_WELCOME ||
@@ -470,35 +465,25 @@ int dmp_endpoint_next_request(struct dmp_endpoint *endpoint,
 {
 	__u32 index;
 
-	*request = (struct dmp_endpoint_request){ .kind = 0 };
+	/* key and proof are valid as far as key_bytes and proof_bytes go */
+	__builtin_memset(request, 0, __builtin_offsetof(struct dmp_endpoint_request, key));
 	if (endpoint->cut) {
 		endpoint->cut = false;
 		request->kind = DMP_REQUEST_CUT;
 		request->tag = endpoint->epoch;
-		return 0;
-	}
-	if (endpoint->authenticate && !endpoint->authenticate_taken) {
+	} else if (endpoint->authenticate && !endpoint->authenticate_taken) {
 		dmp_handshake_request(endpoint, request);
-		return 0;
-	}
-	if (endpoint->placing.active && !endpoint->placing.taken) {
+	} else if (endpoint->placing.active && !endpoint->placing.taken) {
 		dmp_incoming_place_request(endpoint, request);
-		return 0;
-	}
-	index = dmp_queue_pop(&endpoint->stops);
-	if (index != DMP_QUEUE_NONE) {
+	} else if ((index = dmp_queue_pop(&endpoint->stops)) != DMP_QUEUE_NONE) {
 		dmp_inflight_request(endpoint, index, DMP_REQUEST_STOP, request);
-		return 0;
-	}
-	index = dmp_queue_pop(&endpoint->admits);
-	if (index != DMP_QUEUE_NONE) {
+	} else if ((index = dmp_queue_pop(&endpoint->admits)) != DMP_QUEUE_NONE) {
 		dmp_incoming_admit_request(endpoint, index, request);
-		return 0;
-	}
-	index = dmp_queue_pop(&endpoint->work);
-	if (index == DMP_QUEUE_NONE)
+	} else if ((index = dmp_queue_pop(&endpoint->work)) != DMP_QUEUE_NONE) {
+		dmp_inflight_work(endpoint, index, request);
+	} else {
 		return -EAGAIN;
-	dmp_inflight_work(endpoint, index, request);
+	}
 	return 0;
 }
 

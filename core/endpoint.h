@@ -46,6 +46,7 @@
 #define DMP_CORE_ENDPOINT_H
 
 #include "credit.h"
+#include "histogram.h"
 #include "types.h"
 #include "wire.h"
 
@@ -78,7 +79,9 @@ struct dmp_endpoint_config {
 	__u32 operations_max;	/* own operations in flight, RECV not counted */
 	__u32 receives_max;	/* own RECVs posted */
 	__u32 incoming_max;	/* operations of the peer in flight */
+	struct dmp_histogram_counts *stall;	/* NULL, or gets the length of each stall */
 	bool direct;		/* the fabric moves bytes of WRITE and READ itself */
+	bool unchecked;		/* its bytes cannot flip (shared memory): frames carry no CRC */
 };
 
 #define DMP_ENDPOINT_TABLE_MAX	65536	/* each of the four counts above */
@@ -88,7 +91,7 @@ struct dmp_endpoint_submission {
 	__u64 user_data;
 	__u64 deadline_ns;	/* 0: none */
 	__u64 local;
-	__u64 length_bytes;	/* RECV: room in the buffer */
+	__u64 length_bytes;	/* RECV: room in the buffer. WRITE, READ: 0 asks for the right */
 	__u64 offset;		/* in the peer's region */
 	__u32 immediate;
 	__u32 checksum;		/* with DMP_SUBMIT_CHECKSUM, of the bytes that go out */
@@ -139,8 +142,8 @@ struct dmp_endpoint_request {
 	__u16 flags;		/* DMP_WIRE_CHECKSUM: compare, answer -EBADMSG */
 	__u32 key_bytes;
 	__u32 proof_bytes;	/* AUTHENTICATE: 0 if the peer has not proved itself yet */
-	__u8 key[DMP_WIRE_KEY_BYTES];
-	__u8 proof[DMP_WIRE_PROOF_BYTES];
+	__u8 key[DMP_WIRE_KEY_BYTES];		/* valid: key_bytes of them */
+	__u8 proof[DMP_WIRE_PROOF_BYTES];	/* valid: proof_bytes of them */
 };
 
 /*
@@ -274,8 +277,12 @@ int dmp_endpoint_drain(struct dmp_endpoint *endpoint, __u64 now_ns, __u64 deadli
 int dmp_endpoint_goodbye(struct dmp_endpoint *endpoint, __u64 now_ns);
 int dmp_endpoint_abort(struct dmp_endpoint *endpoint, __s32 reason);
 
+/* Costs no more with large tables. */
 void dmp_endpoint_query(const struct dmp_endpoint *endpoint,
 			struct dmp_endpoint_status *status);
+
+/* DMP_ENDPOINT_*, without the rest. */
+__u32 dmp_endpoint_state(const struct dmp_endpoint *endpoint);
 
 /* 0, or -EPROTO if the machine contradicts itself. Costs a walk over its tables. */
 int dmp_endpoint_check(const struct dmp_endpoint *endpoint);

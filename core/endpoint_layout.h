@@ -183,6 +183,7 @@ struct dmp_endpoint {
 	__u64 stale;
 	__u64 repeated;
 	__u32 in_flight;		/* accepted, not completed */
+	__u32 incomings;		/* records of the peer's operations */
 	__u32 zombies;
 	__u32 held;
 };

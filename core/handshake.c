@@ -189,7 +189,7 @@ int dmp_endpoint_transcript(const struct dmp_endpoint *endpoint, void *bytes, si
 	frame.sequence = 1;
 	frame.incarnation = endpoint->welcome.hello_incarnation;
 	frame.hello = endpoint->hello;
-	hello_bytes = dmp_wire_encode(&frame, bytes, room);
+	hello_bytes = dmp_wire_encode(&frame, true, bytes, room);
 	if (hello_bytes < 0)
 		return hello_bytes;
 	frame.type = DMP_FRAME_WELCOME;
@@ -200,7 +200,7 @@ int dmp_endpoint_transcript(const struct dmp_endpoint *endpoint, void *bytes, si
 	frame.welcome = endpoint->welcome;
 	frame.welcome.proof_bytes = 0;
 	__builtin_memset(frame.welcome.proof, 0, DMP_WIRE_PROOF_BYTES);
-	welcome_bytes = dmp_wire_encode(&frame, (__u8 *)bytes + hello_bytes,
+	welcome_bytes = dmp_wire_encode(&frame, true, (__u8 *)bytes + hello_bytes,
 					room - (size_t)hello_bytes);
 	return welcome_bytes < 0 ? welcome_bytes : hello_bytes + welcome_bytes;
 }

@@ -175,6 +175,7 @@ int dmp_incoming_operation(struct dmp_endpoint *endpoint, const struct dmp_frame
 
 	if (error)
 		return error;
+	endpoint->incomings += 1;
 	if (wire->operation == DMP_OP_READ || wire->flags & DMP_WIRE_PLACED) {
 		endpoint->incoming[index].state = INCOMING_ADMITTING;
 		return dmp_queue_push(&endpoint->admits, index);
@@ -365,6 +366,7 @@ void dmp_incoming_break(struct dmp_endpoint *endpoint)
 	/* a buffer that is being filled right now is still waited for */
 	endpoint->placing.active = endpoint->placing.active && endpoint->placing.held;
 	endpoint->copying = false;
+	endpoint->incomings = 0;
 	for (index = 0; index < endpoint->config.incoming_max; index++) {
 		endpoint->incoming[index].state = INCOMING_FREE;
 		dmp_queue_remove(&endpoint->admits, index);

@@ -191,6 +191,18 @@ static void start(struct dmp_endpoint *endpoint, __u32 index)
 	}
 }
 
+static void end_stall(struct dmp_endpoint *endpoint, __u64 now_ns)
+{
+	__u64 before_ns = endpoint->sender.stall_ns;
+
+	if (!endpoint->sender.stalled)
+		return;
+	dmp_credit_stall_end(&endpoint->sender, now_ns);
+	if (endpoint->config.stall)
+		dmp_histogram_record(endpoint->config.stall,
+				     endpoint->sender.stall_ns - before_ns, 1);
+}
+
 /* Start what waits, in order, as far as credit goes. */
 void dmp_inflight_pump(struct dmp_endpoint *endpoint, __u64 now_ns)
 {
@@ -211,7 +223,7 @@ void dmp_inflight_pump(struct dmp_endpoint *endpoint, __u64 now_ns)
 		dmp_queue_pop(&endpoint->waiting);
 		start(endpoint, index);
 	}
-	dmp_credit_stall_end(&endpoint->sender, now_ns);
+	end_stall(endpoint, now_ns);
 }
 
 int dmp_endpoint_cancel(struct dmp_endpoint *endpoint, __u64 now_ns, __u64 tag)

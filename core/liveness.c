@@ -87,11 +87,14 @@ __u64 dmp_endpoint_next_wakeup(const struct dmp_endpoint *endpoint)
 	return wakeup_ns;
 }
 
+__u32 dmp_endpoint_state(const struct dmp_endpoint *endpoint)
+{
+	return endpoint->state;
+}
+
 void dmp_endpoint_query(const struct dmp_endpoint *endpoint,
 			struct dmp_endpoint_status *status)
 {
-	__u32 index;
-
 	*status = (struct dmp_endpoint_status){
 		.peer_incarnation = endpoint->peer_incarnation,
 		.features = endpoint->features,
@@ -107,12 +110,11 @@ void dmp_endpoint_query(const struct dmp_endpoint *endpoint,
 		.operations = endpoint->in_flight,
 		.zombies = endpoint->zombies,
 		.held = endpoint->held,
+		.incoming = endpoint->incomings,
 		.staged = endpoint->staged.count,
 		.unread = endpoint->completions.count + endpoint->events.count,
 		.reason = endpoint->reason,
 	};
-	for (index = 0; index < endpoint->config.incoming_max; index++)
-		status->incoming += endpoint->incoming[index].state != INCOMING_FREE;
 }
 
 /* Each state says in which queue its operation is, and which flags it may carry. */
@@ -164,7 +166,7 @@ static bool ledgers_are_sound(const struct dmp_endpoint *endpoint)
 
 int dmp_endpoint_check(const struct dmp_endpoint *endpoint)
 {
-	__u32 in_flight = 0, zombies = 0, held = 0;
+	__u32 in_flight = 0, zombies = 0, held = 0, incomings = 0;
 	__u32 index;
 
 	if (endpoint->completions.count > endpoint->completions.capacity ||
@@ -181,6 +183,10 @@ int dmp_endpoint_check(const struct dmp_endpoint *endpoint)
 			     operation->state != OPERATION_FREE;
 		held += operation->held;
 	}
+	for (index = 0; index < endpoint->config.incoming_max; index++)
+		incomings += endpoint->incoming[index].state != INCOMING_FREE;
+	if (incomings != endpoint->incomings)
+		return -EPROTO;
 	if (in_flight != endpoint->in_flight || zombies != endpoint->zombies ||
 	    held != endpoint->held || in_flight > endpoint->reserved)
 		return -EPROTO;

@@ -4,7 +4,8 @@
  *
  * One walk serves both directions: each body is described once, as a sequence of
  * fields, and a cursor either stores or loads them. So the two directions cannot
- * disagree about a layout, and a new field is added in one place.
+ * disagree about a layout, and a new field is added in one place. The compiler makes
+ * two of each walk, one per direction, in which a field is a move of its width.
  */
 #include "checksum.h"
 #include "dmaplane.h"
@@ -14,11 +15,15 @@
 #define WIRE_CHECKSUM_OFFSET 52
 #define WIRE_ERRNO_MAX	4095
 
+/* A walk: inlined where its direction is a constant. */
+#define WALK static inline __attribute__((always_inline))
+
 struct cursor {
-	__u8 *store;		/* encoding: where to write, else NULL */
-	const __u8 *load;	/* decoding: where to read, else NULL */
-	__u32 used;
+	__u8 *store;		/* encoding: where to write */
+	const __u8 *load;	/* decoding: where to read */
+	bool encoding;
 	bool bad;		/* a field that must be zero was not */
+	__u32 used;
 };
 
 /* Body bytes of each type; 0xffff marks a number that is no type. */
@@ -49,65 +54,87 @@ static __u32 frame_checksum(const __u8 *bytes, __u32 length)
 				   length - DMP_WIRE_HEADER_BYTES);
 }
 
-static __u64 walk(struct cursor *at, __u64 value, __u32 width)
+/* Between the numbers of this machine and little-endian bytes, either way. */
+static inline __u64 little(__u64 value)
 {
-	__u32 i;
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+	return __builtin_bswap64(value);
+#else
+	return value;
+#endif
+}
 
-	if (at->store) {
-		for (i = 0; i < width; i++)
-			at->store[at->used + i] = (__u8)(value >> (8 * i));
+WALK __u64 walk(struct cursor *at, __u64 value, __u32 width)
+{
+	if (at->encoding) {
+		value = little(value);
+		__builtin_memcpy(at->store + at->used, &value, width);
 	} else {
 		value = 0;
-		for (i = 0; i < width; i++)
-			value |= (__u64)at->load[at->used + i] << (8 * i);
+		__builtin_memcpy(&value, at->load + at->used, width);
+		value = little(value);
 	}
 	at->used += width;
 	return value;
 }
 
-static void walk16(struct cursor *at, __u16 *value)
+WALK void walk16(struct cursor *at, __u16 *value)
 {
-	*value = (__u16)walk(at, *value, 2);
+	__u64 loaded = walk(at, at->encoding ? *value : 0, 2);
+
+	if (!at->encoding)
+		*value = (__u16)loaded;
 }
 
-static void walk32(struct cursor *at, __u32 *value)
+WALK void walk32(struct cursor *at, __u32 *value)
 {
-	*value = (__u32)walk(at, *value, 4);
+	__u64 loaded = walk(at, at->encoding ? *value : 0, 4);
+
+	if (!at->encoding)
+		*value = (__u32)loaded;
 }
 
-static void walk_s32(struct cursor *at, __s32 *value)
+WALK void walk_s32(struct cursor *at, __s32 *value)
 {
-	*value = (__s32)(__u32)walk(at, (__u32)*value, 4);
+	__u64 loaded = walk(at, at->encoding ? (__u32)*value : 0, 4);
+
+	if (!at->encoding)
+		*value = (__s32)(__u32)loaded;
 }
 
-static void walk64(struct cursor *at, __u64 *value)
+WALK void walk64(struct cursor *at, __u64 *value)
 {
-	*value = walk(at, *value, 8);
+	__u64 loaded = walk(at, at->encoding ? *value : 0, 8);
+
+	if (!at->encoding)
+		*value = loaded;
 }
 
-static void walk_zero(struct cursor *at, __u32 width)
+WALK void walk_zero(struct cursor *at, __u32 width)
 {
-	if (walk(at, 0, width))
+	__u64 loaded = walk(at, 0, width);
+
+	if (!at->encoding && loaded)
 		at->bad = true;
 }
 
-static void walk_bytes(struct cursor *at, __u8 *bytes, __u32 count)
+WALK void walk_bytes(struct cursor *at, __u8 *bytes, __u32 count)
 {
-	if (at->store)
+	if (at->encoding)
 		__builtin_memcpy(at->store + at->used, bytes, count);
 	else
 		__builtin_memcpy(bytes, at->load + at->used, count);
 	at->used += count;
 }
 
-static void walk_limits(struct cursor *at, struct dmp_wire_limits *limits)
+WALK void walk_limits(struct cursor *at, struct dmp_wire_limits *limits)
 {
 	walk32(at, &limits->operations);
 	walk32(at, &limits->window_slots);
 	walk64(at, &limits->window_bytes);
 }
 
-static void walk_hello(struct cursor *at, struct dmp_wire_hello *hello)
+WALK void walk_hello(struct cursor *at, struct dmp_wire_hello *hello)
 {
 	walk16(at, &hello->version_min);
 	walk16(at, &hello->version_max);
@@ -117,7 +144,7 @@ static void walk_hello(struct cursor *at, struct dmp_wire_hello *hello)
 	walk_bytes(at, hello->nonce, DMP_WIRE_NONCE_BYTES);
 }
 
-static void walk_welcome(struct cursor *at, struct dmp_wire_welcome *welcome)
+WALK void walk_welcome(struct cursor *at, struct dmp_wire_welcome *welcome)
 {
 	walk16(at, &welcome->version);
 	walk16(at, &welcome->proof_bytes);
@@ -130,7 +157,7 @@ static void walk_welcome(struct cursor *at, struct dmp_wire_welcome *welcome)
 	walk_bytes(at, welcome->proof, DMP_WIRE_PROOF_BYTES);
 }
 
-static void walk_operation(struct cursor *at, struct dmp_wire_operation *operation)
+WALK void walk_operation(struct cursor *at, struct dmp_wire_operation *operation)
 {
 	walk64(at, &operation->tag);
 	walk16(at, &operation->operation);
@@ -143,7 +170,7 @@ static void walk_operation(struct cursor *at, struct dmp_wire_operation *operati
 	walk_bytes(at, operation->key, DMP_WIRE_KEY_BYTES);
 }
 
-static void walk_body(struct cursor *at, struct dmp_frame *frame)
+WALK void walk_body(struct cursor *at, struct dmp_frame *frame)
 {
 	switch (frame->type) {
 	case DMP_FRAME_HELLO:
@@ -286,12 +313,16 @@ static bool frame_is_sound(const struct dmp_frame *frame)
 }
 
 /* The header less its checksum. */
-static void walk_header(struct cursor *at, struct dmp_frame *frame,
-			__u32 *magic, __u32 *version, __u32 *body_bytes)
+WALK void walk_header(struct cursor *at, struct dmp_frame *frame,
+		      __u32 *magic, __u32 *version, __u32 *body_bytes)
 {
+	__u64 type;
+
 	walk32(at, magic);
 	*version = (__u32)walk(at, *version, 1);
-	frame->type = (__u32)walk(at, frame->type, 1);
+	type = walk(at, at->encoding ? frame->type : 0, 1);
+	if (!at->encoding)
+		frame->type = (__u32)type;
 	walk_zero(at, 2);
 	walk32(at, &frame->epoch);
 	walk32(at, body_bytes);
@@ -302,10 +333,10 @@ static void walk_header(struct cursor *at, struct dmp_frame *frame,
 	walk_zero(at, 4);
 }
 
-int dmp_wire_encode(const struct dmp_frame *frame, void *bytes, size_t room)
+int dmp_wire_encode(const struct dmp_frame *frame, bool checked, void *bytes, size_t room)
 {
-	struct cursor at = { .store = bytes };
-	struct dmp_frame copy = *frame;
+	struct cursor at = { .store = bytes, .encoding = true };
+	struct dmp_frame *same = (struct dmp_frame *)frame;	/* encoding only reads it */
 	__u32 version = DMP_WIRE_VERSION;
 	__u32 magic = WIRE_MAGIC;
 	__u32 body_bytes;
@@ -317,63 +348,58 @@ int dmp_wire_encode(const struct dmp_frame *frame, void *bytes, size_t room)
 	length = DMP_WIRE_HEADER_BYTES + body_bytes;
 	if (room < length)
 		return -ENOSPC;
-	walk_header(&at, &copy, &magic, &version, &body_bytes);
+	walk_header(&at, same, &magic, &version, &body_bytes);
 	at.used = DMP_WIRE_HEADER_BYTES;
-	walk_body(&at, &copy);
+	walk_body(&at, same);
 	at.used = WIRE_CHECKSUM_OFFSET;
-	walk(&at, frame_checksum(bytes, length), 4);
+	walk(&at, checked ? frame_checksum(bytes, length) : 0, 4);
 	return (int)length;
 }
 
-int dmp_wire_peek(const void *header, size_t length, __u32 *frame_bytes)
+/* All of the header but its checksum, into @frame; the length of what it heads. */
+static int load_header(const void *header, size_t length, struct dmp_frame *frame,
+		       __u32 *frame_bytes)
 {
 	struct cursor at = { .load = header };
-	struct dmp_frame frame;
 	__u32 body_bytes = 0;
 	__u32 version = 0;
 	__u32 magic = 0;
 
 	if (length < DMP_WIRE_HEADER_BYTES)
 		return -EPROTO;
-	frame.type = 0;
-	frame.epoch = 0;
-	frame.sequence = 0;
-	frame.incarnation = 0;
-	frame.destination = 0;
-	frame.payload_bytes = 0;
-	walk_header(&at, &frame, &magic, &version, &body_bytes);
+	walk_header(&at, frame, &magic, &version, &body_bytes);
 	if (at.bad || magic != WIRE_MAGIC || version != DMP_WIRE_VERSION)
 		return -EPROTO;
-	if (!frame.type || frame.type >= DMP_FRAME_TYPES)
+	if (!frame->type || frame->type >= DMP_FRAME_TYPES)
 		return -EPROTO;
-	if (body_bytes != body_bytes_of[frame.type])
+	if (body_bytes != body_bytes_of[frame->type])
 		return -EPROTO;
 	*frame_bytes = DMP_WIRE_HEADER_BYTES + body_bytes;
 	return 0;
 }
 
-int dmp_wire_decode(const void *bytes, size_t length, struct dmp_frame *frame)
+int dmp_wire_peek(const void *header, size_t length, __u32 *frame_bytes)
 {
-	struct cursor at = { .load = bytes };
-	struct dmp_frame copy;
-	__u32 body_bytes = 0;
-	__u32 version = 0;
+	struct dmp_frame frame;
+
+	return load_header(header, length, &frame, frame_bytes);
+}
+
+int dmp_wire_decode(const void *bytes, size_t length, bool checked, struct dmp_frame *frame)
+{
+	struct cursor at = { .load = bytes, .used = WIRE_CHECKSUM_OFFSET };
 	__u32 expected;
-	__u32 magic = 0;
 	int error;
 
-	error = dmp_wire_peek(bytes, length, &expected);
+	error = load_header(bytes, length, frame, &expected);
 	if (error)
 		return error;
 	if (length != expected)
 		return -EPROTO;
-	__builtin_memset(&copy, 0, sizeof(copy));	/* the union too, all of it */
-	walk_header(&at, &copy, &magic, &version, &body_bytes);
-	if ((__u32)walk(&at, 0, 4) != frame_checksum(bytes, expected))
+	if ((__u32)walk(&at, 0, 4) != (checked ? frame_checksum(bytes, expected) : 0))
 		return -EPROTO;
-	walk_body(&at, &copy);
-	if (at.bad || at.used != expected || !frame_is_sound(&copy))
+	walk_body(&at, frame);
+	if (at.bad || at.used != expected || !frame_is_sound(frame))
 		return -EPROTO;
-	*frame = copy;
 	return 0;
 }

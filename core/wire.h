@@ -18,7 +18,8 @@
  *	32     8    incarnation of the receiver, 0 in HELLO, which cannot know it
  *	40     8    payload bytes that follow the body
  *	48     4    zero
- *	52     4    CRC32C of the 52 bytes above and the body
+ *	52     4    CRC32C of the 52 bytes above and the body; zero on a fabric whose
+ *		    bytes cannot flip
  *
  * Both incarnations and the epoch together name a connection for good: the epoch is
  * never used twice by one incarnation of the acceptor. With the sender's incarnation
@@ -30,7 +31,8 @@
  *
  * Decoding trusts nothing: length, magic, version, type, checksum, zero fields and
  * the range of every value are checked, and what is wrong is -EPROTO. The decoder
- * reads exactly the bytes it was given and writes the frame only on success.
+ * reads exactly the bytes it was given. What stands in the frame after an error, or in
+ * a body of another type than the frame's, means nothing.
  */
 #ifndef DMP_CORE_WIRE_H
 #define DMP_CORE_WIRE_H
@@ -158,12 +160,13 @@ struct dmp_frame {
 
 /*
  * Encode @frame into @bytes. Returns the length, -ENOSPC if @room is too small,
- * -EINVAL if a value of the frame is not one the decoder would accept.
+ * -EINVAL if a value of the frame is not one the decoder would accept. @checked: with a
+ * checksum; which it is follows from the kind of fabric, so both sides know.
  */
-int dmp_wire_encode(const struct dmp_frame *frame, void *bytes, size_t room);
+int dmp_wire_encode(const struct dmp_frame *frame, bool checked, void *bytes, size_t room);
 
 /* Decode one whole frame of exactly @length bytes: 0 or -EPROTO. */
-int dmp_wire_decode(const void *bytes, size_t length, struct dmp_frame *frame);
+int dmp_wire_decode(const void *bytes, size_t length, bool checked, struct dmp_frame *frame);
 
 /*
  * For a byte stream: from the first DMP_WIRE_HEADER_BYTES, how long the frame is.

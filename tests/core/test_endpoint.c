@@ -46,7 +46,7 @@ static void test_wrong_submissions_are_refused_without_a_trace(void)
 	REFUSED(-EINVAL, operation = DMP_OP_COPY);
 	REFUSED(-EINVAL, flags = DMP_SUBMIT_LINK);
 	REFUSED(-EINVAL, key_bytes = DMP_WIRE_KEY_BYTES + 1);
-	REFUSED(-EINVAL, length_bytes = 0);
+	REFUSED(-EINVAL, operation = DMP_OP_WRITE_IMM; bad.length_bytes = 0);
 	REFUSED(-EINVAL, immediate = 1);
 	REFUSED(-EOVERFLOW, offset = ~0ULL);
 	REFUSED(-EINVAL, operation = DMP_OP_SEND; bad.offset = 1);
@@ -60,10 +60,12 @@ static void test_message_waits_for_credit_in_order_and_nowait_does_not(void)
 {
 	struct dmp_endpoint_submission now = { .operation = DMP_OP_SEND, .length_bytes = 1,
 					       .flags = DMP_SUBMIT_NOWAIT };
+	static struct dmp_histogram_counts stalls;
 	struct pair pair = make_open(false);
 	struct dmp_endpoint_frame frame;
 	__u64 first, second, third, write, tag;
 
+	pair.a->config.stall = &stalls;
 	first = submit(pair.a, DMP_OP_SEND, 50);
 	second = submit(pair.a, DMP_OP_SEND, 50);
 	third = submit_until(pair.a, DMP_OP_SEND, 7, NOW + 5 * MS);
@@ -86,6 +88,63 @@ static void test_message_waits_for_credit_in_order_and_nowait_does_not(void)
 	expect(pair.a, third, -ETIMEDOUT);
 	CHECK(take(pair.a, &frame) == DMP_FRAME_OPERATION && frame.tag == write);
 	CHECK(pair.a->sender.stall_ns == 5 * MS);
+	CHECK(stalls.samples == 1 && stalls.sum == 5 * MS);
+	free_pair(&pair);
+}
+
+/* A WRITE or READ of nothing asks whether it would be allowed. */
+static void test_an_empty_transfer_brings_the_peers_verdict(void)
+{
+	static const __u16 operations[] = { DMP_OP_WRITE, DMP_OP_READ };
+	static const __s32 verdicts[] = { 0, -EACCES, -ESTALE };
+	struct pair pair = make_open(false), direct = make_open(true);
+	struct dmp_endpoint_request request;
+	bool read, allowed;
+	__u64 tag;
+	int i, j;
+
+	for (i = 0; i < 6; i++) {
+		read = operations[i % 2] == DMP_OP_READ;
+		allowed = verdicts[i / 2] == 0;
+		tag = submit(pair.a, operations[i % 2], 0);
+		CHECK(pass(pair.a, pair.b) == DMP_FRAME_OPERATION);
+		request = answer(pair.b, read ? DMP_REQUEST_ADMIT : DMP_REQUEST_PLACE,
+				 verdicts[i / 2]);
+		CHECK(request.length_bytes == 0);
+		CHECK(request.access == (read ? DMP_ACCESS_REMOTE_READ :
+						DMP_ACCESS_REMOTE_WRITE));
+		CHECK(read || request.target == DMP_TARGET_REGION);
+		CHECK(pass(pair.b, pair.a) == (read && allowed ? DMP_FRAME_RESPONSE :
+							       DMP_FRAME_COMPLETE));
+		if (read && allowed)
+			answer(pair.a, DMP_REQUEST_PLACE, 0);
+		expect(pair.a, tag, verdicts[i / 2]);
+	}
+	for (j = 0; j < 2; j++) {
+		tag = submit(direct.a, operations[j], 0);
+		CHECK(answer(direct.a, DMP_REQUEST_MOVE, 0).length_bytes == 0);
+		expect(direct.a, tag, 0);
+	}
+	free_pair(&pair);
+	free_pair(&direct);
+}
+
+/* What the owner keeps behind the valid bytes of a key stays at home. */
+static void test_only_the_valid_bytes_of_a_key_travel(void)
+{
+	struct dmp_endpoint_submission submission = { .operation = DMP_OP_READ,
+						      .length_bytes = 1, .key_bytes = 5 };
+	struct pair pair = make_open(false);
+	struct dmp_endpoint_frame frame;
+	int i, secrets = 0;
+	__u64 tag;
+
+	memset(submission.key, 0x77, sizeof(submission.key));
+	CHECK(dmp_endpoint_submit(pair.a, NOW, &submission, &tag) == 0);
+	CHECK(take(pair.a, &frame) == DMP_FRAME_OPERATION);
+	for (i = 0; i < DMP_WIRE_KEY_BYTES; i++)
+		secrets += frame.bytes[frame.frame_bytes - DMP_WIRE_KEY_BYTES + i] == 0x77;
+	CHECK(secrets == 5);
 	free_pair(&pair);
 }
 
@@ -294,6 +353,8 @@ int main(void)
 	test_limits_out_of_range_are_refused();
 	test_wrong_submissions_are_refused_without_a_trace();
 	test_message_waits_for_credit_in_order_and_nowait_does_not();
+	test_an_empty_transfer_brings_the_peers_verdict();
+	test_only_the_valid_bytes_of_a_key_travel();
 	test_receive_gets_a_staged_message_and_credit_returns();
 	test_cancel_waits_until_the_peer_has_answered();
 	test_timed_out_read_does_not_land_in_its_buffer();

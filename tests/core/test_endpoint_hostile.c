@@ -184,7 +184,7 @@ static void one_connection(bool direct)
 		frame.epoch = EPOCH;
 		frame.incarnation = B_IS;
 		frame.destination = A_IS;
-		length = dmp_wire_encode(&frame, bytes, sizeof(bytes));
+		length = dmp_wire_encode(&frame, true, bytes, sizeof(bytes));
 		if (length > 0)
 			dmp_endpoint_receive(pair.a, NOW, bytes, (size_t)length);
 		CHECK(dmp_endpoint_check(pair.a) == 0);

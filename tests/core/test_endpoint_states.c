@@ -158,7 +158,7 @@ static void test_every_frame_in_every_state_does_what_the_table_says(void)
 				frame.grant.slots = 3;
 				frame.grant.bytes = 300;
 			}
-			length = dmp_wire_encode(&frame, bytes, sizeof(bytes));
+			length = dmp_wire_encode(&frame, true, bytes, sizeof(bytes));
 			CHECK(length > 0);
 			if (dmp_endpoint_receive(machine, NOW, bytes, (size_t)length) != expected) {
 				fprintf(stderr, "state %u, frame %u\n", at, type);

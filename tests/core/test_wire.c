@@ -149,12 +149,12 @@ static void test_every_frame_survives_the_round_trip(void)
 	for (type = 1; type < DMP_FRAME_TYPES; type++) {
 		for (variant = 0; variant < variants(type); variant++) {
 			frame = sample(type, variant);
-			length = dmp_wire_encode(&frame, bytes, sizeof(bytes));
+			length = dmp_wire_encode(&frame, true, bytes, sizeof(bytes));
 			CHECK(length >= DMP_WIRE_HEADER_BYTES);
 			CHECK(dmp_wire_peek(bytes, DMP_WIRE_HEADER_BYTES, &frame_bytes) == 0);
 			CHECK(frame_bytes == (__u32)length);
 			memset(&back, 0, sizeof(back));
-			CHECK(dmp_wire_decode(bytes, (size_t)length, &back) == 0);
+			CHECK(dmp_wire_decode(bytes, (size_t)length, true, &back) == 0);
 			CHECK(memcmp(&frame, &back, sizeof(frame)) == 0);
 		}
 	}
@@ -166,7 +166,7 @@ static void test_numbers_are_little_endian_at_their_documented_places(void)
 	__u8 bytes[DMP_WIRE_FRAME_BYTES_MAX];
 
 	frame.stamp = 0x0807060504030201ULL;
-	CHECK(dmp_wire_encode(&frame, bytes, sizeof(bytes)) == 64);
+	CHECK(dmp_wire_encode(&frame, true, bytes, sizeof(bytes)) == 64);
 	CHECK(memcmp(bytes, "DMPF\x01\x0b\x00\x00", 8) == 0);
 	CHECK(memcmp(bytes + 8, "\x04\x03\x02\x01\x08\x00\x00\x00", 8) == 0);
 	CHECK(memcmp(bytes + 16, "\x18\x17\x16\x15\x14\x13\x12\x11", 8) == 0);
@@ -183,7 +183,7 @@ static int decode_exact(const __u8 *bytes, size_t length, struct dmp_frame *fram
 
 	CHECK(copy);
 	memcpy(copy, bytes, length);
-	result = dmp_wire_decode(copy, length, frame);
+	result = dmp_wire_decode(copy, length, true, frame);
 	free(copy);
 	return result;
 }
@@ -200,7 +200,7 @@ static void test_every_truncation_and_extension_is_refused(void)
 		for (variant = 0; variant < variants(type); variant++) {
 			memset(bytes, 0, sizeof(bytes));
 			frame = sample(type, variant);
-			length = (size_t)dmp_wire_encode(&frame, bytes, sizeof(bytes));
+			length = (size_t)dmp_wire_encode(&frame, true, bytes, sizeof(bytes));
 			for (cut = 0; cut < length; cut++)
 				CHECK(decode_exact(bytes, cut, &back) == -EPROTO);
 			for (cut = length + 1; cut <= length + 8; cut++)
@@ -212,25 +212,50 @@ static void test_every_truncation_and_extension_is_refused(void)
 static void test_every_change_of_one_byte_is_detected(void)
 {
 	__u8 bytes[DMP_WIRE_FRAME_BYTES_MAX];
-	struct dmp_frame frame, back, untouched;
+	struct dmp_frame frame, back;
 	int variant, length, i, change;
 	__u32 type;
 
-	memset(&untouched, 0x5a, sizeof(untouched));
 	for (type = 1; type < DMP_FRAME_TYPES; type++) {
 		for (variant = 0; variant < variants(type); variant++) {
 			frame = sample(type, variant);
-			length = dmp_wire_encode(&frame, bytes, sizeof(bytes));
+			length = dmp_wire_encode(&frame, true, bytes, sizeof(bytes));
 			for (i = 0; i < length; i++) {
 				for (change = 1; change < 256; change++) {
 					bytes[i] ^= (__u8)change;
-					back = untouched;
-					CHECK(dmp_wire_decode(bytes, (size_t)length,
+					CHECK(dmp_wire_decode(bytes, (size_t)length, true,
 							      &back) == -EPROTO);
-					CHECK(!memcmp(&back, &untouched, sizeof(back)));
 					bytes[i] ^= (__u8)change;
 				}
 			}
+		}
+	}
+}
+
+/* Both sides know from the kind of fabric; one that does not agree understands nothing. */
+static void test_an_unchecked_frame_has_no_checksum(void)
+{
+	__u8 checked[DMP_WIRE_FRAME_BYTES_MAX], bytes[DMP_WIRE_FRAME_BYTES_MAX];
+	struct dmp_frame frame, back;
+	__u32 type;
+	int length, i;
+
+	for (type = 1; type < DMP_FRAME_TYPES; type++) {
+		frame = sample(type, 0);
+		length = dmp_wire_encode(&frame, true, checked, sizeof(checked));
+		CHECK(dmp_wire_encode(&frame, false, bytes, sizeof(bytes)) == length);
+		CHECK(!memcmp(bytes + 52, "\0\0\0\0", 4));
+		CHECK(!memcmp(bytes, checked, 52));
+		CHECK(!memcmp(bytes + 56, checked + 56, (size_t)length - 56));
+		memset(&back, 0, sizeof(back));
+		CHECK(dmp_wire_decode(bytes, (size_t)length, false, &back) == 0);
+		CHECK(!memcmp(&frame, &back, sizeof(frame)));
+		CHECK(dmp_wire_decode(bytes, (size_t)length, true, &back) == -EPROTO);
+		CHECK(dmp_wire_decode(checked, (size_t)length, false, &back) == -EPROTO);
+		for (i = 52; i < 56; i++) {
+			bytes[i] = 1;
+			CHECK(dmp_wire_decode(bytes, (size_t)length, false, &back) == -EPROTO);
+			bytes[i] = 0;
 		}
 	}
 }
@@ -250,7 +275,7 @@ static void test_random_bytes_are_refused(void)
 			memcpy(bytes, "DMPF\x01", 5);
 			bytes[5] = (__u8)(round / 2 % 16);
 		}
-		CHECK(dmp_wire_decode(bytes, length, &frame) == -EPROTO);
+		CHECK(dmp_wire_decode(bytes, length, true, &frame) == -EPROTO);
 	}
 }
 
@@ -263,9 +288,9 @@ static void test_values_out_of_range_are_refused_by_both_directions(void)
 #define REFUSED(frame_type, variant, change)					\
 	do {									\
 		frame = sample(frame_type, variant);				\
-		CHECK(dmp_wire_encode(&frame, bytes, sizeof(bytes)) > 0);	\
+		CHECK(dmp_wire_encode(&frame, true, bytes, sizeof(bytes)) > 0);	\
 		change;								\
-		CHECK(dmp_wire_encode(&frame, bytes, sizeof(bytes)) == -EINVAL); \
+		CHECK(dmp_wire_encode(&frame, true, bytes, sizeof(bytes)) == -EINVAL); \
 	} while (0)
 
 	REFUSED(DMP_FRAME_PING, 0, frame.type = 0);
@@ -300,7 +325,7 @@ static void test_values_out_of_range_are_refused_by_both_directions(void)
 	REFUSED(DMP_FRAME_GOODBYE, 0, frame.reason = -5000);
 #undef REFUSED
 	frame = sample(DMP_FRAME_PING, 0);
-	CHECK(dmp_wire_encode(&frame, bytes, 63) == -ENOSPC);
+	CHECK(dmp_wire_encode(&frame, true, bytes, 63) == -ENOSPC);
 }
 
 int main(void)
@@ -309,6 +334,7 @@ int main(void)
 	test_numbers_are_little_endian_at_their_documented_places();
 	test_every_truncation_and_extension_is_refused();
 	test_every_change_of_one_byte_is_detected();
+	test_an_unchecked_frame_has_no_checksum();
 	test_random_bytes_are_refused();
 	test_values_out_of_range_are_refused_by_both_directions();
 	return 0;
