@@ -5,7 +5,10 @@
 
 #include "fabric.h"
 
-/* Sets what we need on a connected socket (no delay, not blocking, buffers); it is the fabric's then. */
+/*
+ * Sets what we need on a connected socket (no delay, not blocking, keepalive, buffers); it
+ * is the fabric's then, and still the caller's after an error.
+ */
 int dmp_tcp_fabric(int socket, struct dmp_fabric **fabric);
 
 #endif /* DMP_TCP_H */

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: MIT
+/*
+ * tcp.c - the fabric between any two machines: one connected socket
+ *
+ * The machine's own PINGs notice a silent peer; keepalive and the time-out of unanswered
+ * data are a net below them, for an endpoint whose executor does not come round.
+ *
+ * Buffers: the kernel's own tuning is left alone where it may grow further than what we
+ * could ask for. A size that was set stops the tuning, and is cut to the system's limit.
+ *
+ * Not used: MSG_ZEROCOPY (one notification per call to collect, pages pinned for a round
+ * trip, and on loopback the kernel copies all the same), and several sockets per
+ * endpoint (one core on each side is what limits a connection, not its window).
+ */
+#include "tcp.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define BUFFER_BYTES		(4 << 20)
+#define KEEPALIVE_IDLE_S	10
+#define KEEPALIVE_INTERVAL_S	5
+#define KEEPALIVE_PROBES	3
+#define UNANSWERED_MS		30000u
+
+/* A lost connection has one name. What is wrong on this side (EFAULT, ENOMEM) keeps its own. */
+static ssize_t failed(int error)
+{
+	switch (error) {
+	case EAGAIN:
+#if EWOULDBLOCK != EAGAIN
+	case EWOULDBLOCK:
+#endif
+		return 0;
+	case EPIPE:
+	case ENOTCONN:
+	case ESHUTDOWN:
+	case ETIMEDOUT:
+	case ECONNABORTED:
+	case EHOSTUNREACH:
+	case EHOSTDOWN:
+	case ENETUNREACH:
+	case ENETDOWN:
+		return -ECONNRESET;
+	default:
+		return -error;
+	}
+}
+
+static ssize_t tcp_send(struct dmp_fabric *fabric, const struct iovec *pieces, int count)
+{
+	struct msghdr message = {
+		.msg_iov = (struct iovec *)pieces,
+		.msg_iovlen = (size_t)count,
+	};
+	ssize_t sent;
+
+	do {
+		sent = sendmsg(fabric->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+	} while (sent < 0 && errno == EINTR);
+	return sent < 0 ? failed(errno) : sent;
+}
+
+static ssize_t tcp_receive(struct dmp_fabric *fabric, const struct iovec *pieces, int count)
+{
+	struct msghdr message = {
+		.msg_iov = (struct iovec *)pieces,
+		.msg_iovlen = (size_t)count,
+	};
+	ssize_t got;
+
+	do {
+		got = recvmsg(fabric->fd, &message, MSG_DONTWAIT);
+	} while (got < 0 && errno == EINTR);
+	if (got > 0)
+		return got;
+	return got ? failed(errno) : -ECONNRESET;
+}
+
+static void tcp_close(struct dmp_fabric *fabric)
+{
+	close(fabric->fd);
+	free(fabric);
+}
+
+static const struct dmp_fabric_type tcp_type = {
+	.path = DMP_PATH_TCP,
+	.send = tcp_send,
+	.receive = tcp_receive,
+	.close = tcp_close,
+};
+
+static void set(int socket, int level, int name, int value)
+{
+	/* Each is a refinement: a socket of another kind works without. */
+	setsockopt(socket, level, name, &value, sizeof(value));
+}
+
+/* The last of the three numbers of a line such as "4096 131072 33554432". */
+static int tuned_max(const char *path)
+{
+	FILE *file = fopen(path, "re");
+	int low, usual, most = 0;
+
+	if (!file)
+		return 0;
+	if (fscanf(file, "%d %d %d", &low, &usual, &most) != 3)
+		most = 0;
+	fclose(file);
+	return most;
+}
+
+static void set_buffers(int socket)
+{
+	if (tuned_max("/proc/sys/net/ipv4/tcp_rmem") < BUFFER_BYTES)
+		set(socket, SOL_SOCKET, SO_RCVBUF, BUFFER_BYTES);
+	if (tuned_max("/proc/sys/net/ipv4/tcp_wmem") < BUFFER_BYTES)
+		set(socket, SOL_SOCKET, SO_SNDBUF, BUFFER_BYTES);
+}
+
+int dmp_tcp_fabric(int socket, struct dmp_fabric **fabric)
+{
+	struct dmp_fabric *fresh;
+	int flags = fcntl(socket, F_GETFL);
+
+	if (flags < 0 || fcntl(socket, F_SETFL, flags | O_NONBLOCK))
+		return -errno;
+	fresh = malloc(sizeof(*fresh));
+	if (!fresh)
+		return -ENOMEM;
+	set(socket, IPPROTO_TCP, TCP_NODELAY, 1);
+	set(socket, IPPROTO_TCP, TCP_USER_TIMEOUT, UNANSWERED_MS);
+	set(socket, IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE_IDLE_S);
+	set(socket, IPPROTO_TCP, TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S);
+	set(socket, IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_PROBES);
+	set(socket, SOL_SOCKET, SO_KEEPALIVE, 1);
+	set_buffers(socket);
+	fresh->type = &tcp_type;
+	fresh->fd = socket;	/* owned by the fabric from here */
+	*fabric = fresh;
+	return 0;
+}
