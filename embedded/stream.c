@@ -76,6 +76,19 @@ void dmp_stream_free(struct dmp_stream *stream)
 
 /* ---- out */
 
+/* Answers and grants may wait for company: who waits for them is kept busy meanwhile. */
+static bool is_prompt(const struct dmp_stream_piece *piece)
+{
+	switch (piece->frame.bytes[TYPE_OFFSET]) {
+	case DMP_FRAME_GRANT:
+	case DMP_FRAME_COMPLETE:
+	case DMP_FRAME_CANCELLED:
+		return false;
+	default:
+		return true;
+	}
+}
+
 bool dmp_stream_load_locked(struct dmp_stream *stream, struct dmp_endpoint *machine, __u64 now_ns)
 {
 	struct dmp_stream_piece *piece;
@@ -92,12 +105,12 @@ bool dmp_stream_load_locked(struct dmp_stream *stream, struct dmp_endpoint *mach
 			piece->payload = stream->source(stream->owner, &piece->frame);
 			if (!piece->payload)
 				stream->out_error = -EFAULT;
-			stream->out_payloads += 1;
 		}
+		stream->out_prompt += is_prompt(piece);
 		stream->out_bytes += piece_bytes(piece);
 		stream->out_count += 1;
 	}
-	return stream->out_bytes && !stream->out_error;
+	return stream->out_bytes && !stream->out_full && !stream->out_error;
 }
 
 /* The rest of a piece as one or two vectors, at most *@room bytes of it. */
@@ -161,7 +174,7 @@ static void advance(struct dmp_stream *stream, __u64 bytes)
 		bytes -= part;
 		if (piece->sent < piece_bytes(piece))
 			return;
-		stream->out_payloads -= piece->frame.payload_bytes != 0;
+		stream->out_prompt -= is_prompt(piece);
 		stream->out_done += 1;
 	}
 }
@@ -174,16 +187,18 @@ static bool move_out(struct dmp_stream *stream)
 	int count;
 
 	stream->held_bytes = 0;
+	stream->out_full = false;
 	while (stream->out_bytes && !stream->out_error && moved < DMP_STREAM_BURST) {
 		wanted = gather(stream, vectors, &count);
 		sent = stream->fabric->type->send(stream->fabric, vectors, count);
 		if (sent < 0)
 			stream->out_error = (int)sent;
+		stream->out_full = sent < 0 || (__u64)sent < wanted;
 		if (sent <= 0)
 			break;
 		advance(stream, (__u64)sent);
 		moved += (__u64)sent;
-		if ((__u64)sent < wanted)
+		if (stream->out_full)
 			break;
 	}
 	return moved != 0;
@@ -417,10 +432,10 @@ static bool move_in(struct dmp_stream *stream)
 	return moved != 0;
 }
 
-/* Are there only answers to send, few of them, and more to receive meanwhile? */
+/* Are there only answers to send, few of them, and is there more to receive meanwhile? */
 static bool holds_back(const struct dmp_stream *stream)
 {
-	return !stream->dry && !stream->out_payloads &&
+	return !stream->dry && !stream->out_prompt &&
 	       stream->out_count - stream->out_done < ANSWERS_HELD &&
 	       stream->held_bytes < HELD_BYTES_MAX;
 }

@@ -67,9 +67,10 @@ struct dmp_stream {
 	__u32 out_first;
 	__u32 out_count;
 	__u32 out_done;
-	__u32 out_payloads;	/* pieces that wait and have a payload */
+	__u32 out_prompt;	/* pieces that wait and may not be held back */
 	__u64 out_bytes;	/* that wait */
 	__u64 held_bytes;	/* received since answers began to wait for company */
+	bool out_full;		/* the fabric had no room for more */
 	int out_error;		/* nothing can be sent; what has come is still received */
 
 	/* in */
@@ -101,8 +102,9 @@ void dmp_stream_free(struct dmp_stream *stream);
 /*
  * Takes frames from the machine while there is room, and while less than a burst of
  * bytes waits: the machine puts what is urgent first, which helps only as long as
- * little is ahead of it here. True: there is something to send. After a last frame
- * the fabric may be closed once this is false, or stream->out_error is set.
+ * little is ahead of it here. True: there is something to send, and room for it as far
+ * as is known; without room the fabric's `ready`, or epoll, tells when to go on. After a
+ * last frame the fabric may be closed once stream->out_bytes is 0 or out_error is set.
  */
 bool dmp_stream_load_locked(struct dmp_stream *stream, struct dmp_endpoint *machine, __u64 now_ns);
 
