@@ -36,6 +36,9 @@ bool dmp_address_is_local(const struct dmp_address *address);
 void dmp_address_door(const struct dmp_address *address, struct sockaddr_un *door,
 		      socklen_t *length);
 
+/* The same port on every address of the machine: whose door stands in for an exact one. */
+void dmp_address_make_any(struct dmp_address *address);
+
 /* Port, in host order; 0 for unix. */
 unsigned int dmp_address_port(const struct dmp_address *address);
 
