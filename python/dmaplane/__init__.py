@@ -13,7 +13,9 @@ from dmaplane._abi import COMPLETION, SUBMISSION
 from dmaplane._buffer import Buffer, BufferRange
 from dmaplane._channel import Channel
 from dmaplane._completion import Completion, Event
+from dmaplane._endpoint import Endpoint, Immediate, Ledger
 from dmaplane._errors import (
+    AddressInUseError,
     BusyError,
     ChecksumError,
     ClosedError,
@@ -24,19 +26,23 @@ from dmaplane._errors import (
     NotAllowedError,
     NotFoundError,
     OperationCancelledError,
+    PeerLostError,
     ProtocolError,
     StaleEpochError,
     SystemCallError,
     TimedOutError,
+    UnreachableError,
     UnsupportedError,
     WouldBlock,
 )
 from dmaplane._export import Export
 from dmaplane._library import crc32c, now_ns
+from dmaplane._listener import Listener
 from dmaplane._open import open
 from dmaplane._operation import Operation
 from dmaplane._placement import Placement
 from dmaplane._plane import Capability, Limits, Plane
+from dmaplane._region import Region, Registration, RemoteRange, RemoteRegion
 from dmaplane._statistics import Histogram, Statistics
 from dmaplane._storage import Holders
 from dmaplane._topology import Device, Node, Topology
@@ -46,6 +52,7 @@ __version__ = "0.1.0"
 __all__ = [
     "COMPLETION",
     "SUBMISSION",
+    "AddressInUseError",
     "Buffer",
     "BufferRange",
     "BusyError",
@@ -56,27 +63,37 @@ __all__ = [
     "Completion",
     "Device",
     "DmaplaneError",
+    "Endpoint",
     "Event",
     "Export",
     "Histogram",
     "Holders",
+    "Immediate",
     "InvalidError",
+    "Ledger",
     "LimitError",
     "Limits",
+    "Listener",
     "NoMemoryError",
     "Node",
     "NotAllowedError",
     "NotFoundError",
     "Operation",
     "OperationCancelledError",
+    "PeerLostError",
     "Placement",
     "Plane",
     "ProtocolError",
+    "Region",
+    "Registration",
+    "RemoteRange",
+    "RemoteRegion",
     "StaleEpochError",
     "Statistics",
     "SystemCallError",
     "TimedOutError",
     "Topology",
+    "UnreachableError",
     "UnsupportedError",
     "WouldBlock",
     "__version__",

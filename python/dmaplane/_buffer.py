@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from dmaplane._plane import Plane
+    from dmaplane._region import Access, Region
 
 _NEEDED: Final[dict[str, Capability]] = {
     "huge": Capability.HUGE,
@@ -70,8 +71,12 @@ class BufferRange:
         return self.length_bytes
 
     def __getitem__(self, part: slice) -> BufferRange:
-        start, length = _part(part, self.length_bytes)
+        start, length = part_of(part, self.length_bytes)
         return BufferRange(self.buffer, self.offset + start, length)
+
+    def region(self, access: Access = "rw") -> Region:
+        """Registers these bytes for peers; the region holds the buffer. See Plane.region()."""
+        return self.buffer.plane.region(self, access)
 
     def memory(self) -> memoryview:
         """A memoryview of these bytes; a holder while it lives."""
@@ -176,7 +181,7 @@ class Buffer:
         return self.length_bytes
 
     def __getitem__(self, part: slice) -> BufferRange:
-        start, length = _part(part, self.length_bytes)
+        start, length = part_of(part, self.length_bytes)
         return BufferRange(self, start, length)
 
     @property
@@ -251,6 +256,10 @@ class Buffer:
             operations=answer.operations,
             view_names=names,
         )
+
+    def region(self, access: Access = "rw") -> Region:
+        """Registers the whole of it for peers; the region holds it. See Plane.region()."""
+        return self.plane.region(self, access)
 
     def sync(
         self,
@@ -381,7 +390,8 @@ class Buffer:
         return f"<buffer {self.id} {self.kind}, {state}>"
 
 
-def _part(part: slice, length_bytes: int) -> tuple[int, int]:
+def part_of(part: slice, length_bytes: int) -> tuple[int, int]:
+    """Start and length of a slice of so many bytes; InvalidError unless it is a range of them."""
     if not isinstance(part, slice):
         raise InvalidError("index", f"{part!r} is no range", fix="slice it: buffer[0:4096]")
     start, stop, step = part.indices(length_bytes)
@@ -393,6 +403,24 @@ def _part(part: slice, length_bytes: int) -> tuple[int, int]:
         if bound is not None and bound > length_bytes:
             raise InvalidError(name, f"{bound} is past the end", fix=f"at most {length_bytes}")
     return start, stop - start
+
+
+def range_of(plane: Plane, given: Buffer | BufferRange, field: str) -> BufferRange:
+    """What a caller gave for @field as a range of a buffer of @plane that is open."""
+    if isinstance(given, Buffer):
+        part = BufferRange(given, 0, given.length_bytes)
+    elif isinstance(given, BufferRange):
+        part = given
+    else:
+        raise InvalidError(
+            field,
+            f"{type(given).__name__} is no buffer",
+            fix="plane.buffer(), or plane.buffer(user=...) for memory you already have",
+        )
+    if part.buffer.plane is not plane:
+        raise InvalidError(field, "it belongs to another plane", fix="export and import it")
+    part.buffer._check()
+    return part
 
 
 def _shape_of(

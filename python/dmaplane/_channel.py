@@ -9,12 +9,16 @@ Two ways to use one, freely mixed on the same channel:
 
 user_data tells them apart: its highest bit belongs to operations.
 
+A channel may carry endpoints and listeners. What a peer or the plane says by itself comes
+through the same ring, and is handed to the endpoint it is about.
+
 One thread pushes at a time, one takes completions at a time; the two do not exclude each
 other.
 
 Who owns what. The channel owns its rings (_rings.py), the taker of completions
 (_taking.py), the completions of rows kept for a caller (_rows.py) and the event loops that
-watch it (_loops.py). It numbers operations and counts rows; they know no channel.
+watch it (_loops.py). It numbers operations and counts rows; they know no channel. It is the
+parent of its endpoints and listeners, which hold it; close() ends them first.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ import itertools
 import os
 import time
 import warnings
+import weakref
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,7 +48,7 @@ from dmaplane._plane import Capability, Visit, deadline_of
 from dmaplane._rings import ROW, Rings
 from dmaplane._rows import KeptRows, checked
 from dmaplane._statistics import Histogram, Statistics, read_histogram, read_statistics
-from dmaplane._taking import NOTHING, Taker
+from dmaplane._taking import ENDPOINT_BIT, NOTHING, Taker
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -53,6 +58,8 @@ if TYPE_CHECKING:
 
     from dmaplane._buffer import Buffer, BufferRange
     from dmaplane._completion import Event
+    from dmaplane._endpoint import Endpoint
+    from dmaplane._listener import Listener
     from dmaplane._plane import Plane
 
 
@@ -66,6 +73,8 @@ class Channel:
         self.slots = self._rings.slots
         self.completion_slots = self._rings.completion_slots
         self._numbers = itertools.count(OPERATION_BIT)
+        self._endpoint_numbers = itertools.count(ENDPOINT_BIT)
+        self._children: weakref.WeakSet[Endpoint | Listener] = weakref.WeakSet()
         self._rows = KeptRows()
         self._taker = Taker(self._rings, self._rows)
         self._operations = self._taker.operations
@@ -135,17 +144,28 @@ class Channel:
         timeout: float | None,
         nowait: bool,
         operands: bytes = _operands.NONE,
+        endpoint: Endpoint | None = None,
     ) -> Operation:
         deadline = deadline_of(timeout) if timeout is not None else 0
         user_data = next(self._numbers)
-        started = Operation(self, user_data)
+        started = Operation(self, user_data, endpoint)
+        endpoint_id = 0 if endpoint is None else endpoint.id
         rings, operations = self._rings, self._operations
         while True:
             with rings.push_lock:
                 if rings.refusal is not None:
                     raise ClosedError(rings.refusal)
                 ROW.pack_into(
-                    rings.row, 0, operation, flags, 0, user_data, deadline, operands, 0, 0
+                    rings.row,
+                    0,
+                    operation,
+                    flags,
+                    endpoint_id,
+                    user_data,
+                    deadline,
+                    operands,
+                    0,
+                    0,
                 )
                 operations[user_data] = started
                 try:
@@ -275,7 +295,8 @@ class Channel:
         """What the plane told this channel by itself since the last call; does not block.
 
         "buffer_revoked": the memory of that buffer was taken away from outside; every
-        channel of the plane is told once. plane.wait() returns for events too.
+        channel of the plane is told once. What is about an endpoint or a listener is given
+        to that, not here. plane.wait() returns for events too.
         """
         self._check()
         self._taker.take_now()
@@ -362,6 +383,8 @@ class Channel:
                 self._open.pop()
             except IndexError:
                 return  # another thread is closing it, or has
+            for child in list(self._children):
+                child.close()
             everything = _abi.Cancel(
                 size=ctypes.sizeof(_abi.Cancel), flags=_abi.CANCEL_ALL, channel_id=self.id
             )

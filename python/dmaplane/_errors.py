@@ -16,6 +16,9 @@
     ├── TimedOutError(TimeoutError)       the given time passed first
     ├── OperationCancelledError           cancelled, or an earlier link of its chain failed
     ├── ChecksumError                     the bytes do not match the checksum asked for
+    ├── UnreachableError(ConnectionError) nobody listens there, or no way leads there
+    ├── AddressInUseError(OSError)        somebody listens there already
+    ├── PeerLostError(ConnectionResetError)  the connection ended: .peer, .path, .cause
     └── SystemCallError(OSError)          any other errno: .command
 
 Where the standard library has an exception of the same meaning, ours is also
@@ -31,6 +34,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from dmaplane._plane import Path
     from dmaplane._storage import Holders
 
 
@@ -119,6 +123,35 @@ class ChecksumError(DmaplaneError):
     """The bytes do not match the checksum that was asked for."""
 
 
+class UnreachableError(DmaplaneError, ConnectionError):
+    """Nobody listens at that address, or no way leads there."""
+
+
+class AddressInUseError(DmaplaneError, OSError):
+    """Somebody listens at that address already."""
+
+
+class PeerLostError(DmaplaneError, ConnectionResetError):
+    """The connection to a peer ended. Connect again; region keys have to be imported again.
+
+    `peer` is its address, `path` what carried the bytes, `cause` why it ended.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        errno: int | None = None,
+        peer: str = "",
+        path: Path = "none",
+        cause: str = "",
+    ) -> None:
+        super().__init__(message, errno=errno)
+        self.peer = peer
+        self.path: Path = path
+        self.cause = cause
+
+
 class SystemCallError(DmaplaneError, OSError):
     """An errno that has no exception of its own. `command` is what was asked."""
 
@@ -132,11 +165,60 @@ def errno_text(errno: int) -> str:
     return f"{numbers.errorcode.get(errno, str(errno))} ({os.strerror(errno)})"
 
 
+_NO_ROOM: Final = (
+    "the window does not fit the completion slots the channel has free, or the plane has "
+    "limits.endpoints_max endpoints: a smaller window, or plane.channel(completion_slots=...)"
+)
+_SECRET: Final = "beyond loopback and unix: paths a secret is mandatory: secret= on both sides"
+_GONE: Final = "the peer destroyed that region, or its buffer was revoked; ask it for a new key"
+_NO_RIGHT: Final = "the peer's region does not grant this, or is not its own: plane.region(access=)"
+_NO_CREDIT: Final = "the peer has granted no credit now, or no slot is free; try again"
+_LONG: Final = "it is longer than the whole window of the peer: a larger window_bytes there"
+_RESET: Final = "the connection ended first; connect again"
+_TEXTS: Final[dict[tuple[str, int], str]] = {
+    ("LISTEN", numbers.EADDRINUSE): "somebody listens there; another port, or 0 for a free one",
+    ("LISTEN", numbers.EPERM): _SECRET,
+    ("LISTEN", numbers.EHOSTUNREACH): "this machine has no such address",
+    ("LISTEN", numbers.EINVAL): 'an address is "host:port", "[host]:port" or "unix:/path"',
+    ("CONNECT", numbers.EINVAL): 'an address is "host:port", "[host]:port" or "unix:/path"',
+    ("CONNECT", numbers.EPERM): _SECRET,
+    ("CONNECT", numbers.EACCES): "the peer has another secret; give both sides the same secret=",
+    ("CONNECT", numbers.ECONNREFUSED): "nobody listens there; start the listener, look at the port",
+    ("CONNECT", numbers.EHOSTUNREACH): "no way leads there; look at name, routes and firewalls",
+    ("CONNECT", numbers.ETIMEDOUT): "nobody let us in before the time passed; does it accept()?",
+    ("CONNECT", numbers.ECONNRESET): "the peer hung up in the handshake; look at its secret, log",
+    ("CONNECT", numbers.EPROTO): "what listens there is no plane of this protocol version",
+    ("CONNECT", numbers.ENOSPC): _NO_ROOM,
+    ("CONNECT", numbers.ESTALE): "the peer still ends an older connection of ours; try again",
+    ("ACCEPT", numbers.ENOSPC): _NO_ROOM,
+    ("ACCEPT", numbers.EACCES): "who called could not prove the secret",
+    ("ACCEPT", numbers.EAGAIN): "nobody is waiting at the door now",
+    ("ACCEPT", numbers.ETIMEDOUT): "nobody came before the time passed",
+    ("REGION_IMPORT", numbers.EACCES): "this peer has no region with that key",
+    ("REGION_IMPORT", numbers.ESTALE): _GONE,
+    ("REGION_IMPORT", numbers.EINVAL): "this is no key; give the bytes of the peer's Region.key",
+    ("REGION_IMPORT", numbers.ECONNRESET): _RESET,
+    ("send", numbers.EAGAIN): _NO_CREDIT,
+    ("send", numbers.EOVERFLOW): _LONG,
+    ("recv", numbers.EOVERFLOW): "the message is longer; it waits for a recv() with room for it",
+    ("write", numbers.EACCES): _NO_RIGHT,
+    ("write", numbers.ESTALE): _GONE,
+    ("write_imm", numbers.EACCES): _NO_RIGHT,
+    ("write_imm", numbers.ESTALE): _GONE,
+    ("write_imm", numbers.EAGAIN): _NO_CREDIT,
+    ("write_imm", numbers.EOVERFLOW): _LONG,
+    ("read", numbers.EACCES): _NO_RIGHT,
+    ("read", numbers.ESTALE): _GONE,
+}
+"""Where a command or operation knows better than the errno alone what would help."""
+
+
 def _invalid(command: str, errno: int, detail: str) -> DmaplaneError:
     return InvalidError(
         command,
         f"the plane refused a value: {errno_text(errno)}{detail}",
-        fix="ranges must lie inside the object and flags must not contradict each other",
+        fix=_TEXTS.get((command, errno))
+        or "ranges must lie inside the object and flags must not contradict each other",
         errno=errno,
     )
 
@@ -171,6 +253,10 @@ _PLAIN: Final[dict[int, tuple[type[DmaplaneError], str]]] = {
         "cancelled, or an earlier link of its chain failed",
     ),
     numbers.EBADMSG: (ChecksumError, "the bytes do not match the checksum that was asked for"),
+    numbers.ECONNRESET: (PeerLostError, "the endpoint or its peer is gone; connect again"),
+    numbers.ECONNREFUSED: (UnreachableError, "nobody listens there"),
+    numbers.EHOSTUNREACH: (UnreachableError, "no way leads there"),
+    numbers.EADDRINUSE: (AddressInUseError, "somebody listens there already"),
 }
 
 _BUILT: Final = {
@@ -194,7 +280,7 @@ def error_from(errno: int, command: str, detail: str = "") -> DmaplaneError:
     suffix = f" ({detail})" if detail else ""
     if errno in _PLAIN:
         kind, text = _PLAIN[errno]
-        return kind(f"{command}: {text}{suffix}", errno=errno)
+        return kind(f"{command}: {_TEXTS.get((command, errno), text)}{suffix}", errno=errno)
     if errno in _BUILT:
         return _BUILT[errno](command, errno, suffix)
     return SystemCallError(command + suffix, errno)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from dmaplane._channel import Channel
     from dmaplane._completion import Completion
+    from dmaplane._endpoint import Endpoint
+    from dmaplane._errors import DmaplaneError
 
 OPERATION_BIT: Final = 1 << 63
 """Of user_data: set for operations, clear for rows."""
@@ -26,10 +28,11 @@ OPERATION_BIT: Final = 1 << 63
 class Operation:
     """One accepted submission. wait() for it, `await` it, or cancel() it."""
 
-    __slots__ = ("__weakref__", "_channel", "_completion", "_futures", "user_data")
+    __slots__ = ("__weakref__", "_channel", "_completion", "_endpoint", "_futures", "user_data")
 
-    def __init__(self, channel: Channel, user_data: int) -> None:
+    def __init__(self, channel: Channel, user_data: int, endpoint: Endpoint | None = None) -> None:
         self._channel = channel
+        self._endpoint = endpoint
         self._completion: Completion | None = None
         self._futures: list[asyncio.Future[None]] | None = None
         self.user_data = user_data
@@ -57,8 +60,16 @@ class Operation:
             deadline = 0 if timeout is None else deadline_of(timeout)
             completion = self._channel._taker.wait_for(self, deadline)
         if completion[1] and check:
-            raise cast("Exception", completion.error)
+            raise self._failure(completion)
         return completion
+
+    def settled(self) -> bool:
+        """True once its completion was taken; does not look for it."""
+        return self._completion is not None
+
+    def _failure(self, completion: Completion) -> DmaplaneError:
+        failure = cast("DmaplaneError", completion.error)
+        return failure if self._endpoint is None else self._endpoint._explained(failure)
 
     def cancel(self, timeout: float | None = None) -> bool:
         """A fence: when it returns, nothing touches the buffers any more (L5).
@@ -95,7 +106,7 @@ class Operation:
                 self._channel._loops.unwatch(loop)
         completion = self._completion
         if completion.result:
-            raise cast("Exception", completion.error)
+            raise self._failure(completion)
         return completion
 
     def __repr__(self) -> str:

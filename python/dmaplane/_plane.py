@@ -37,10 +37,14 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from dmaplane._buffer import Buffer
+    from dmaplane._address import Require
+    from dmaplane._buffer import Buffer, BufferRange
     from dmaplane._channel import Channel
+    from dmaplane._endpoint import Endpoint
     from dmaplane._library import Client, Library
+    from dmaplane._listener import Listener
     from dmaplane._placement import Kind, Policy
+    from dmaplane._region import Access, Region
     from dmaplane._storage import Storage
 
 Path = Literal["none", "local", "shm", "tcp", "verbs", "peer"]
@@ -217,7 +221,7 @@ class Plane(abc.ABC):
             self._check()
             return self._command(number, struct)
 
-    def call(self, name: str, number: int, struct: ctypes.Structure) -> None:
+    def call(self, name: str, number: int, struct: ctypes.Structure, detail: str = "") -> None:
         """A command with its size filled in, repeated after signals, its errno raised."""
         struct.size = ctypes.sizeof(struct)
         while True:
@@ -226,7 +230,7 @@ class Plane(abc.ABC):
                 return
             if answer != -errno.EINTR:
                 self._check()  # closed meanwhile: that is the reason
-                raise error_from(answer, name)
+                raise error_from(answer, name, detail)
 
     def require(self, capability: Capability) -> None:
         """UnsupportedError, naming what is missing, unless the plane has all of @capability."""
@@ -352,6 +356,90 @@ class Plane(abc.ABC):
             workers=workers,
             spin_us=spin_us,
         )
+
+    def region(self, source: Buffer | BufferRange, access: Access = "rw") -> Region:
+        """Registers a buffer, or a range of one, for peers to "read", to "write" or both.
+
+        Give Region.key to a peer. The region holds the buffer until it is closed.
+        """
+        from dmaplane import _region
+
+        self._check()
+        return _region.create(self, source, access)
+
+    def listen(
+        self,
+        address: str = "127.0.0.1:0",
+        *,
+        secret: str | bytes | None = None,
+        require: Require | None = None,
+        encrypt: bool = False,
+        backlog: int = 16,
+        channel: Channel | None = None,
+    ) -> Listener:
+        """Waits for peers at "host:port" (port 0: any free one), "[host]:port", "unix:/path".
+
+        @secret: up to 64 bytes that both sides must know; mandatory beyond loopback.
+        @require: the only path peers may come by, "shm" or "tcp". @encrypt: bytes on a wire are
+        encrypted, or UnsupportedError. @backlog: callers kept until accept(). @channel: which
+        one is told that somebody has come; by default one of the listener's own.
+        """
+        from dmaplane import _listener
+
+        self._check()
+        return _listener.listen(
+            self,
+            address,
+            secret=secret,
+            require=require,
+            encrypt=encrypt,
+            backlog=backlog,
+            channel=channel,
+        )
+
+    def connect(
+        self,
+        address: str,
+        *,
+        secret: str | bytes | None = None,
+        window: int = 64,
+        window_bytes: int = 4 << 20,
+        timeout: float | None = 10.0,
+        require: Require | None = None,
+        encrypt: bool = False,
+        detect: float | None = None,
+        channel: Channel | None = None,
+    ) -> Endpoint:
+        """A connection to a peer that listens; `endpoint.path` says what carries the bytes.
+
+        Shared memory on one host with one user, else tcp; or what @require says, or
+        UnsupportedError with what is missing. @window: messages and immediates the peer may
+        send before they are read here, and @window_bytes their bytes. @detect: seconds after
+        which a silent peer is lost. @channel: by default one of the endpoint's own.
+        Raises UnreachableError, NotAllowedError (another secret), TimedOutError.
+        """
+        from dmaplane import _endpoint
+
+        self._check()
+        return _endpoint.connect(
+            self,
+            address,
+            secret=secret,
+            window=window,
+            window_bytes=window_bytes,
+            timeout=timeout,
+            require=require,
+            encrypt=encrypt,
+            detect=detect,
+            channel=channel,
+        )
+
+    async def connect_async(self, address: str, **options: Any) -> Endpoint:
+        """connect() for asyncio, with the same arguments; a thread of the loop's own waits."""
+        from dmaplane import _endpoint
+
+        self._check()
+        return await _endpoint.connect_async(self, address, options)
 
     @property
     def buffers(self) -> int:

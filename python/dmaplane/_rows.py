@@ -17,23 +17,29 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from dmaplane import _abi
+from dmaplane import _abi, _operands
+from dmaplane._buffer import range_of
 from dmaplane._errors import InvalidError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from dmaplane._buffer import Buffer, BufferRange
+    from dmaplane._endpoint import Endpoint
+    from dmaplane._region import RemoteRange, RemoteRegion
+
 _FLAGS: Final = _abi.SUBMIT_LINK | _abi.SUBMIT_CHECKSUM | _abi.SUBMIT_VERIFY | _abi.SUBMIT_NOWAIT
 _EMPTY: Final = (_abi.OP_NOP, _abi.OP_FENCE)
 _LOCAL: Final = (_abi.OP_NOP, _abi.OP_FILL, _abi.OP_COPY, _abi.OP_FENCE)
-_KNOWN: Final = (
-    *_LOCAL,
-    _abi.OP_SEND,
-    _abi.OP_RECV,
-    _abi.OP_WRITE,
-    _abi.OP_WRITE_IMM,
-    _abi.OP_READ,
-)
+_NAMED: Final = {
+    "send": _abi.OP_SEND,
+    "recv": _abi.OP_RECV,
+    "write": _abi.OP_WRITE,
+    "write_imm": _abi.OP_WRITE_IMM,
+    "read": _abi.OP_READ,
+}
+_TRANSFERS: Final = tuple(_NAMED.values())
+_KNOWN: Final = (*_LOCAL, *_TRANSFERS)
 
 
 def checked(rows: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
@@ -45,8 +51,8 @@ def checked(rows: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
     if not rows.flags.c_contiguous:
         rows = np.ascontiguousarray(rows)
     if len(rows):
-        # One pass over the memory settles the common case: everything is a NOP, or
-        # every row is a plain FILL or COPY with nothing else set.
+        # One pass over the memory settles the common cases: everything is a NOP, every
+        # row is a plain COPY, or every row is the same operation of an endpoint.
         bits = np.bitwise_or.reduce(rows.view(np.uint64).reshape(-1, 8), axis=0).tolist()
         header, user_data = bits[0], bits[1]
         if (
@@ -55,7 +61,7 @@ def checked(rows: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
             or header & 0xFFFF > _abi.OP_FENCE
             or header >> 16 & ~_abi.SUBMIT_LINK
             or (any(bits[3:]) and not _plain(rows, bits))
-        ):
+        ) and not _transfers(rows, bits):
             _examine(rows)
     return rows
 
@@ -66,6 +72,19 @@ def _plain(rows: npt.NDArray[np.void], bits: list[int]) -> bool:
         bits[7] == 0
         and bool((rows["operation"] == _abi.OP_COPY).all())
         and bool(rows["length_bytes"].all())
+    )
+
+
+def _transfers(rows: npt.NDArray[np.void], bits: list[int]) -> bool:
+    """True if all rows are one operation of an endpoint, and none has what that may not have."""
+    operation = int(rows["operation"][0])
+    return (
+        operation in _TRANSFERS
+        and not bits[1] >> 63
+        and not bits[0] >> 16 & 0xFFFF & ~(_FLAGS & ~_abi.SUBMIT_VERIFY)
+        and not bits[7] >> 32
+        and (operation == _abi.OP_WRITE_IMM or not bits[7])
+        and bool((rows["operation"] == operation).all())
     )
 
 
@@ -115,6 +134,75 @@ def _examine(rows: npt.NDArray[np.void]) -> None:
         "0 for this operation",
     )
     _refuse(~verify & (rows["checksum"] != 0), rows, "checksum", "0 without SUBMIT_VERIFY")
+
+
+def of_transfers(
+    endpoint: Endpoint,
+    operation: str,
+    local: Buffer | BufferRange,
+    remote: RemoteRegion | RemoteRange | None,
+    *,
+    local_offsets: npt.ArrayLike,
+    remote_offsets: npt.ArrayLike,
+    lengths: npt.ArrayLike | None,
+    immediates: npt.ArrayLike,
+    user_data: npt.ArrayLike | None,
+    checksum: bool,
+    link: bool,
+) -> npt.NDArray[np.void]:
+    """Endpoint.rows(): whole arrays in, whole arrays checked."""
+    if operation not in _NAMED:
+        raise InvalidError("operation", f"{operation!r} is none", fix=f"one of {', '.join(_NAMED)}")
+    number = _NAMED[operation]
+    here = range_of(endpoint.plane, local, "local")
+    there = None
+    if number in (_abi.OP_SEND, _abi.OP_RECV):
+        if remote is not None:
+            raise InvalidError("remote", "a message names no region", fix="leave it out")
+    else:
+        there = _operands.range_there(endpoint, remote, "read" if operation == "read" else "write")
+    shape = np.broadcast(
+        *(np.asarray(given) for given in (local_offsets, remote_offsets, immediates)),
+        np.asarray(0 if lengths is None else lengths),
+        np.asarray(0 if user_data is None else user_data),
+    )
+    if shape.ndim > 1:
+        raise InvalidError("rows", f"arrays of shape {shape.shape}", fix="numbers, or one side")
+    rows = np.zeros(shape.size, dtype=_abi.SUBMISSION)
+    rows["operation"], rows["endpoint_id"] = number, endpoint.id
+    rows["flags"] = link * _abi.SUBMIT_LINK | checksum * _abi.SUBMIT_CHECKSUM
+    rows["user_data"] = np.arange(shape.size) if user_data is None else user_data
+    rows["immediate"] = immediates
+    length = here.length_bytes if lengths is None else np.asarray(lengths, dtype=np.int64)
+    rows["length_bytes"] = length
+    near, far = ("target", "source") if operation in ("read", "recv") else ("source", "target")
+    rows[f"{near}_id"] = here.buffer.id
+    rows[f"{near}_offset"] = (
+        _within(local_offsets, length, here.length_bytes, "local") + here.offset
+    )
+    if there is not None:
+        rows[f"{far}_id"] = there.region.id
+        rows[f"{far}_offset"] = (
+            _within(remote_offsets, length, there.length_bytes, "remote") + there.offset
+        )
+    return rows
+
+
+def _within(
+    offsets: npt.ArrayLike, length: npt.ArrayLike, room: int, field: str
+) -> npt.NDArray[np.int64]:
+    """@offsets, if all of them leave @length bytes of @room; else the first that does not."""
+    start = np.asarray(offsets, dtype=np.int64)
+    bad = (start < 0) | (np.asarray(length) < 0) | (start > room - np.asarray(length))
+    if bad.any():
+        first = int(bad.argmax())
+        at, many = (int(np.broadcast_to(each, bad.shape).flat[first]) for each in (start, length))
+        raise InvalidError(
+            f"rows[{first}].{field}",
+            f"{many} bytes from {at} on",
+            fix=f"inside the {room} bytes given",
+        )
+    return start
 
 
 class KeptRows:

@@ -8,10 +8,12 @@ Invariants
    handler that raises), so completions are popped into the rings' `popped`, which stays
    valid until _taken, the number handed out, has caught up with the ring's own head.
    Handing out twice is harmless: operations are found by number and leave their
-   table once, rows are kept under the position they were popped at.
+   table once, rows and what came for an endpoint are kept under the position they were
+   popped at.
 
-Who owns what. The taker owns the turn and the table of operations in flight; the rings
-and the kept rows are the channel's, and it only uses them. It knows no channel, so
+Who owns what. The taker owns the turn and the tables of operations in flight and of the
+inboxes that events go to; the rings and the kept rows are the channel's, the inboxes those of
+endpoints and listeners, and it only uses them. It knows no channel, so
 dropping one is not delayed by a cycle.
 """
 
@@ -21,7 +23,7 @@ import errno
 import math
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
@@ -35,6 +37,7 @@ from dmaplane._rings import NO_DEADLINE
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from dmaplane._inbox import Inbox
     from dmaplane._rings import Rings
     from dmaplane._rows import KeptRows
 
@@ -46,6 +49,19 @@ _TURN: Final = 0
 _FOLLOW_S: Final = 0.05
 _OPERATION_BIT: Final = np.uint64(OPERATION_BIT)
 _EVENTFUL: Final = Capability.REVOKE | Capability.ENDPOINT
+_OF_ENDPOINTS: Final = (_abi.EVENT_WRITE_IMM, _abi.EVENT_ENDPOINT_LOST)
+_ENTRY_BYTES: Final = ENTRY.size
+ENDPOINT_BIT: Final = 1 << 62
+"""Of the user_data of endpoints made here: what still comes for a closed one is dropped."""
+_FEW: Final = 16
+"""Up to so many completions are handed out one by one, which is cheaper than an array."""
+
+
+class Awaited(Protocol):
+    """What a thread waits for while another one takes: an operation, an inbox."""
+
+    def settled(self) -> bool:
+        """True if there is no need to wait any longer."""
 
 
 class Taker:
@@ -53,6 +69,10 @@ class Taker:
 
     def __init__(self, rings: Rings, rows: KeptRows) -> None:
         self.operations: dict[int, Operation] = {}
+        self.inboxes: dict[int, Inbox] = {}
+        """Of endpoints, by their user_data."""
+        self.doors: dict[int, Inbox] = {}
+        """Of listeners, by their id."""
         self.events: dict[int, Event] = {}
         """Under the ring position each was popped at, until somebody asks for them."""
         self._has_events = bool(rings.plane.capabilities & _EVENTFUL)
@@ -72,7 +92,7 @@ class Taker:
         """Takes what is there, without waiting; how many. 0 if another thread is taking."""
         return self.take(0, 1) if self._rings.refusal is None and _TURN in self._turn else 0
 
-    def take(self, wait_count: int, deadline: int, operation: Operation | None = None) -> int:
+    def take(self, wait_count: int, deadline: int, awaited: Awaited | None = None) -> int:
         """Waits for completions, or for another thread that is taking them to do so.
 
         Whoever removes _TURN from _turn is the one who takes. That a signal handler may
@@ -85,7 +105,7 @@ class Taker:
                 del self._turn[_TURN]
                 mine = True
             except KeyError:
-                self._follow(deadline, operation)
+                self._follow(deadline, awaited)
                 return 0
             return self._pop(wait_count, deadline)
         finally:
@@ -95,14 +115,14 @@ class Taker:
                     with self._news:
                         self._news.notify_all()
 
-    def _follow(self, deadline: int, operation: Operation | None) -> None:
+    def _follow(self, deadline: int, awaited: Awaited | None) -> None:
         """Another thread is taking: waits until it has handed something out, or stops."""
         with self._news:
             self._followers += 1
             try:
                 # Looked at once counted, so that who takes now cannot miss us. Who was
                 # interrupted may not have said so: hence the limit.
-                if _TURN not in self._turn and not (operation and operation._completion):
+                if _TURN not in self._turn and not (awaited and awaited.settled()):
                     self._news.wait(min(_FOLLOW_S, _remaining(deadline)))
             finally:
                 self._followers -= 1
@@ -131,24 +151,29 @@ class Taker:
         head = self._control.complete_head
         count = (head - self._taken) & 0xFFFFFFFF
         first = (self._taken - self._popped_from) & 0xFFFFFFFF
-        if self._rows.taken == self._rows.pushed:
+        rows = self._rows
+        if rows.taken == rows.pushed and (count <= _FEW or not self._has_events):
             while self._taken != head:
-                self.finish(_unpack(self._bytes, first * 32))
+                fields = _unpack(self._bytes, first * _ENTRY_BYTES)
+                if fields[4] & _abi.COMPLETE_EVENT:
+                    start = first * _ENTRY_BYTES
+                    self._tell(fields, self._bytes[start : start + _ENTRY_BYTES])
+                else:
+                    self.finish(fields)
                 self._taken = (self._taken + 1) & 0xFFFFFFFF
                 first += 1
         else:
             # Bytes are copied as bytes: numpy copies structured entries field by field.
-            copied = bytearray(self._bytes[first * 32 : (first + count) * 32])
+            copied = bytearray(self._bytes[first * _ENTRY_BYTES : (first + count) * _ENTRY_BYTES])
             popped = np.frombuffer(copied, dtype=_abi.COMPLETION)
             if self._has_events:
-                popped, copied = self._without_events(popped, copied)
+                popped, copied = self._without_events(popped, copied, head)
             if self.operations:
                 ours = popped["user_data"] >= _OPERATION_BIT
                 for entry in np.flatnonzero(ours).tolist():
-                    self.finish(_unpack(copied, entry * 32))
+                    self.finish(_unpack(copied, entry * _ENTRY_BYTES))
                 popped = popped[~ours]
             more = len(popped)
-            rows = self._rows
             with rows.lock:
                 # Plain stores in a row: no signal handler runs between them.
                 if more:
@@ -170,21 +195,73 @@ class Taker:
                 for future in operation._futures:
                     future.get_loop().call_soon_threadsafe(wake, future)
             del self.operations[user_data]  # last: a raise before it means once more
-        elif fields[4] & _abi.COMPLETE_EVENT:
-            self.events[self._taken] = event_of(fields)
+
+    def _tell(self, fields: tuple[Any, ...], entry: memoryview) -> None:
+        """Puts an event where it belongs: the entry at the position handed out next."""
+        kind = fields[2]
+        if kind == _abi.EVENT_WRITE_IMM:
+            inbox = self.inboxes.get(fields[0])
+            if inbox is not None:
+                inbox.put(bytes(entry), self._taken, (self._taken + 1) & 0xFFFFFFFF)
+                return
+        self._note(fields, self._taken)
+
+    def _note(self, fields: tuple[Any, ...], position: int) -> None:
+        """Tells an endpoint that it is lost, a listener that somebody is there; else keeps it."""
+        inbox = None
+        if fields[2] == _abi.EVENT_ENDPOINT_LOST:
+            inbox = self.inboxes.get(fields[0])
+            if inbox is not None:
+                inbox.lost = (fields[1], fields[3])
+        elif fields[2] == _abi.EVENT_CONNECTION:
+            inbox = self.doors.get(fields[0])
+            if inbox is not None:
+                inbox.bells += 1
+        if inbox is not None:
+            inbox.wake()
+        elif not (fields[0] & ENDPOINT_BIT and fields[2] in _OF_ENDPOINTS):
+            self.events[position] = event_of(fields)
 
     def _without_events(
-        self, popped: npt.NDArray[np.void], copied: bytearray
+        self, popped: npt.NDArray[np.void], copied: bytearray, head: int
     ) -> tuple[npt.NDArray[np.void], bytearray]:
-        """Keeps the events; what is left, and the same as bytes."""
+        """Hands out the events; what is left, and the same as bytes."""
         told = (popped["flags"] & _abi.COMPLETE_EVENT) != 0
         if not told.any():
             return popped, copied
-        for entry in np.flatnonzero(told).tolist():
-            position = (self._taken + entry) & 0xFFFFFFFF
-            self.events[position] = event_of(_unpack(copied, entry * 32))
-        left = bytearray(popped[~told].tobytes())
+        arrived = told & (popped["operation"] == _abi.EVENT_WRITE_IMM)
+        if arrived.any():
+            self._deliver(popped, copied, arrived, head)
+        for entry in np.flatnonzero(told & ~arrived).tolist():
+            fields = _unpack(copied, entry * _ENTRY_BYTES)
+            self._note(fields, (self._taken + entry) & 0xFFFFFFFF)
+        if told.all():
+            return popped[:0], bytearray()
+        left = bytearray(_selected(popped, ~told))
         return np.frombuffer(left, dtype=_abi.COMPLETION), left
+
+    def _deliver(
+        self,
+        popped: npt.NDArray[np.void],
+        copied: bytearray,
+        arrived: npt.NDArray[np.bool_],
+        head: int,
+    ) -> None:
+        """Immediates that came together, each to its endpoint."""
+        whose = popped["user_data"]
+        first = int(whose[arrived.argmax()])
+        if arrived.all() and first in self.inboxes and (whose == np.uint64(first)).all():
+            self.inboxes[first].put(memoryview(copied), self._taken, head)
+            return
+        for user_data in np.unique(whose[arrived]).tolist():
+            mine = arrived & (whose == np.uint64(user_data))
+            inbox = self.inboxes.get(user_data)
+            if inbox is not None:
+                inbox.put(_selected(popped, mine), self._taken, head)
+            elif not user_data & ENDPOINT_BIT:
+                for entry in np.flatnonzero(mine).tolist():
+                    fields = _unpack(copied, entry * _ENTRY_BYTES)
+                    self._note(fields, (self._taken + entry) & 0xFFFFFFFF)
 
     def give_events(self) -> tuple[Event, ...]:
         """Those kept, in the order they came; not kept any more."""
@@ -219,3 +296,8 @@ class Taker:
 
 def _remaining(deadline_ns: int) -> float:
     return max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9) if deadline_ns else math.inf
+
+
+def _selected(entries: npt.NDArray[np.void], mask: npt.NDArray[np.bool_]) -> bytes:
+    """The bytes of those entries; numpy would copy them field by field."""
+    return entries.view(np.uint64).reshape(-1, _ENTRY_BYTES // 8)[mask].tobytes()

@@ -1,0 +1,733 @@
+# SPDX-License-Identifier: MIT
+"""Endpoints: reliable connections to peers, and all that can be done on one.
+
+An endpoint belongs to one channel: its operations go through the channel's rings and give
+the same Operation as a copy does. What the peer does by itself (a WRITE_IMM that landed, the
+end of the connection) comes through the same ring and waits in the endpoint's inbox.
+
+Who owns what. An endpoint holds its channel; one that it made for itself it closes too. The
+taker of the channel finds the inbox by the endpoint's number, for as long as it is open.
+Regions imported on it die with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import dataclasses
+import errno
+import time
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from dmaplane import _abi, _address, _operands, _region, _rows
+from dmaplane._errors import (
+    ClosedError,
+    DmaplaneError,
+    InvalidError,
+    PeerLostError,
+    TimedOutError,
+    error_from,
+)
+from dmaplane._inbox import Inbox
+from dmaplane._plane import PATHS, SLICE_NS, Capability, Path, Visit, deadline_of, slice_of
+from dmaplane._statistics import Histogram, Statistics, read_histogram, read_statistics
+from dmaplane._topology import text_of
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from types import TracebackType
+
+    import numpy as np
+    import numpy.typing as npt
+    from typing_extensions import Self
+
+    from dmaplane._buffer import Buffer, BufferRange
+    from dmaplane._channel import Channel
+    from dmaplane._completion import Completion
+    from dmaplane._operation import Operation
+    from dmaplane._plane import Plane
+    from dmaplane._region import RemoteRange, RemoteRegion, State
+
+WINDOW: Final = 64
+WINDOW_BYTES: Final = 4 << 20
+_SLOTS: Final = 256
+"""Submissions a channel holds that an endpoint makes for itself."""
+_BATCH_NS: Final = 10_000_000
+"""Who waits for several looks this often whether the connection has ended meanwhile."""
+_LEAVE_NS: Final = 1_000_000_000
+"""close() gives what is in flight so long to let go."""
+_CAUSES: Final = {
+    0: "the peer closed it",
+    errno.ECONNRESET: "the peer closed it, was killed, or was silent for the detection time",
+    errno.EPROTO: "the peer broke the protocol",
+    errno.ESTALE: "the peer has started anew",
+    errno.ETIMEDOUT: "the peer was silent for the detection time",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ledger:
+    """Credit and state of an endpoint. str() of it is for people."""
+
+    state: State
+    path: Path
+    epoch: int
+    peer_address: str
+    peer_incarnation: int
+    send_slots: int
+    """Messages and immediates that may be sent now."""
+    send_slots_in_flight: int
+    send_bytes: int
+    """Bytes of these that may be sent now."""
+    send_bytes_in_flight: int
+    granted_slots: int
+    """To the peer, so far in all."""
+    granted_bytes: int
+    """To the peer, so far in all."""
+    stalls: int
+    """Times an operation waited for credit."""
+    stall_ns: int
+    operations: int
+    """In flight."""
+    regions: int
+    """Imported."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.peer_address} by {self.path}, epoch {self.epoch}, {self.state}\n"
+            f"  may send   {self.send_slots} slots, {self.send_bytes} bytes"
+            f" (in flight {self.send_slots_in_flight}, {self.send_bytes_in_flight})\n"
+            f"  granted    {self.granted_slots} slots, {self.granted_bytes} bytes so far\n"
+            f"  stalled    {self.stalls} times, {self.stall_ns / 1e6:.3f} ms\n"
+            f"  holds      {self.operations} operations, {self.regions} regions"
+        )
+
+
+class Immediate:
+    """The next WRITE_IMM of a peer that nobody was given yet: wait() for it, or `await` it."""
+
+    __slots__ = ("_endpoint",)
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+
+    def wait(self, timeout: float | None = None) -> Completion:
+        """Blocks until it has landed; its number is Completion.immediate.
+
+        PeerLostError once the connection has ended and all that had landed was given.
+        """
+        arrived = self._endpoint._inbox.take_one()
+        if arrived is not None:
+            return arrived
+        deadline = 0 if timeout is None else deadline_of(timeout)
+        while (arrived := self._endpoint._inbox.take_one()) is None:
+            self._endpoint._wait(1, deadline)
+            if deadline and not self._endpoint._inbox.parts and time.monotonic_ns() >= deadline:
+                raise TimedOutError("no immediate landed in time", errno=errno.ETIMEDOUT)
+        return arrived
+
+    def __await__(self) -> Generator[Any, None, Completion]:
+        """Waits in asyncio."""
+        endpoint, inbox = self._endpoint, self._endpoint._inbox
+        loops = endpoint.channel._loops
+        while (arrived := inbox.take_one()) is None:
+            endpoint._check_alive()
+            loop = asyncio.get_running_loop()
+            future: asyncio.Future[None] = loop.create_future()
+            inbox.futures.append(future)
+            try:
+                loops.watch(loop)
+                if not inbox.settled():
+                    yield from future
+            finally:
+                inbox.futures.remove(future)
+                loops.unwatch(loop)
+        return arrived
+
+
+class Endpoint:
+    """A connection to a peer. Use it in a `with` block.
+
+    Made by `plane.connect()`, `listener.accept()` and their asyncio twins.
+    """
+
+    def __init__(self, seat: Seat, made: _abi.Connect | _abi.Accept, peer_address: str) -> None:
+        channel = seat.channel
+        self.plane: Plane = channel.plane
+        self.channel = channel
+        self.id: int = made.endpoint_id
+        self.user_data = seat.user_data
+        """In every event of this endpoint, should you read the rings yourself."""
+        self.path: Path = PATHS[made.path_taken]
+        self.epoch: int = made.epoch
+        self.peer_address = peer_address
+        self.window: int = made.window_slots
+        self.window_bytes: int = made.window_bytes
+        self._inbox = seat.inbox
+        self._is_private = seat.is_private
+        self._regions: weakref.WeakSet[RemoteRegion] = weakref.WeakSet()
+        self._open = [True]  # popped by whoever closes it: list.pop() happens once
+        channel._children.add(self)
+
+    # One operation.
+
+    def send(
+        self,
+        src: Buffer | BufferRange,
+        *,
+        link: bool = False,
+        checksum: bool = False,
+        verify: int | None = None,
+        timeout: float | None = None,
+        nowait: bool = False,
+    ) -> Operation:
+        """Sends @src as one message, into the oldest recv() of the peer, or its window.
+
+        Completes when it is in the peer's memory, not when it was read. Takes a slot of credit
+        and its length; without credit it waits, in order, or with @nowait fails. @timeout
+        and the other flags as in Channel.copy().
+        """
+        flags, operands = _operands.of_send(
+            self.plane, src, link=link, checksum=checksum, verify=verify
+        )
+        return self._start(_abi.OP_SEND, flags, timeout, nowait, operands)
+
+    def recv(
+        self,
+        dst: Buffer | BufferRange,
+        *,
+        link: bool = False,
+        checksum: bool = False,
+        verify: int | None = None,
+        timeout: float | None = None,
+        nowait: bool = False,
+    ) -> Operation:
+        """Gives room for the next message; Completion.length_bytes says how long it was.
+
+        One that does not fit fails with InvalidError and goes to the next recv().
+        """
+        flags, operands = _operands.of_recv(
+            self.plane, dst, link=link, checksum=checksum, verify=verify
+        )
+        return self._start(_abi.OP_RECV, flags, timeout, nowait, operands)
+
+    def write(
+        self,
+        src: Buffer | BufferRange,
+        remote: RemoteRegion | RemoteRange,
+        *,
+        link: bool = False,
+        checksum: bool = False,
+        verify: int | None = None,
+        timeout: float | None = None,
+        nowait: bool = False,
+    ) -> Operation:
+        """Writes @src into @remote, of the same length. The peer is told nothing."""
+        flags, operands = _operands.of_write(
+            self, src, remote, 0, link=link, checksum=checksum, verify=verify
+        )
+        return self._start(_abi.OP_WRITE, flags, timeout, nowait, operands)
+
+    def write_imm(
+        self,
+        src: Buffer | BufferRange,
+        remote: RemoteRegion | RemoteRange,
+        imm: int = 0,
+        *,
+        link: bool = False,
+        checksum: bool = False,
+        verify: int | None = None,
+        timeout: float | None = None,
+        nowait: bool = False,
+    ) -> Operation:
+        """Writes @src into @remote, then tells the peer the 32-bit number @imm.
+
+        The peer gets it from immediate() or immediates(). Takes credit as send() does.
+        """
+        flags, operands = _operands.of_write(
+            self, src, remote, imm, link=link, checksum=checksum, verify=verify
+        )
+        return self._start(_abi.OP_WRITE_IMM, flags, timeout, nowait, operands)
+
+    def read(
+        self,
+        dst: Buffer | BufferRange,
+        remote: RemoteRegion | RemoteRange,
+        *,
+        link: bool = False,
+        checksum: bool = False,
+        verify: int | None = None,
+        timeout: float | None = None,
+        nowait: bool = False,
+    ) -> Operation:
+        """Reads @remote into @dst, of the same length."""
+        flags, operands = _operands.of_read(
+            self, dst, remote, link=link, checksum=checksum, verify=verify
+        )
+        return self._start(_abi.OP_READ, flags, timeout, nowait, operands)
+
+    def _start(
+        self, operation: int, flags: int, timeout: float | None, nowait: bool, operands: bytes
+    ) -> Operation:
+        if self._inbox.refusal is not None:
+            raise ClosedError(self._inbox.refusal)
+        if nowait:
+            flags |= _abi.SUBMIT_NOWAIT
+        return self.channel._start(operation, flags, timeout, nowait, operands, self)
+
+    def exchange(
+        self,
+        src: Buffer | BufferRange,
+        remote: RemoteRegion | RemoteRange,
+        imm: int = 0,
+        *,
+        timeout: float | None = None,
+    ) -> Completion:
+        """write_imm(), and the peer's next immediate: a round trip with one wait for both.
+
+        @timeout limits the whole; a write that failed is raised.
+        """
+        deadline = 0 if timeout is None else deadline_of(timeout)
+        inbox = self._inbox
+        operation = self.write_imm(src, remote, imm, timeout=timeout)
+        while True:
+            completion = operation._completion
+            if completion is not None and completion[1]:
+                raise operation._failure(completion)
+            if completion is not None and inbox.parts:
+                arrived = inbox.take_one()
+                if arrived is not None:
+                    return arrived
+            self._wait(1 if completion is not None or inbox.parts else 2, deadline)
+            if deadline and time.monotonic_ns() >= deadline and not inbox.parts:
+                raise TimedOutError("no immediate came back in time", errno=errno.ETIMEDOUT)
+
+    # Many at once.
+
+    def rows(
+        self,
+        operation: Literal["send", "recv", "write", "write_imm", "read"],
+        local: Buffer | BufferRange,
+        remote: RemoteRegion | RemoteRange | None = None,
+        *,
+        local_offsets: npt.ArrayLike = 0,
+        remote_offsets: npt.ArrayLike = 0,
+        lengths: npt.ArrayLike | None = None,
+        immediates: npt.ArrayLike = 0,
+        user_data: npt.ArrayLike | None = None,
+        checksum: bool = False,
+        link: bool = False,
+    ) -> npt.NDArray[np.void]:
+        """An array of SUBMISSION for submit(): one row for each entry of the arrays given.
+
+        Offsets are bytes from the start of @local and @remote. Numbers stand for all rows.
+        @lengths: all of @local if left out. @user_data: 0, 1, 2... if left out. InvalidError
+        names the first row that does not fit.
+        """
+        return _rows.of_transfers(
+            self,
+            operation,
+            local,
+            remote,
+            local_offsets=local_offsets,
+            remote_offsets=remote_offsets,
+            lengths=lengths,
+            immediates=immediates,
+            user_data=user_data,
+            checksum=checksum,
+            link=link,
+        )
+
+    def submit(
+        self,
+        rows: npt.NDArray[np.void],
+        *,
+        wait: int | None = None,
+        timeout: float | None = None,
+    ) -> npt.NDArray[np.void]:
+        """Submits rows of this endpoint; Channel.submit() says the rest.
+
+        One ENTER where they fit: a channel with as many slots as you submit at once.
+        """
+        self._check()
+        if len(rows):
+            mine = rows["endpoint_id"] == self.id
+            if not mine.all():
+                first = int(mine.argmin())
+                raise InvalidError(
+                    f"rows[{first}].endpoint_id",
+                    f"{rows['endpoint_id'][first]}",
+                    fix=f"{self.id}, as endpoint.rows() has it",
+                )
+        return self.channel.submit(rows, wait=wait, timeout=timeout)
+
+    # What the peer says by itself.
+
+    def immediate(self) -> Immediate:
+        """The peer's next WRITE_IMM: `endpoint.immediate().wait()`, or `await` it."""
+        return Immediate(self)
+
+    def immediates(
+        self, count: int | None = None, timeout: float | None = None
+    ) -> npt.NDArray[np.void]:
+        """WRITE_IMMs that have landed, in order, as an array of COMPLETION.
+
+        With @count: exactly so many, waiting as needed; TimedOutError after @timeout seconds
+        and PeerLostError keep what has come for the next call. Without: all there are now.
+        """
+        inbox = self._inbox
+        if count is None:
+            if self._inbox.refusal is not None:
+                raise ClosedError(self._inbox.refusal)
+            self.channel._taker.take_now()
+            return inbox.take(None)
+        if count < 1:
+            raise InvalidError("count", f"{count}", fix="at least 1, or None for what is there")
+        deadline = 0 if timeout is None else deadline_of(timeout)
+        while (there := len(inbox)) < count:
+            self._wait(count - there, deadline)
+            if deadline and len(inbox) < count and time.monotonic_ns() >= deadline:
+                raise TimedOutError(
+                    f"{len(inbox)} of {count} immediates landed in time; "
+                    "they are kept for the next call",
+                    errno=errno.ETIMEDOUT,
+                )
+        return inbox.take(count)
+
+    def _wait(self, count: int, deadline: int) -> None:
+        """Takes once, for at most a slice of time; raises if there is nothing to wait for."""
+        self._check_alive()
+        slice_ns = SLICE_NS
+        if count > 1:  # the peer goes on once half of its window has come back
+            count = min(count, max(2, self.window // 2))
+            slice_ns = _BATCH_NS
+        until = time.monotonic_ns() + slice_ns
+        if deadline and deadline < until:
+            until = deadline
+        try:
+            self.channel._taker.take(count, until, self._inbox)
+        except ClosedError:
+            self._inbox.check()
+            raise
+
+    def _check_alive(self) -> None:
+        inbox = self._inbox
+        if inbox.refusal is not None:
+            raise ClosedError(inbox.refusal)
+        if inbox.lost is not None:
+            raise self._lost_error()
+
+    def __aiter__(self) -> Self:
+        """`async for`: immediates as they land, until the peer has drained and closed."""
+        return self
+
+    async def __anext__(self) -> Completion:
+        try:
+            return await Immediate(self)
+        except PeerLostError:
+            if self._inbox.lost is not None and self._inbox.lost[0] == 0:
+                raise StopAsyncIteration from None
+            raise
+
+    # Regions of the peer.
+
+    def region(self, key: bytes) -> RemoteRegion:
+        """Names a peer's region by its key; costs a round trip, which proves it (L9).
+
+        NotAllowedError: the peer has no such region. StaleEpochError: not any more.
+        """
+        self._check()
+        made = _region.import_from(self, key)
+        self._regions.add(made)
+        return made
+
+    # Looking at it, and ending it.
+
+    @property
+    def lost(self) -> PeerLostError | None:
+        """Why the connection ended, or None while it has not; never blocks."""
+        if self._inbox.lost is None and self._inbox.refusal is None:
+            self.channel._taker.take_now()
+        return None if self._inbox.lost is None else self._lost_error()
+
+    def _lost_error(self) -> PeerLostError:
+        reason, path = self._inbox.lost or (-errno.ECONNRESET, 0)
+        cause = _CAUSES.get(-reason, error_from(reason, "connection").args[0] if reason else "")
+        return PeerLostError(
+            f"the connection to {self.peer_address} by {self.path} ended: {cause}; connect again",
+            errno=-reason or errno.ECONNRESET,
+            peer=self.peer_address,
+            path=PATHS[path] if path else self.path,
+            cause=cause,
+        )
+
+    def _explained(self, failure: DmaplaneError) -> DmaplaneError:
+        """What an operation failed with, with the peer named where the connection ended."""
+        return self._lost_error() if isinstance(failure, PeerLostError) else failure
+
+    def ledger(self) -> Ledger:
+        """State and credit now; one command."""
+        answer = _abi.EndpointQuery(endpoint_id=self.id)
+        self._call("ENDPOINT_QUERY", _abi.ENDPOINT_QUERY, answer)
+        copied = {
+            field.name: getattr(answer, field.name)
+            for field in dataclasses.fields(Ledger)
+            if field.name not in ("state", "path", "peer_address")
+        }
+        return Ledger(
+            state=_region.state_of(answer.state),
+            path=PATHS[answer.path],
+            peer_address=text_of(answer.peer_address),
+            **copied,
+        )
+
+    def statistics(self) -> Statistics:
+        """Counters of this endpoint; one command."""
+        self._check()
+        return read_statistics(self.plane, _abi.SCOPE_ENDPOINT, self.id)
+
+    def histogram(self) -> Histogram:
+        """Nanoseconds from acceptance to completion; 18 commands."""
+        self._check()
+        return read_histogram(self.plane, _abi.SCOPE_ENDPOINT, self.id, _abi.HISTOGRAM_LATENCY)
+
+    def _call(self, name: str, number: int, struct: ctypes.Structure) -> None:
+        self._check()
+        try:
+            self.plane.call(name, number, struct)
+        except DmaplaneError as failure:
+            self._inbox.check()  # closed meanwhile: that is the reason
+            explained = self._explained(failure)
+            if explained is failure:
+                raise
+            raise explained from failure
+
+    @property
+    def closed(self) -> bool:
+        """True after close(), or once its channel or plane is closed. Not when it is lost."""
+        return self._inbox.refusal is not None or self.channel.closed
+
+    def _check(self) -> None:
+        if self._inbox.refusal is not None:
+            raise ClosedError(self._inbox.refusal)
+        self.channel._check()
+
+    def close(self, *, drain: bool = False, timeout: float | None = None) -> None:
+        """Ends the connection; idempotent. What is in flight fails, or with @drain finishes.
+
+        With @drain the peer drains too, or TimedOutError after @timeout seconds leaves it
+        draining: it takes nothing new.
+        """
+        if self._inbox.refusal is not None or self.channel.closed:
+            return
+        if drain:
+            self._drain(deadline_of(timeout))
+        with Visit(self.plane):  # the plane is not ended before this is
+            try:
+                self._open.pop()
+            except IndexError:
+                return  # another thread is closing it, or has
+            answer = 0 if drain else self._destroy()
+            self.channel._taker.take_now()
+            self.channel._taker.inboxes.pop(self.user_data, None)
+            self._inbox.end(f"endpoint {self.id} is closed")
+            for region in list(self._regions):
+                region._refusal = f"endpoint {self.id} is closed"
+            self.channel._children.discard(self)
+            if self._is_private:
+                self.channel.close()
+        if answer not in (0, -errno.ENOENT, -errno.ETIMEDOUT):
+            raise error_from(answer, "ENDPOINT_DESTROY", f"endpoint {self.id}")
+
+    def _drain(self, deadline_ns: int) -> None:
+        answer, last = -errno.ETIMEDOUT, False
+        while answer == -errno.ETIMEDOUT and not last:
+            until, last = slice_of(deadline_ns)
+            self._check()
+            with Visit(self.plane):
+                answer = self._command(_abi.DESTROY_DRAIN, until)
+        if answer == -errno.ETIMEDOUT:
+            raise TimedOutError(
+                f"endpoint {self.id} has not drained, here or at {self.peer_address}; "
+                "it takes nothing new; close() ends it",
+                errno=errno.ETIMEDOUT,
+            )
+        if answer not in (0, -errno.ENOENT):
+            raise error_from(answer, "ENDPOINT_DESTROY", f"endpoint {self.id}")
+
+    def _destroy(self) -> int:
+        """Takes what holds it away first."""
+        for region in list(self._regions):
+            region.close()
+        answer = self._command(0, 0)
+        if answer != -errno.EBUSY:
+            return answer
+        operations = self.channel._operations
+        limit = time.monotonic_ns() + _LEAVE_NS
+        for user_data, operation in list(operations.items()):
+            if operation._endpoint is self:
+                request = _abi.Cancel(
+                    size=ctypes.sizeof(_abi.Cancel),
+                    channel_id=self.channel.id,
+                    user_data=user_data,
+                    deadline_ns=limit,
+                )
+                self.plane._command(_abi.CANCEL, request)
+        return self._command(_abi.DESTROY_DRAIN, limit)
+
+    def _command(self, flags: int, deadline_ns: int) -> int:
+        request = _abi.Destroy(
+            size=ctypes.sizeof(_abi.Destroy), flags=flags, id=self.id, deadline_ns=deadline_ns
+        )
+        answer = -errno.EINTR
+        while answer == -errno.EINTR:
+            answer = self.plane._command(_abi.ENDPOINT_DESTROY, request)
+        return answer
+
+    def __enter__(self) -> Self:
+        self._check()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_open") and not self.closed and not self.plane.closed:
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "lost" if self._inbox.lost else f"epoch {self.epoch}"
+        return f"<endpoint {self.id} to {self.peer_address} by {self.path}, {state}>"
+
+
+class Seat:
+    """A place for one endpoint on a channel, made before it: what comes for it has where to go."""
+
+    def __init__(
+        self,
+        plane: Plane,
+        channel: Channel | None,
+        window: int,
+        window_bytes: int,
+        detect: float | None,
+        spare: Channel | None = None,
+    ) -> None:
+        plane.require(Capability.ENDPOINT)
+        if not 0 < window < plane.limits.slots_max:
+            raise InvalidError("window", f"{window}", fix=f"1 .. {plane.limits.slots_max - 1}")
+        if window_bytes < 1:
+            raise InvalidError("window_bytes", f"{window_bytes}", fix="at least 1")
+        if detect is not None and not 0.001 <= detect <= 4e6:
+            raise InvalidError("detect", f"{detect}", fix="seconds, 0.001 .. 4e6, or None")
+        if channel is not None and channel.plane is not plane:
+            raise InvalidError("channel", "it belongs to another plane", fix="plane.channel()")
+        if channel is not None and window >= channel.completion_slots:
+            raise InvalidError(
+                "window",
+                f"{window}, and the channel has {channel.completion_slots} completion slots",
+                fix="a smaller one, or plane.channel(completion_slots=...)",
+            )
+        self.is_private = channel is None
+        if channel is not None:
+            channel._check()
+        self.window = window
+        self.window_bytes = window_bytes
+        self.detect_ms = 0 if detect is None else int(detect * 1000)
+        self.channel = channel or spare or _private_channel(plane, window)
+        self.user_data = next(self.channel._endpoint_numbers)
+        self.inbox = Inbox()
+        self.channel._taker.inboxes[self.user_data] = self.inbox
+
+    def offer(self, request: _abi.Connect | _abi.Accept) -> None:
+        """Fills in what CONNECT and ACCEPT have in common."""
+        request.channel_id = self.channel.id
+        request.window_slots = self.window
+        request.window_bytes = self.window_bytes
+        request.detect_ms = self.detect_ms
+        request.user_data = self.user_data
+
+    def leave(self, request: _abi.Connect | _abi.Accept, *, keep: bool = False) -> None:
+        """Nobody sits here; with @keep its private channel stays open for another."""
+        self.channel._taker.inboxes.pop(self.user_data, None)
+        if request.endpoint_id:  # an exception came right behind the answer
+            ended = _abi.Destroy(size=ctypes.sizeof(_abi.Destroy), id=request.endpoint_id)
+            with Visit(self.channel.plane):
+                if not self.channel.plane._ended:
+                    self.channel.plane._command(_abi.ENDPOINT_DESTROY, ended)
+        if self.is_private and not keep:
+            self.channel.close()
+
+
+def completions_for(window: int) -> int:
+    """Completion slots of a channel for one endpoint with that window."""
+    return int(1 << (2 * _SLOTS + window + 1).bit_length())
+
+
+def _private_channel(plane: Plane, window: int) -> Channel:
+    needed = completions_for(window)
+    if needed > plane.limits.slots_max:
+        raise InvalidError("window", f"{window}", fix=f"at most {plane.limits.slots_max // 2}")
+    return plane.channel(_SLOTS, completion_slots=needed)
+
+
+def connect(
+    plane: Plane,
+    address: str,
+    *,
+    secret: str | bytes | None,
+    window: int,
+    window_bytes: int,
+    timeout: float | None,
+    require: _address.Require | None,
+    encrypt: bool,
+    detect: float | None,
+    channel: Channel | None,
+) -> Endpoint:
+    """Plane.connect()."""
+    request = _abi.Connect(deadline_ns=deadline_of(timeout))
+    _address.describe(request, address=address, secret=secret, require=require, encrypt=encrypt)
+    seat = Seat(plane, channel, window, window_bytes, detect)
+    seat.offer(request)
+    try:
+        try:
+            plane.call("CONNECT", _abi.CONNECT, request, address)
+        except DmaplaneError as failure:
+            _address.refuse(failure, plane, request)
+        finally:
+            _address.forget_secret(request)
+        return Endpoint(seat, request, address)
+    except BaseException:
+        seat.leave(request)
+        raise
+
+
+async def connect_async(plane: Plane, address: str, options: dict[str, Any]) -> Endpoint:
+    """Plane.connect_async(). Who is cancelled leaves no connection behind."""
+    made: list[Endpoint] = []
+    unwanted: list[bool] = []
+
+    def make() -> None:
+        made.append(plane.connect(address, **options))
+        if unwanted:
+            discard()
+
+    def discard() -> None:
+        try:
+            made.pop().close()  # list.pop() happens once
+        except IndexError:
+            pass
+
+    try:
+        await asyncio.get_running_loop().run_in_executor(None, make)
+        return made.pop()
+    except asyncio.CancelledError:
+        unwanted.append(True)
+        discard()
+        raise
