@@ -188,7 +188,7 @@ int dmp_buffer_query(struct dmp_plane *plane, void *argument)
 		query->pages = buffer->placement.pages;
 		query->pages_misplaced = buffer->placement.pages_misplaced;
 		query->mappings = buffer->mappings;
-		query->regions = 0;
+		query->regions = buffer->regions;
 		query->exports = exports_of(buffer);
 		query->operations = __atomic_load_n(&buffer->operations, __ATOMIC_ACQUIRE);
 		query->create_flags = buffer->create_flags;
@@ -202,7 +202,7 @@ int dmp_buffer_query(struct dmp_plane *plane, void *argument)
 static bool held(struct dmp_buffer *buffer)
 {
 	/* Acquire: what the last operation did to the memory has happened. */
-	return buffer->mappings != 0 ||
+	return buffer->mappings != 0 || buffer->regions != 0 ||
 	       __atomic_load_n(&buffer->operations, __ATOMIC_SEQ_CST) != 0 ||
 	       exports_of(buffer) != 0;
 }

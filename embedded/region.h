@@ -12,8 +12,9 @@
  * writes down which slot it is about to touch, then reads the word, then copies
  * (shm.h: `touching`); so after the change either the peer sees it, or we see the peer.
  *
- * Locks: plane->lock makes, finds and destroys. the region table's own lock, a leaf, lets the
- * executors of all channels find by key while that goes on.
+ * Locks: plane->lock makes, finds and destroys. The region table's own lock, a leaf, lets the
+ * executors of all channels find by key while that goes on: what takes a key may be called
+ * with any lock held.
  */
 #ifndef DMP_REGION_H
 #define DMP_REGION_H
@@ -22,7 +23,11 @@
 
 #include "plane.h"
 
-#define DMP_REGIONS_MAX 65536u		/* slots of the board */
+/*
+ * Alive at once on one plane, own and peers'; slots of the board. Of the 65536 ids of a
+ * plane 32768 are for buffers, 1024 for channels and 4096 for endpoints.
+ */
+#define DMP_REGIONS_MAX 24576u
 
 struct dmp_embedded_endpoint;
 
@@ -36,8 +41,9 @@ struct dmp_region {
 	__u32 access;
 	__u32 generation;
 	__u32 slot;
-	/* atomic; grows only under the table's lock while the region is live */
-	uint32_t operations;
+	/* atomic */
+	uint32_t operations;		/* grows only under the table's lock while it is live */
+	bool shared;			/* a shm peer was given the memory */
 };
 
 /* A peer's region, named on an endpoint by REGION_IMPORT. */
@@ -72,7 +78,7 @@ int dmp_region_key_decode(const __u8 *bytes, __u32 count, struct dmp_region_key 
 /*
  * A peer wants to touch (key, offset, length): 0, holding the region, and where the bytes
  * are. -EACCES no such key or right, -ESTALE it was revoked, -EINVAL outside. A length of
- * 0 asks only whether it might.
+ * 0 asks only whether it might; it holds the region too. A release wakes who drains.
  */
 int dmp_region_admit(struct dmp_plane *plane, const __u8 *key, __u32 key_bytes, __u64 offset,
 		     __u64 length, __u32 access, struct dmp_region **region, char **address);
@@ -80,20 +86,34 @@ void dmp_region_release(struct dmp_plane *plane, struct dmp_region *region);
 
 /*
  * For a shm peer that shows @key: a new descriptor of the buffer's memory, for reading only
- * unless REMOTE_WRITE was granted, and where the region lies in it. -EOPNOTSUPP for memory
- * that has no descriptor (kind USER).
+ * unless REMOTE_WRITE was granted, and where the region lies in it: a byte offset that need
+ * not be a page's. -EACCES and -ESTALE as above. -EOPNOTSUPP for memory that has no
+ * descriptor (kind USER), or none that is sealed against shrinking (dma-buf).
  */
 int dmp_region_share(struct dmp_plane *plane, const __u8 *key, __u32 key_bytes, int *fd,
 		     __u64 *offset, __u64 *length);
 
-/* The region board: one 32-bit generation (0: none) for each slot. Made on first use. */
+/*
+ * The region board: one 32-bit generation (0: none) for each slot. Made on first use. The
+ * descriptor stays the table's.
+ */
 int dmp_region_board(struct dmp_plane *plane, const uint32_t **words, int *read_only_fd);
 
-/* With the plane: the table of slots and its lock. */
+/*
+ * Does a shm peer touch the region right now? plane->lock held, no channel's; a peer that
+ * is stopped in a copy touches it until its process goes on or is gone.
+ */
+bool dmp_region_is_touched_locked(struct dmp_plane *plane, const struct dmp_region *region);
+
+/* With the plane: the table of slots and its lock; closed after every region is freed. */
 int dmp_region_open(struct dmp_plane *plane);
 void dmp_region_close(struct dmp_plane *plane);
 
-/* Closing the plane: all that is left, peers gone. */
+/*
+ * Closing the plane: all that is left, executors and peers gone. Neither looks at the buffer
+ * or the endpoint, whose counts REGION_DESTROY keeps. Who makes a remote public counts it, in
+ * plane->regions, in statistics.regions (taken back by dmp_remote_free) and on its endpoint.
+ */
 void dmp_region_free(struct dmp_plane *plane, struct dmp_region *region);
 void dmp_remote_free(struct dmp_plane *plane, struct dmp_remote *remote);
 
