@@ -17,6 +17,7 @@ In the table of laws the last two columns are written, counts of those cases.
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -97,12 +98,14 @@ def _names(capabilities: Capability) -> str:
 def table(law: str, planes: dict[str, Claims]) -> str:
     """The cases of @law; nothing if there are none."""
     rows = []
-    for case in testing.cases():
-        if case.law != law:
-            continue
-        said = (case.check.__doc__ or "").strip().split("\n\n")[0]
-        text = f"`{case}`" + (f": {' '.join(said.split())}" if said else "")
-        rows.append(f"| {text} | {' | '.join(verdict(case, planes[name]) for name in planes)} |\n")
+    listed = [case for case in testing.cases() if case.law == law]
+    for check, alike in itertools.groupby(listed, key=lambda case: case.check):
+        over = list(alike)  # one for each fabric, or one
+        said = (check.__doc__ or "").strip().split("\n\n")[0]
+        text = ", ".join(f"`{case}`" for case in over)
+        text += f": {' '.join(said.split())}" if said else ""
+        verdicts = [verdict(over[0], planes[name]) for name in planes]
+        rows.append(f"| {text} | {' | '.join(verdicts)} |\n")
     if not rows:
         return ""
     return f"\n| test | {' | '.join(planes)} |\n| --- | --- | --- |\n{''.join(rows)}\n"

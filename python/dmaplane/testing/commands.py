@@ -12,7 +12,7 @@ import ctypes
 import errno
 import fcntl
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from dmaplane import _abi
 from dmaplane._plane import Capability
@@ -63,6 +63,17 @@ NEEDED: Final[dict[str, tuple[Capability, ...]]] = {
 }
 """Any one of these capabilities has the command served."""
 
+CONNECTION: Final = (
+    "REGION_CREATE",
+    "REGION_QUERY",
+    "REGION_DESTROY",
+    "LISTEN",
+    "LISTENER_DESTROY",
+    "CONNECT",
+    "ACCEPT",
+)
+LOOPBACK: Final = b"127.0.0.1:0"
+
 
 class Bench:
     """A plane with a buffer and a channel, and a well-formed request of each command."""
@@ -74,6 +85,8 @@ class Bench:
         _rig.expect(_rig.ask(plane, _abi.CHANNEL_CREATE, made), 0)
         self.channel = made.channel_id
         self.memory = self._memory()
+        self.regions: list[int] = []
+        self.listeners: list[int] = []
 
     def _memory(self) -> int:
         """An fd that the plane imports, if it imports anything: a memory file or a dma-buf."""
@@ -87,7 +100,7 @@ class Bench:
         return fd
 
     def close(self) -> None:
-        """The plane takes the rest with it."""
+        """The plane takes the rest with it: what refused requests were about, too."""
         os.close(self.memory)
 
     def served(self, command: _abi.Command) -> bool:
@@ -113,6 +126,8 @@ class Bench:
             made = _abi.BufferExport(buffer_id=self.buffer)
         elif name == "BUFFER_IMPORT":
             made = _abi.BufferImport(fd=self.memory)
+        elif self.served(command) and name in CONNECTION:
+            made = self._of_connections(name)
         elif name == "CHANNEL_CREATE":
             made = _abi.ChannelCreate(slots=4)
         elif name == "CHANNEL_QUERY":
@@ -130,10 +145,43 @@ class Bench:
         made.size = ctypes.sizeof(made)
         return made
 
+    def _of_connections(self, name: str) -> ctypes.Structure:
+        """A request about regions, listeners or endpoints, of a plane that has them."""
+        if name == "REGION_CREATE":
+            return _abi.RegionCreate(buffer_id=self.buffer, access=1, length_bytes=64)
+        if name in ("REGION_QUERY", "REGION_DESTROY"):
+            region = _abi.RegionCreate(buffer_id=self.buffer, access=1, length_bytes=64)
+            _rig.expect(_rig.ask(self.plane, _abi.REGION_CREATE, region), 0)
+            self.regions.append(region.region_id)
+            if name == "REGION_QUERY":
+                return _abi.RegionQuery(region_id=region.region_id)
+            return _abi.Destroy(id=region.region_id)
+        if name == "LISTEN":
+            request = _abi.Listen(channel_id=self.channel)
+            ctypes.memmove(request.address, LOOPBACK, len(LOOPBACK))
+            return request
+        if name == "LISTENER_DESTROY":
+            door: Any = self._of_connections("LISTEN")
+            _rig.expect(_rig.ask(self.plane, _abi.LISTEN, door), 0)
+            self.listeners.append(door.listener_id)
+            return _abi.Destroy(id=door.listener_id)
+        if name == "CONNECT":
+            # Whoever is asked: the time to be connected by has passed.
+            window = {"window_slots": 1, "window_bytes": 4096, "deadline_ns": 1}
+            dial = _abi.Connect(channel_id=self.channel, **window)
+            ctypes.memmove(dial.address, LOOPBACK[:-1] + b"9", len(LOOPBACK))
+            return dial
+        window = {"window_slots": 1, "window_bytes": 4096, "deadline_ns": 1}
+        return _abi.Accept(listener_id=self.buffer, channel_id=self.channel, **window)
+
     def answers(self, command: _abi.Command) -> tuple[int, ...]:
         """What the plane may say to a request without a mistake in its form."""
         if not self.served(command):
             return (errno.EOPNOTSUPP,)
+        if command.name == "CONNECT":
+            return (errno.ETIMEDOUT, errno.ECONNREFUSED)
+        if command.name in CONNECTION and command.name != "ACCEPT":
+            return (0,)
         if command.name == "CANCEL":
             return (errno.ENOENT,)  # nothing is in flight
         if command.name in NEEDED and command.name not in ("BUFFER_EXPORT", "BUFFER_IMPORT"):
@@ -148,6 +196,14 @@ class Bench:
             _rig.destroy(self.plane, _abi.BUFFER_DESTROY, request.buffer_id)
         elif command.name == "CHANNEL_CREATE":
             _rig.destroy(self.plane, _abi.CHANNEL_DESTROY, request.channel_id)
+        elif command.name == "REGION_CREATE":
+            self.regions.append(request.region_id)
+        elif command.name == "LISTEN":
+            self.listeners.append(request.listener_id)
+        while self.regions:
+            _rig.destroy(self.plane, _abi.REGION_DESTROY, self.regions.pop())
+        while self.listeners:
+            _rig.destroy(self.plane, _abi.LISTENER_DESTROY, self.listeners.pop())
 
 
 def _send(
