@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import dataclasses
 import errno
 import time
 import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from dmaplane import _abi, _address, _operands, _region, _rows
+from dmaplane import _abi, _operands, _region, _rows
 from dmaplane._errors import (
     ClosedError,
     DmaplaneError,
@@ -30,10 +29,9 @@ from dmaplane._errors import (
     TimedOutError,
     error_from,
 )
-from dmaplane._inbox import Inbox
-from dmaplane._plane import PATHS, SLICE_NS, Capability, Path, Visit, deadline_of, slice_of
+from dmaplane._ledger import Ledger, ledger_of
+from dmaplane._plane import PATHS, SLICE_NS, Path, Visit, deadline_of, slice_of
 from dmaplane._statistics import Histogram, Statistics, read_histogram, read_statistics
-from dmaplane._topology import text_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -44,16 +42,12 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from dmaplane._buffer import Buffer, BufferRange
-    from dmaplane._channel import Channel
     from dmaplane._completion import Completion
     from dmaplane._operation import Operation
     from dmaplane._plane import Plane
-    from dmaplane._region import RemoteRange, RemoteRegion, State
+    from dmaplane._region import RemoteRange, RemoteRegion
+    from dmaplane._seat import Seat
 
-WINDOW: Final = 64
-WINDOW_BYTES: Final = 4 << 20
-_SLOTS: Final = 256
-"""Submissions a channel holds that an endpoint makes for itself."""
 _BATCH_NS: Final = 10_000_000
 """Who waits for several looks this often whether the connection has ended meanwhile."""
 _LEAVE_NS: Final = 1_000_000_000
@@ -65,44 +59,6 @@ _CAUSES: Final = {
     errno.ESTALE: "the peer has started anew",
     errno.ETIMEDOUT: "the peer was silent for the detection time",
 }
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Ledger:
-    """Credit and state of an endpoint. str() of it is for people."""
-
-    state: State
-    path: Path
-    epoch: int
-    peer_address: str
-    peer_incarnation: int
-    send_slots: int
-    """Messages and immediates that may be sent now."""
-    send_slots_in_flight: int
-    send_bytes: int
-    """Bytes of these that may be sent now."""
-    send_bytes_in_flight: int
-    granted_slots: int
-    """To the peer, so far in all."""
-    granted_bytes: int
-    """To the peer, so far in all."""
-    stalls: int
-    """Times an operation waited for credit."""
-    stall_ns: int
-    operations: int
-    """In flight."""
-    regions: int
-    """Imported."""
-
-    def __str__(self) -> str:
-        return (
-            f"{self.peer_address} by {self.path}, epoch {self.epoch}, {self.state}\n"
-            f"  may send   {self.send_slots} slots, {self.send_bytes} bytes"
-            f" (in flight {self.send_slots_in_flight}, {self.send_bytes_in_flight})\n"
-            f"  granted    {self.granted_slots} slots, {self.granted_bytes} bytes so far\n"
-            f"  stalled    {self.stalls} times, {self.stall_ns / 1e6:.3f} ms\n"
-            f"  holds      {self.operations} operations, {self.regions} regions"
-        )
 
 
 class Immediate:
@@ -471,17 +427,7 @@ class Endpoint:
         """State and credit now; one command."""
         answer = _abi.EndpointQuery(endpoint_id=self.id)
         self._call("ENDPOINT_QUERY", _abi.ENDPOINT_QUERY, answer)
-        copied = {
-            field.name: getattr(answer, field.name)
-            for field in dataclasses.fields(Ledger)
-            if field.name not in ("state", "path", "peer_address")
-        }
-        return Ledger(
-            state=_region.state_of(answer.state),
-            path=PATHS[answer.path],
-            peer_address=text_of(answer.peer_address),
-            **copied,
-        )
+        return ledger_of(answer)
 
     def statistics(self) -> Statistics:
         """Counters of this endpoint; one command."""
@@ -605,129 +551,3 @@ class Endpoint:
     def __repr__(self) -> str:
         state = "closed" if self.closed else "lost" if self._inbox.lost else f"epoch {self.epoch}"
         return f"<endpoint {self.id} to {self.peer_address} by {self.path}, {state}>"
-
-
-class Seat:
-    """A place for one endpoint on a channel, made before it: what comes for it has where to go."""
-
-    def __init__(
-        self,
-        plane: Plane,
-        channel: Channel | None,
-        window: int,
-        window_bytes: int,
-        detect: float | None,
-        spare: Channel | None = None,
-    ) -> None:
-        plane.require(Capability.ENDPOINT)
-        if not 0 < window < plane.limits.slots_max:
-            raise InvalidError("window", f"{window}", fix=f"1 .. {plane.limits.slots_max - 1}")
-        if window_bytes < 1:
-            raise InvalidError("window_bytes", f"{window_bytes}", fix="at least 1")
-        if detect is not None and not 0.001 <= detect <= 4e6:
-            raise InvalidError("detect", f"{detect}", fix="seconds, 0.001 .. 4e6, or None")
-        if channel is not None and channel.plane is not plane:
-            raise InvalidError("channel", "it belongs to another plane", fix="plane.channel()")
-        if channel is not None and window >= channel.completion_slots:
-            raise InvalidError(
-                "window",
-                f"{window}, and the channel has {channel.completion_slots} completion slots",
-                fix="a smaller one, or plane.channel(completion_slots=...)",
-            )
-        self.is_private = channel is None
-        if channel is not None:
-            channel._check()
-        self.window = window
-        self.window_bytes = window_bytes
-        self.detect_ms = 0 if detect is None else int(detect * 1000)
-        self.channel = channel or spare or _private_channel(plane, window)
-        self.user_data = next(self.channel._endpoint_numbers)
-        self.inbox = Inbox()
-        self.channel._taker.inboxes[self.user_data] = self.inbox
-
-    def offer(self, request: _abi.Connect | _abi.Accept) -> None:
-        """Fills in what CONNECT and ACCEPT have in common."""
-        request.channel_id = self.channel.id
-        request.window_slots = self.window
-        request.window_bytes = self.window_bytes
-        request.detect_ms = self.detect_ms
-        request.user_data = self.user_data
-
-    def leave(self, request: _abi.Connect | _abi.Accept, *, keep: bool = False) -> None:
-        """Nobody sits here; with @keep its private channel stays open for another."""
-        self.channel._taker.inboxes.pop(self.user_data, None)
-        if request.endpoint_id:  # an exception came right behind the answer
-            ended = _abi.Destroy(size=ctypes.sizeof(_abi.Destroy), id=request.endpoint_id)
-            with Visit(self.channel.plane):
-                if not self.channel.plane._ended:
-                    self.channel.plane._command(_abi.ENDPOINT_DESTROY, ended)
-        if self.is_private and not keep:
-            self.channel.close()
-
-
-def completions_for(window: int) -> int:
-    """Completion slots of a channel for one endpoint with that window."""
-    return int(1 << (2 * _SLOTS + window + 1).bit_length())
-
-
-def _private_channel(plane: Plane, window: int) -> Channel:
-    needed = completions_for(window)
-    if needed > plane.limits.slots_max:
-        raise InvalidError("window", f"{window}", fix=f"at most {plane.limits.slots_max // 2}")
-    return plane.channel(_SLOTS, completion_slots=needed)
-
-
-def connect(
-    plane: Plane,
-    address: str,
-    *,
-    secret: str | bytes | None,
-    window: int,
-    window_bytes: int,
-    timeout: float | None,
-    require: _address.Require | None,
-    encrypt: bool,
-    detect: float | None,
-    channel: Channel | None,
-) -> Endpoint:
-    """Plane.connect()."""
-    request = _abi.Connect(deadline_ns=deadline_of(timeout))
-    _address.describe(request, address=address, secret=secret, require=require, encrypt=encrypt)
-    seat = Seat(plane, channel, window, window_bytes, detect)
-    seat.offer(request)
-    try:
-        try:
-            plane.call("CONNECT", _abi.CONNECT, request, address)
-        except DmaplaneError as failure:
-            _address.refuse(failure, plane, request)
-        finally:
-            _address.forget_secret(request)
-        return Endpoint(seat, request, address)
-    except BaseException:
-        seat.leave(request)
-        raise
-
-
-async def connect_async(plane: Plane, address: str, options: dict[str, Any]) -> Endpoint:
-    """Plane.connect_async(). Who is cancelled leaves no connection behind."""
-    made: list[Endpoint] = []
-    unwanted: list[bool] = []
-
-    def make() -> None:
-        made.append(plane.connect(address, **options))
-        if unwanted:
-            discard()
-
-    def discard() -> None:
-        try:
-            made.pop().close()  # list.pop() happens once
-        except IndexError:
-            pass
-
-    try:
-        await asyncio.get_running_loop().run_in_executor(None, make)
-        return made.pop()
-    except asyncio.CancelledError:
-        unwanted.append(True)
-        discard()
-        raise

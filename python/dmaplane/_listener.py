@@ -16,10 +16,11 @@ import warnings
 from typing import TYPE_CHECKING, Final
 
 from dmaplane import _abi, _address
-from dmaplane._endpoint import WINDOW, WINDOW_BYTES, Endpoint, Seat, completions_for
+from dmaplane._endpoint import Endpoint
 from dmaplane._errors import DmaplaneError, InvalidError, TimedOutError, error_from
 from dmaplane._inbox import Inbox
 from dmaplane._plane import Capability, Visit, deadline_of, slice_of
+from dmaplane._seat import WINDOW, WINDOW_BYTES, Seat, completions_for
 from dmaplane._topology import text_of
 
 if TYPE_CHECKING:

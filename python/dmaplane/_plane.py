@@ -418,10 +418,10 @@ class Plane(abc.ABC):
         which a silent peer is lost. @channel: by default one of the endpoint's own.
         Raises UnreachableError, NotAllowedError (another secret), TimedOutError.
         """
-        from dmaplane import _endpoint
+        from dmaplane import _seat
 
         self._check()
-        return _endpoint.connect(
+        return _seat.connect(
             self,
             address,
             secret=secret,
@@ -436,10 +436,10 @@ class Plane(abc.ABC):
 
     async def connect_async(self, address: str, **options: Any) -> Endpoint:
         """connect() for asyncio, with the same arguments; a thread of the loop's own waits."""
-        from dmaplane import _endpoint
+        from dmaplane import _seat
 
         self._check()
-        return await _endpoint.connect_async(self, address, options)
+        return await _seat.connect_async(self, address, options)
 
     @property
     def buffers(self) -> int:
