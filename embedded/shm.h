@@ -14,9 +14,10 @@
  * are copied out before they are looked at, descriptors must be sealed against shrinking.
  * What a same-user peer can still do, and no process can prevent, is in docs/endpoints.md.
  *
- * The end. A peer that closes or dies is noticed by drain(), which answers -ECONNRESET;
- * receive() goes on giving what the peer wrote before, and answers -ECONNRESET when that
- * is all taken. So: on an error of drain(), receive until receive() fails too.
+ * The end. A peer that closes or dies is noticed by drain(), which answers -ECONNRESET
+ * (-EPROTO for a message that makes no sense); receive() goes on giving what the peer wrote
+ * before, and answers the same when that is all taken. So: on an error of drain(), receive
+ * until receive() fails too.
  *
  * Revocation. A move writes `touching`, then reads `closed` and the region board of the
  * peer, then copies. Who revokes changes the board, then looks at `touching`
