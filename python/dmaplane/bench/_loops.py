@@ -46,6 +46,11 @@ _PROTOTYPES: Final = {
     "dmp_bench_wakeups": (_INT, _U64, _POINTER),
     "dmp_bench_allocate": (_INT, _U64, _U64, _INT, _POINTER),
     "dmp_bench_touch": (_POINTER, _U64, _U64, _POINTER),
+    "dmp_bench_drain": (_POINTER, _POINTER, _U64, _U32, _POINTER, _POINTER),
+    "dmp_bench_pingpong": (_POINTER, _POINTER, _POINTER, _INT, _U64, _POINTER),
+    "dmp_bench_socket_send": (_INT, _POINTER, _POINTER, _U64, _POINTER),
+    "dmp_bench_socket_receive": (_INT, _POINTER, _POINTER, _U64),
+    "dmp_bench_socket_pingpong": (_INT, _INT, _U64, _POINTER),
 }
 
 
@@ -67,12 +72,17 @@ def _loops() -> ctypes.CDLL:
     return loaded
 
 
+def _called(name: str, *arguments: object) -> None:
+    """Calls a loop; its errno raised."""
+    answer: int = getattr(_loops(), name)(*arguments)
+    if answer:
+        raise error_from(answer, name)
+
+
 def _timed(name: str, *arguments: object) -> int:
     """Calls a loop; nanoseconds, or its errno raised."""
     elapsed = ctypes.c_uint64()
-    answer: int = getattr(_loops(), name)(*arguments, ctypes.byref(elapsed))
-    if answer:
-        raise error_from(answer, name)
+    _called(name, *arguments, ctypes.byref(elapsed))
     return elapsed.value
 
 
@@ -147,6 +157,41 @@ class RawChannel:
             len(self.completions),
         )
 
+    @property
+    def id(self) -> int:
+        """Of the channel."""
+        return self._id
+
+    def drain(self, count: int, wait: int) -> tuple[int, int]:
+        """Takes @count immediates of a peer, @wait at a time: their sum, and when it was done."""
+        immediates, end = ctypes.c_uint64(), ctypes.c_uint64()
+        _called(
+            "dmp_bench_drain",
+            self.exchange,
+            self.client_at,
+            count,
+            min(wait, self.slots),
+            ctypes.byref(immediates),
+            ctypes.byref(end),
+        )
+        return immediates.value, end.value
+
+    def pingpong(
+        self, row: npt.NDArray[np.void], count: int, *, first: bool
+    ) -> npt.NDArray[np.uint64]:
+        """Nanoseconds of each of @count round trips of @row, with the other side doing the same."""
+        each = np.zeros(count, dtype=np.uint64)
+        _called(
+            "dmp_bench_pingpong",
+            self.exchange,
+            self.client_at,
+            row.ctypes.data,
+            int(first),
+            count,
+            each.ctypes.data,
+        )
+        return each
+
     def close(self) -> None:
         """Unmaps and ends it."""
         self._plane._unmap(self._address, self._map_bytes)
@@ -203,9 +248,24 @@ def touch(address: int, length_bytes: int, page_bytes: int) -> int:
 def wakeups(*, spin: bool, count: int) -> npt.NDArray[np.uint64]:
     """Nanoseconds of each of @count round trips between two threads, by eventfd or a word."""
     each = np.zeros(count, dtype=np.uint64)
-    answer: int = _loops().dmp_bench_wakeups(int(spin), count, each.ctypes.data)
-    if answer:
-        raise error_from(answer, "dmp_bench_wakeups")
+    _called("dmp_bench_wakeups", int(spin), count, each.ctypes.data)
+    return each
+
+
+def socket_send(fd: int, source: npt.NDArray[np.uint8], rows: npt.NDArray[np.void]) -> int:
+    """Nanoseconds until the other side of a socket has all of @rows in place."""
+    return _timed("dmp_bench_socket_send", fd, source.ctypes.data, rows.ctypes.data, len(rows))
+
+
+def socket_receive(fd: int, target: npt.NDArray[np.uint8], rows: npt.NDArray[np.void]) -> None:
+    """The other side of socket_send()."""
+    _called("dmp_bench_socket_receive", fd, target.ctypes.data, rows.ctypes.data, len(rows))
+
+
+def socket_pingpong(fd: int, count: int, *, first: bool) -> npt.NDArray[np.uint64]:
+    """Nanoseconds of each of @count round trips of one byte, with the other side doing the same."""
+    each = np.zeros(count, dtype=np.uint64)
+    _called("dmp_bench_socket_pingpong", fd, int(first), count, each.ctypes.data)
     return each
 
 

@@ -57,6 +57,23 @@ CLAIMS: Final[dict[str, Target]] = {
     "observe/loss-percent": Target("<=", 3.0),
     "scale/buffers": Target("<=", 1.3),
     "scale/channels": Target("<=", 1.3),
+    "endpoint/shm-4KiB": Target(">=", 0.80),
+    "endpoint/shm-64KiB": Target(">=", 0.85),
+    "endpoint/shm-1MiB": Target(">=", 0.90),
+    "endpoint/shm-4KiB-nixl": Target(">=", 4.0),
+    "endpoint/tcp-4KiB": Target(">=", 2.0),
+    "endpoint/tcp-64KiB": Target(">=", 1.0),
+    "endpoint/tcp-1MiB": Target(">=", 1.0),
+    "endpoint/tcp-1MiB-mooncake": Target(">=", 2.0),
+    "endpoint/shm-rtt-wait-us": Target("<=", 35.0),
+    "endpoint/tcp-rtt-wait-us": Target("<=", 60.0),
+    "endpoint/shm-rtt-spin-us": Target("<=", 8.0),
+    "endpoint/shm-rtt-c-spin-us": Target("<=", 1.0),
+    "endpoint/idle-core": Target("<=", 0.5),
+    "endpoint/flat-endpoints": Target("<=", 1.5),
+    "endpoint/flat-outstanding": Target("<=", 1.5),
+    "endpoint/dead-shm-ms": Target("<=", 50.0),
+    "endpoint/dead-tcp-ms": Target("<=", 100.0),
 }
 
 
