@@ -12,7 +12,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "channel_embedded.h"
+#include "endpoint_embedded.h"
 #include "plane.h"
 
 int dmp_board_open(struct dmp_plane *plane)
@@ -74,7 +74,7 @@ int dmp_statistics_read(struct dmp_plane *plane, void *argument)
 	if (scope == DMP_SCOPE_CHANNEL)
 		return dmp_channel_statistics(plane, statistics);
 	if (scope == DMP_SCOPE_ENDPOINT)
-		return -EOPNOTSUPP;
+		return dmp_endpoint_statistics(plane, statistics);
 	if (scope != DMP_SCOPE_PLANE || id != 0)
 		return -EINVAL;
 	/* Backwards, against the order of counting: never more completions than submissions. */

@@ -10,11 +10,14 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "channel_embedded.h"
 #include "lifetime.h"
+#include "network.h"
 #include "topology.h"
 
 #define SPIN_US_MAX 1000000u
+
+/* Whoever is waited for in the network runs on no CPU of ours. */
+static const struct dmp_spin nobody_near = { .cpu = -1 };
 
 static int check_create(const struct dmp_channel_create *create)
 {
@@ -185,6 +188,7 @@ int dmp_channel_create(struct dmp_plane *plane, void *argument)
 	channel->workers = create->workers ? create->workers : 1;
 	dmp_spin_init(&channel->worker_spin, &channel->waiter_spin, fixed, create->spin_us * 1000u);
 	dmp_spin_init(&channel->waiter_spin, &channel->worker_spin, fixed, create->spin_us * 1000u);
+	dmp_spin_init(&channel->network_spin, &nobody_near, fixed, create->spin_us * 1000u);
 	error = allocate(channel, create);
 	if (error) {
 		free(channel);
@@ -314,6 +318,7 @@ int dmp_channel_statistics(struct dmp_plane *plane, struct dmp_statistics *stati
 	statistics->bytes = counters->bytes;
 	statistics->checksum_bytes = counters->checksum_bytes;
 	statistics->batches = counters->batches;
+	statistics->events = counters->events;
 	statistics->wakeups = channel->wakeups;
 	pthread_mutex_unlock(&channel->lock);
 	pthread_mutex_lock(&plane->lock);
@@ -329,16 +334,17 @@ int dmp_histogram_read(struct dmp_plane *plane, void *argument)
 	struct dmp_embedded_channel *channel;
 	int error;
 
-	if (histogram->scope == DMP_SCOPE_ENDPOINT)
-		return -EOPNOTSUPP;
-	if (histogram->scope != DMP_SCOPE_CHANNEL || histogram->kind > DMP_HISTOGRAM_STALL ||
+	if ((histogram->scope != DMP_SCOPE_CHANNEL && histogram->scope != DMP_SCOPE_ENDPOINT) ||
+	    histogram->kind > DMP_HISTOGRAM_STALL ||
 	    histogram->bucket_first % DMP_HISTOGRAM_WINDOW != 0 ||
 	    histogram->bucket_first >= DMP_HISTOGRAM_BUCKETS)
 		return -EINVAL;
+	memset(&histogram->samples, 0, sizeof(*histogram) - offsetof(struct dmp_histogram, samples));
+	if (histogram->scope == DMP_SCOPE_ENDPOINT)
+		return dmp_endpoint_histogram(plane, histogram);
 	error = enter_any(plane, histogram->id, &channel);
 	if (error)
 		return error;
-	memset(&histogram->samples, 0, sizeof(*histogram) - offsetof(struct dmp_histogram, samples));
 	if (histogram->kind == DMP_HISTOGRAM_LATENCY && channel->latency) {
 		pthread_mutex_lock(&channel->lock);
 		histogram->samples = channel->latency->samples;
@@ -369,6 +375,17 @@ static void send_waiters_home(struct dmp_embedded_channel *channel)
 	__atomic_add_fetch(&channel->done_sequence, 1, __ATOMIC_RELEASE);
 	pthread_mutex_unlock(&channel->lock);
 	dmp_futex_wake_all(&channel->done_sequence);
+}
+
+/* Its endpoints lose their connections; the worker sees to it. */
+static void end_network(struct dmp_embedded_channel *channel)
+{
+	pthread_mutex_lock(&channel->lock);
+	if (channel->network) {
+		channel->network->ending = true;
+		dmp_channel_kick(channel, dmp_channel_claim_wake_locked(channel));
+	}
+	pthread_mutex_unlock(&channel->lock);
 }
 
 int dmp_channel_destroy(struct dmp_plane *plane, void *argument)
@@ -404,7 +421,9 @@ int dmp_channel_destroy(struct dmp_plane *plane, void *argument)
 	}
 	dmp_lifetime_move(&channel->object.state, DMP_STATE_DEAD);
 	dmp_table_remove(&plane->table, &channel->object);
+	dmp_endpoint_forget_channel_locked(plane, channel);
 	send_waiters_home(channel);
+	end_network(channel);
 	wait_for_users_locked(plane, channel, 1);
 	pthread_mutex_unlock(&plane->lock);
 	dmp_channel_free(plane, channel);
@@ -417,9 +436,14 @@ void dmp_channel_free(struct dmp_plane *plane, struct dmp_embedded_channel *chan
 
 	if (channel->object.state != DMP_STATE_DEAD) {	/* the plane closes */
 		dmp_channel_cancel_everything(channel);
+		pthread_mutex_lock(&plane->lock);
+		dmp_endpoint_forget_channel_locked(plane, channel);
 		dmp_table_remove(&plane->table, &channel->object);
+		pthread_mutex_unlock(&plane->lock);
 	}
+	end_network(channel);
 	dmp_worker_stop(channel);
+	dmp_network_free(channel);
 	pthread_mutex_lock(&plane->lock);
 	plane->channels--;
 	dmp_board_add(&plane->board->statistics.channels, (__u64)-1);

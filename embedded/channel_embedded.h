@@ -11,6 +11,11 @@
  *    or stops) then finds it asleep, changes work_sequence and wakes it.
  *  - Waiters sleep on done_sequence. Telling completions changes it under the lock when
  *    one of them wants that many.
+ *  - A channel with endpoints has a network (network.h). Whoever executes then sleeps in
+ *    it, on the fabrics' descriptors, and says so in `watching`; who queues something rings
+ *    its bell. A caller who waits takes the place of a worker that watches, because then a
+ *    message from outside wakes the thread that wants it. The worker leaves the place to
+ *    callers who come and go for LEASE_NS before it watches again itself.
  */
 #ifndef DMP_CHANNEL_EMBEDDED_H
 #define DMP_CHANNEL_EMBEDDED_H
@@ -28,10 +33,22 @@
 
 #define DMP_WORKERS_MAX 16u
 
-/* Buffers an operation in flight holds; same index as the machine's operation. */
+struct dmp_embedded_endpoint;
+struct dmp_network;
+struct dmp_remote;
+
+/*
+ * What an operation in flight holds; same index as the machine's operation. An operation of
+ * an endpoint has one local buffer (source or target) and, for WRITE and READ, a remote.
+ */
 struct dmp_holds {
 	struct dmp_buffer *source;
 	struct dmp_buffer *target;
+	struct dmp_embedded_endpoint *endpoint;
+	struct dmp_remote *remote;
+	__u64 tag;			/* of the endpoint's machine, 0 before it is there */
+	__u32 checksum;			/* CRC32C of the bytes, where checksum_known */
+	bool checksum_known;
 };
 
 /* A large copy that several threads share: each takes the next slice until none is left. */
@@ -73,6 +90,15 @@ struct dmp_embedded_channel {
 	bool worker_sleeps;
 	bool worker_wakes;		/* it has been woken, and is not here yet */
 	bool executing;			/* somebody takes and runs operations */
+	bool watching;			/* and sleeps in the network */
+	bool worker_watches;		/* it is the worker that does */
+	bool worker_in_network;		/* it sleeps there, even if a caller has taken its place */
+	bool news;			/* atomic: somebody claimed a wake-up since the last round */
+	bool worker_parked;		/* it sleeps, without a limit, while a caller executes */
+	bool handed_over;		/* a caller has left the place to it, and wants no lease */
+	uint32_t place;			/* changes whenever a caller takes the executor's place */
+	uint32_t place_seen;		/* by the worker */
+	struct dmp_network *network;	/* NULL until the first endpoint */
 	bool stop;
 	bool closing;			/* waiters go home */
 	uint32_t waiters;
@@ -82,6 +108,7 @@ struct dmp_embedded_channel {
 
 	struct dmp_spin worker_spin;
 	struct dmp_spin waiter_spin;
+	struct dmp_spin network_spin;	/* for peers, who are nowhere near */
 	uint32_t work_sequence __attribute__((aligned(128)));
 	uint32_t done_sequence __attribute__((aligned(128)));
 	struct dmp_share share __attribute__((aligned(128)));
@@ -96,11 +123,11 @@ void dmp_worker_stop(struct dmp_embedded_channel *channel);
  * allowed where no thread is bound, for operations short enough that its own deadline is
  * not at stake. Runs until @wanted completions are unread or @deadline_ns has passed, and
  * hands what is left to the worker. @promised: nobody was told of what was accepted, so
- * if the place is taken by now the worker has to be.
+ * if the place is taken by now the worker has to be. 0, or -EINTR: a signal came.
  */
 bool dmp_worker_can_help_locked(const struct dmp_embedded_channel *channel);
-void dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted, uint64_t deadline_ns,
-		     bool promised);
+int dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted, uint64_t deadline_ns,
+		    bool promised);
 
 /*
  * Releases what completed operations held, tells their completions, publishes counters.
@@ -114,6 +141,26 @@ bool dmp_channel_tell_locked(struct dmp_embedded_channel *channel);
  */
 bool dmp_channel_claim_wake_locked(struct dmp_embedded_channel *channel);
 void dmp_channel_kick(struct dmp_embedded_channel *channel, bool wake);
+
+/*
+ * Waits, woken by every completion and by dmp_channel_nudge_locked(), until @done says so:
+ * 0, -ETIMEDOUT or, if @interruptible, -EINTR. Lock held, given up and held again.
+ */
+int dmp_channel_wait_locked(struct dmp_embedded_channel *channel,
+			    bool (*done)(struct dmp_embedded_channel *, void *), void *context,
+			    uint64_t deadline_ns, bool interruptible);
+void dmp_channel_nudge_locked(struct dmp_embedded_channel *channel);
+
+/* plane->lock held: the channel, entered; NULL with *error set. */
+struct dmp_embedded_channel *dmp_channel_enter_locked(struct dmp_plane *plane, uint32_t id,
+						      int *error);
+
+/*
+ * Tells a channel's user of something nobody submitted: -EAGAIN no slot to spare now,
+ * -ENOENT or -ESTALE the channel is gone. Takes both locks.
+ */
+int dmp_channel_announce(struct dmp_plane *plane, __u32 channel_id,
+			 const struct dmp_completion *event);
 
 /* Waits until nothing is in flight; 0, -ETIMEDOUT. No lock held. */
 int dmp_channel_drain(struct dmp_embedded_channel *channel, uint64_t deadline_ns);

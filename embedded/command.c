@@ -11,8 +11,9 @@
 #include <unistd.h>
 
 #include "command.h"
+#include "endpoint_embedded.h"
+#include "listener.h"
 #include "placement.h"
-#include "plane.h"
 #include "topology.h"
 
 static int serve_query(struct dmp_plane *plane, void *argument)
@@ -23,7 +24,7 @@ static int serve_query(struct dmp_plane *plane, void *argument)
 	query->abi_minor = DMP_ABI_MINOR;
 	query->capabilities = DMP_CAP_USER | DMP_CAP_EXPORT | DMP_CAP_IMPORT |
 			      DMP_CAP_IMPORT_DMABUF | DMP_CAP_PLACEMENT | DMP_CAP_BIND |
-			      DMP_CAP_CHECKSUM;
+			      DMP_CAP_CHECKSUM | DMP_CAP_REGION | DMP_CAP_ENDPOINT;
 	query->huge_page_bytes = dmp_topology_huge_page_bytes();
 	if (query->huge_page_bytes != 0)
 		query->capabilities |= DMP_CAP_HUGE;
@@ -31,15 +32,15 @@ static int serve_query(struct dmp_plane *plane, void *argument)
 		query->capabilities |= DMP_CAP_EXPORT_TRACKED;
 	if (access("/dev/udmabuf", R_OK | W_OK) == 0)
 		query->capabilities |= DMP_CAP_EXPORT_DMABUF;
-	query->fabrics = 1u << DMP_PATH_LOCAL;
+	query->fabrics = 1u << DMP_PATH_LOCAL | 1u << DMP_PATH_SHM | 1u << DMP_PATH_TCP;
 	query->nodes = (uint32_t)__builtin_popcountll(dmp_topology_node_mask());
 	query->page_bytes = (uint32_t)sysconf(_SC_PAGESIZE);
 	query->buffer_bytes_max = DMP_BUFFER_BYTES_MAX;
 	query->buffers_max = DMP_BUFFERS_MAX;
 	query->channels_max = DMP_CHANNELS_MAX;
 	query->slots_max = DMP_SLOTS_MAX;
-	query->endpoints_max = 0;
-	query->regions_max = 0;
+	query->endpoints_max = DMP_ENDPOINTS_MAX;
+	query->regions_max = DMP_REGIONS_MAX;
 	query->incarnation = plane->incarnation;
 	memset(query->version, 0, sizeof(query->version));
 	strncpy((char *)query->version, "embedded " DMP_VERSION, sizeof(query->version) - 1);
@@ -71,6 +72,16 @@ static int (*const serve[DMP_COMMAND_ROWS])(struct dmp_plane *plane, void *argum
 	ROW(DMP_CHANNEL_DESTROY) = dmp_channel_destroy,
 	ROW(DMP_ENTER) = dmp_channel_enter,
 	ROW(DMP_CANCEL) = dmp_channel_cancel_command,
+	ROW(DMP_REGION_CREATE) = dmp_region_create,
+	ROW(DMP_REGION_QUERY) = dmp_region_query,
+	ROW(DMP_REGION_DESTROY) = dmp_region_destroy,
+	ROW(DMP_REGION_IMPORT) = dmp_region_import_command,
+	ROW(DMP_LISTEN) = dmp_listener_create,
+	ROW(DMP_LISTENER_DESTROY) = dmp_listener_destroy,
+	ROW(DMP_CONNECT) = dmp_endpoint_connect_command,
+	ROW(DMP_ACCEPT) = dmp_endpoint_accept_command,
+	ROW(DMP_ENDPOINT_QUERY) = dmp_endpoint_query_command,
+	ROW(DMP_ENDPOINT_DESTROY) = dmp_endpoint_destroy_command,
 };
 
 static bool all_zero(const unsigned char *bytes, size_t length)

@@ -25,9 +25,9 @@
 
 #define DMP_ENDPOINTS_MAX	4096u	/* alive at once on one plane */
 #define DMP_OPERATIONS_MAX	256u	/* of one endpoint with its machine; the rest waits in its lane */
-#define DMP_RECEIVES_MAX	1024u	/* RECVs posted */
+#define DMP_RECEIVES_MAX	64u	/* RECVs posted with the machine; the rest waits too */
 #define DMP_DETECT_MS		2000u	/* a silent peer is lost after this long */
-#define DMP_MOVES_MAX		64u
+#define DMP_ERRANDS_MAX		(DMP_OPERATIONS_MAX + DMP_RECEIVES_MAX)
 
 /* A message that came before its RECV. */
 struct dmp_staged {
@@ -35,24 +35,44 @@ struct dmp_staged {
 	__u64 length;
 };
 
-/* A MOVE or COPY of the machine that has been taken and is being carried out. */
+/* A MOVE or COPY of the machine that has been taken and is being carried out, in slices. */
 struct dmp_errand {
 	__u64 tag;
+	__u64 length;
 	__u64 done;
 	__u32 kind;		/* DMP_REQUEST_MOVE or COPY */
-	__u32 index;		/* of the channel's operation */
+	__u32 index;		/* of the channel's operation; a probe has none */
 	__u32 stage;		/* COPY */
 	__u32 checksum;
 	__s32 result;
-	bool stop;		/* let go at the next piece */
-	bool finished;
+};
+
+/* The payload that comes in now, and what is to be said when it is there. */
+struct dmp_landing {
+	struct dmp_region *region;	/* held, or NULL */
+	__u64 tag;
+	__u64 length;
+	__u32 target;			/* DMP_TARGET_* */
+	__u32 stage;
+	__u32 index;			/* LOCAL: the channel's operation */
+	__u32 checksum;			/* to compare with */
+	__s32 error;			/* known before the bytes came */
+	bool compare;
+	bool checked;			/* a checksum is made while they come */
+	bool active;
+};
+
+/* A region the peer reads from: held until the frame with its bytes is sent. */
+struct dmp_admitted {
+	struct dmp_region *region;
+	const char *address;
 };
 
 struct dmp_embedded_endpoint {
 	struct dmp_object object;
 	/* immutable once attached */
 	struct dmp_plane *plane;
-	struct dmp_embedded_channel *channel;	/* NULL after the channel has gone (plane->lock) */
+	struct dmp_embedded_channel *channel;	/* not to be followed once `orphaned` */
 	struct dmp_fabric *fabric;		/* NULL once cut; channel->lock */
 	__u64 user_data;
 	__u64 detect_ns;
@@ -66,25 +86,23 @@ struct dmp_embedded_endpoint {
 
 	/* protected by channel->lock */
 	struct dmp_endpoint *machine;
-	struct dmp_lane lane;			/* operations the machine has no slot for */
+	struct dmp_lane lanes[2];		/* operations, RECVs: the machine has no slot now */
 	struct dmp_channel_counters counters;
 	struct dmp_histogram_counts *latency;	/* NULL: not observed */
 	struct dmp_histogram_counts *stall;
-	__u64 events;
-	__u64 held_event_count;			/* events the channel has no slot for yet */
-	struct dmp_endpoint_completion held_event;
-	bool event_is_held;
-	struct dmp_errand errands[DMP_MOVES_MAX];
+	struct dmp_errand errands[DMP_ERRANDS_MAX];
 	__u32 errand_first;
 	__u32 errand_count;
 	struct dmp_staged *staged;		/* window_slots of them */
-	struct dmp_region *placing_region;	/* of the peer's WRITE whose payload comes in */
-	__u64 placing_tag;
-	__u32 probe_state;			/* of REGION_IMPORT, see traffic.h */
-	__s32 probe_result;
-	bool leaving;				/* destroyed: the executor detaches it */
+	struct dmp_landing landing;
+	struct dmp_admitted admitted[DMP_OPERATIONS_MAX];
+	__s32 probe_result;			/* 1: under way, else of the last one */
+	bool importing;				/* one REGION_IMPORT at a time */
+	bool has_event;				/* the fabric's descriptor had one */
+	bool event_waits;			/* the channel has no slot for one of the machine's */
+	bool drop;				/* destroyed: to be detached once it has ended */
 	bool attached;				/* it is in the channel's network */
-	bool lost_told;
+	bool opened;				/* the handshake is over */
 	bool ended;				/* machine DEAD, fabric closed, all completed */
 
 	/* executor only */
@@ -95,10 +113,15 @@ struct dmp_embedded_endpoint {
 	struct dmp_embedded_endpoint *next_dirty;
 	bool dirty;
 	bool active;
+	bool by_epoll;			/* only epoll can ask its fabric */
 	__u64 timer_ns;
 
 	/* protected by plane->lock */
 	__u32 remotes;				/* imported regions alive */
+	bool orphaned;				/* the channel has gone, or lets nobody in any more */
+	/* atomic; grow only under plane->lock */
+	uint32_t operations;			/* of the channel that name it, in flight */
+	uint32_t users;				/* calls inside */
 };
 
 /* Commands. */
@@ -108,7 +131,14 @@ int dmp_endpoint_query_command(struct dmp_plane *plane, void *argument);
 int dmp_endpoint_destroy_command(struct dmp_plane *plane, void *argument);
 int dmp_region_import_command(struct dmp_plane *plane, void *argument);
 
-/* Closing the plane; the channel is gone already. */
+int dmp_endpoint_statistics(struct dmp_plane *plane, struct dmp_statistics *statistics);
+int dmp_endpoint_histogram(struct dmp_plane *plane, struct dmp_histogram *histogram);
+
+/* The channel goes: nobody enters it through an endpoint any more. plane->lock held. */
+void dmp_endpoint_forget_channel_locked(struct dmp_plane *plane,
+					const struct dmp_embedded_channel *channel);
+
+/* Closing the plane, or never published; the channel has let go of it already. */
 void dmp_endpoint_free(struct dmp_plane *plane, struct dmp_embedded_endpoint *endpoint);
 
 #endif /* DMP_ENDPOINT_EMBEDDED_H */

@@ -10,31 +10,43 @@
 #include <poll.h>
 #include <unistd.h>
 
-#include "channel_embedded.h"
+#include "endpoint_embedded.h"
 #include "lifetime.h"
+#include "network.h"
 
 #define SERVED                                                                          \
-	(1u << DMP_OP_NOP | 1u << DMP_OP_FILL | 1u << DMP_OP_COPY | 1u << DMP_OP_FENCE)
+	(1u << DMP_OP_NOP | 1u << DMP_OP_FILL | 1u << DMP_OP_COPY | 1u << DMP_OP_FENCE |  \
+	 1u << DMP_OP_SEND | 1u << DMP_OP_RECV | 1u << DMP_OP_WRITE |                      \
+	 1u << DMP_OP_WRITE_IMM | 1u << DMP_OP_READ)
+#define TOUCHES_REMOTE                                                                  \
+	(1u << DMP_OP_WRITE | 1u << DMP_OP_WRITE_IMM | 1u << DMP_OP_READ)
 
 /* One entry of memory for look-ups: a batch mostly names the same few buffers. */
 struct recent {
 	uint32_t id;
-	struct dmp_buffer *buffer;
+	struct dmp_object *object;
 };
 
-static struct dmp_buffer *find_buffer(struct dmp_plane *plane, struct recent *recent, uint32_t id,
-				      int *error)
+enum recently { RECENT_SOURCE, RECENT_TARGET, RECENT_ENDPOINT, RECENT_REMOTE, RECENTS };
+
+static struct dmp_object *find(struct dmp_plane *plane, struct recent *recent, uint32_t id,
+			       uint32_t type, int *error)
 {
 	if (recent->id != id) {
-		struct dmp_object *object =
-			dmp_plane_find_locked(plane, id, DMP_OBJECT_BUFFER, error);
+		struct dmp_object *object = dmp_plane_find_locked(plane, id, type, error);
 
 		if (!object)
 			return NULL;
 		recent->id = id;
-		recent->buffer = (struct dmp_buffer *)object;
+		recent->object = object;
 	}
-	return recent->buffer;
+	return recent->object;
+}
+
+static struct dmp_buffer *find_buffer(struct dmp_plane *plane, struct recent *recent, uint32_t id,
+				      int *error)
+{
+	return (struct dmp_buffer *)find(plane, recent, id, DMP_OBJECT_BUFFER, error);
 }
 
 static bool outside(const struct dmp_buffer *buffer, uint64_t offset, uint64_t length)
@@ -43,25 +55,94 @@ static bool outside(const struct dmp_buffer *buffer, uint64_t offset, uint64_t l
 	return offset + length > buffer->memory.length;
 }
 
+/* The peer's region a transfer names: of this endpoint, with the right, inside its bounds. */
+static int find_remote(struct dmp_plane *plane, const struct dmp_submission *submission,
+		       const struct dmp_embedded_endpoint *endpoint, struct recent *recent,
+		       struct dmp_remote **found)
+{
+	bool read = submission->operation == DMP_OP_READ;
+	uint64_t offset = read ? submission->source_offset : submission->target_offset;
+	struct dmp_remote *remote;
+	int error = 0;
+
+	if (!(TOUCHES_REMOTE & 1u << submission->operation))
+		return 0;
+	remote = (struct dmp_remote *)find(plane, recent,
+					   read ? submission->source_id : submission->target_id,
+					   DMP_OBJECT_REMOTE, &error);
+	if (!remote)
+		return error;
+	if (remote->endpoint != endpoint || offset + submission->length_bytes > remote->length)
+		return -EINVAL;
+	if (!(remote->access & (read ? DMP_ACCESS_REMOTE_READ : DMP_ACCESS_REMOTE_WRITE)))
+		return -EACCES;
+	*found = remote;
+	return 0;
+}
+
+/* The same as hold() for what goes over an endpoint. */
+static int hold_transfer(struct dmp_plane *plane, struct dmp_embedded_channel *channel,
+			 const struct dmp_submission *submission, struct dmp_holds *holds,
+			 struct recent *recent)
+{
+	bool inwards = submission->operation == DMP_OP_RECV || submission->operation == DMP_OP_READ;
+	struct dmp_embedded_endpoint *endpoint;
+	struct dmp_remote *remote = NULL;
+	struct dmp_buffer *local;
+	int error = 0;
+
+	endpoint = (struct dmp_embedded_endpoint *)find(plane, &recent[RECENT_ENDPOINT],
+							submission->endpoint_id,
+							DMP_OBJECT_ENDPOINT, &error);
+	if (!endpoint)
+		return error;
+	if (endpoint->orphaned)
+		return -ECONNRESET;
+	if (endpoint->channel != channel)
+		return -EINVAL;
+	local = find_buffer(plane, &recent[inwards ? RECENT_TARGET : RECENT_SOURCE],
+			    inwards ? submission->target_id : submission->source_id, &error);
+	if (!local)
+		return error;
+	if (outside(local, inwards ? submission->target_offset : submission->source_offset,
+		    submission->length_bytes))
+		return -EINVAL;
+	if (inwards && local->memory.read_only)
+		return -EPERM;
+	error = find_remote(plane, submission, endpoint, &recent[RECENT_REMOTE], &remote);
+	if (error)
+		return error;
+	__atomic_add_fetch(&local->operations, 1, __ATOMIC_RELAXED);
+	__atomic_add_fetch(&endpoint->operations, 1, __ATOMIC_RELAXED);
+	if (remote)
+		__atomic_add_fetch(&remote->operations, 1, __ATOMIC_RELAXED);
+	*(inwards ? &holds->target : &holds->source) = local;
+	holds->endpoint = endpoint;
+	holds->remote = remote;
+	return 0;
+}
+
 /* Looks up what the operation names and holds it; 0 or the error it will complete with. */
-static int hold(struct dmp_plane *plane, const struct dmp_submission *submission,
-		struct dmp_holds *holds, struct recent recent[2])
+static int hold(struct dmp_plane *plane, struct dmp_embedded_channel *channel,
+		const struct dmp_submission *submission, struct dmp_holds *holds,
+		struct recent recent[RECENTS])
 {
 	int error = dmp_submission_check(submission, SERVED);
 	struct dmp_buffer *source = NULL, *target = NULL;
 
-	holds->source = NULL;
-	holds->target = NULL;
+	*holds = (struct dmp_holds){ .source = NULL };
+	if (!error && submission->endpoint_id != 0)
+		return hold_transfer(plane, channel, submission, holds, recent);
 	if (error || submission->length_bytes == 0)
 		return error;
 	if (submission->source_id != 0) {
-		source = find_buffer(plane, &recent[0], submission->source_id, &error);
+		source = find_buffer(plane, &recent[RECENT_SOURCE], submission->source_id, &error);
 		if (!source)
 			return error;
 		if (outside(source, submission->source_offset, submission->length_bytes))
 			return -EINVAL;
 	}
-	target = find_buffer(plane, &recent[1], submission->target_id, &error);
+	target = find_buffer(plane, &recent[RECENT_TARGET], submission->target_id, &error);
 	if (!target)
 		return error;
 	if (outside(target, submission->target_offset, submission->length_bytes))
@@ -88,14 +169,27 @@ static void release(struct dmp_holds *holds)
 		__atomic_sub_fetch(&holds->source->operations, 1, __ATOMIC_SEQ_CST);
 	if (holds->target)
 		__atomic_sub_fetch(&holds->target->operations, 1, __ATOMIC_SEQ_CST);
-	holds->source = NULL;
-	holds->target = NULL;
+	if (holds->remote)
+		__atomic_sub_fetch(&holds->remote->operations, 1, __ATOMIC_SEQ_CST);
+	if (holds->endpoint)
+		__atomic_sub_fetch(&holds->endpoint->operations, 1, __ATOMIC_SEQ_CST);
+	*holds = (struct dmp_holds){ .source = NULL };
 }
 
 bool dmp_channel_claim_wake_locked(struct dmp_embedded_channel *channel)
 {
-	bool wake = channel->worker_sleeps;
+	bool wake = channel->worker_sleeps && !channel->executing;
+	uint64_t one = 1;
 
+	__atomic_store_n(&channel->news, true, __ATOMIC_RELAXED);
+	if (channel->watching) {
+		channel->watching = false;
+		if (write(channel->network->bell, &one, sizeof(one)) < 0)
+			return false;	/* it is full: it rings already */
+		return false;
+	}
+	if (!wake)
+		return false;
 	channel->worker_sleeps = false;
 	channel->worker_wakes |= wake;
 	if (wake) {
@@ -120,7 +214,7 @@ static int accept_locked(struct dmp_embedded_channel *channel, uint32_t count, b
 			 uint32_t *accepted, enum executor *executor)
 {
 	struct dmp_channel *machine = &channel->machine;
-	struct recent recent[2] = { { 0, NULL }, { 0, NULL } };
+	struct recent recent[RECENTS] = { { 0, NULL } };
 	uint32_t index;
 	int error;
 
@@ -130,7 +224,7 @@ static int accept_locked(struct dmp_embedded_channel *channel, uint32_t count, b
 	if (!error && *accepted != 0) {
 		for (; index != DMP_OPERATION_NONE; index = machine->operations[index].next) {
 			struct dmp_operation *operation = &machine->operations[index];
-			int wrong = hold(channel->plane, &operation->submission,
+			int wrong = hold(channel->plane, channel, &operation->submission,
 					 &channel->holds[index], recent);
 
 			if (operation->error == 0)
@@ -285,10 +379,17 @@ bool dmp_channel_tell_locked(struct dmp_embedded_channel *channel)
 	return wake;
 }
 
-/* Waits, woken by every completion, until @done says so: 0, -ETIMEDOUT or -EINTR. */
-static int wait_until(struct dmp_embedded_channel *channel,
-		      bool (*done)(struct dmp_embedded_channel *, void *), void *context,
-		      uint64_t deadline_ns, bool interruptible)
+void dmp_channel_nudge_locked(struct dmp_embedded_channel *channel)
+{
+	if (channel->waiters_any == 0)
+		return;
+	__atomic_add_fetch(&channel->done_sequence, 1, __ATOMIC_RELEASE);
+	dmp_futex_wake_all(&channel->done_sequence);
+}
+
+int dmp_channel_wait_locked(struct dmp_embedded_channel *channel,
+			    bool (*done)(struct dmp_embedded_channel *, void *), void *context,
+			    uint64_t deadline_ns, bool interruptible)
 {
 	int error = 0;
 
@@ -307,6 +408,32 @@ static int wait_until(struct dmp_embedded_channel *channel,
 	return done(channel, context) ? 0 : error;
 }
 
+int dmp_channel_announce(struct dmp_plane *plane, __u32 channel_id,
+			 const struct dmp_completion *event)
+{
+	struct dmp_embedded_channel *channel;
+	bool wake = false;
+	int error = 0;
+
+	pthread_mutex_lock(&plane->lock);
+	channel = dmp_channel_enter_locked(plane, channel_id, &error);
+	pthread_mutex_unlock(&plane->lock);
+	if (!channel)
+		return error;
+	pthread_mutex_lock(&channel->lock);
+	error = dmp_channel_event(&channel->machine, event);
+	if (!error)
+		wake = dmp_channel_tell_locked(channel);
+	/* A caller who sleeps in the network looks at its completions when it wakes. */
+	if (!error && channel->watching)
+		dmp_channel_claim_wake_locked(channel);
+	pthread_mutex_unlock(&channel->lock);
+	if (wake)
+		dmp_futex_wake_all(&channel->done_sequence);
+	dmp_channel_put(channel);
+	return error;
+}
+
 static bool is_quiet(struct dmp_embedded_channel *channel, void *context)
 {
 	(void)context;
@@ -323,15 +450,34 @@ int dmp_channel_drain(struct dmp_embedded_channel *channel, uint64_t deadline_ns
 	int error;
 
 	pthread_mutex_lock(&channel->lock);
-	error = wait_until(channel, is_quiet, NULL, deadline_ns, true);
+	error = dmp_channel_wait_locked(channel, is_quiet, NULL, deadline_ns, true);
 	pthread_mutex_unlock(&channel->lock);
 	return error;
+}
+
+/* What is with the machine of an endpoint is cancelled there. */
+static void cancel_transfers_locked(struct dmp_embedded_channel *channel)
+{
+	uint32_t index;
+
+	for (index = 0; index < channel->machine.completion_slots; index++) {
+		struct dmp_operation *operation = &channel->machine.operations[index];
+		struct dmp_holds *holds = &channel->holds[index];
+
+		if (operation->state != DMP_OPERATION_RUNNING || !operation->cancel ||
+		    !holds->endpoint || holds->tag == 0)
+			continue;
+		dmp_endpoint_cancel(holds->endpoint->machine, dmp_now_ns(), holds->tag);
+		dmp_network_mark_locked(channel, holds->endpoint);
+	}
 }
 
 static void cancel_locked(struct dmp_embedded_channel *channel, bool all, uint64_t user_data,
 			  struct dmp_cancellation *cancellation)
 {
 	dmp_channel_cancel(&channel->machine, all, user_data, dmp_now_ns(), cancellation);
+	if (channel->network)
+		cancel_transfers_locked(channel);
 	if (dmp_channel_tell_locked(channel))
 		dmp_futex_wake_all(&channel->done_sequence);
 	/* What was linked to a cancelled operation, or waited behind a fence, may start now. */
@@ -343,14 +489,17 @@ void dmp_channel_cancel_everything(struct dmp_embedded_channel *channel)
 	struct dmp_cancellation cancellation;
 
 	pthread_mutex_lock(&channel->lock);
+	if (channel->network)
+		channel->network->ending = true;	/* peers are not waited for */
 	cancel_locked(channel, true, 0, &cancellation);
-	wait_until(channel, is_quiet, NULL, 0, false);
+	dmp_channel_wait_locked(channel, is_quiet, NULL, 0, false);
 	dmp_channel_cancel_abandon(&channel->machine, &cancellation);
 	pthread_mutex_unlock(&channel->lock);
 	dmp_plane_released(channel->plane);
 }
 
-static struct dmp_embedded_channel *enter_locked(struct dmp_plane *plane, uint32_t id, int *error)
+struct dmp_embedded_channel *dmp_channel_enter_locked(struct dmp_plane *plane, uint32_t id,
+						      int *error)
 {
 	struct dmp_embedded_channel *channel = (struct dmp_embedded_channel *)
 		dmp_plane_find_locked(plane, id, DMP_OBJECT_CHANNEL, error);
@@ -369,7 +518,7 @@ int dmp_channel_enter(struct dmp_plane *plane, void *argument)
 	int error;
 
 	pthread_mutex_lock(&plane->lock);
-	channel = enter_locked(plane, enter->channel_id, &error);
+	channel = dmp_channel_enter_locked(plane, enter->channel_id, &error);
 	if (!channel) {
 		pthread_mutex_unlock(&plane->lock);
 		return error;
@@ -383,8 +532,8 @@ int dmp_channel_enter(struct dmp_plane *plane, void *argument)
 	if (accepted != 0 && executor != CALLER)
 		dmp_channel_kick(channel, executor == SLEEPING_WORKER);
 	if (!error && enter->wait_count != 0)
-		dmp_worker_help(channel, enter->wait_count, enter->deadline_ns,
-				executor == CALLER);
+		error = dmp_worker_help(channel, enter->wait_count, enter->deadline_ns,
+					executor == CALLER);
 	if (!error && enter->submit_count != 0 && accepted == 0 && enter->wait_count == 0)
 		error = -EAGAIN;
 	if (!error)
@@ -413,13 +562,13 @@ int dmp_channel_cancel_command(struct dmp_plane *plane, void *argument)
 	if (all && cancel->user_data != 0)
 		return -EINVAL;
 	pthread_mutex_lock(&plane->lock);
-	channel = enter_locked(plane, cancel->channel_id, &error);
+	channel = dmp_channel_enter_locked(plane, cancel->channel_id, &error);
 	pthread_mutex_unlock(&plane->lock);
 	if (!channel)
 		return error;
 	pthread_mutex_lock(&channel->lock);
 	cancel_locked(channel, all, cancel->user_data, &cancellation);
-	error = wait_until(channel, is_cancelled, &cancellation, cancel->deadline_ns, true);
+	error = dmp_channel_wait_locked(channel, is_cancelled, &cancellation, cancel->deadline_ns, true);
 	if (error)
 		dmp_channel_cancel_abandon(&channel->machine, &cancellation);
 	pthread_mutex_unlock(&channel->lock);

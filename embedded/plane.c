@@ -10,9 +10,10 @@
 #include <sys/random.h>
 #include <unistd.h>
 
-#include "channel_embedded.h"
 #include "copy.h"
+#include "endpoint_embedded.h"
 #include "lifetime.h"
+#include "listener.h"
 #include "wait.h"
 
 static int open_locks(struct dmp_plane *plane)
@@ -52,9 +53,14 @@ int dmp_open(struct dmp_plane **opened)
 	error = dmp_board_open(plane);
 	if (error)
 		goto err_locks;
+	error = dmp_region_open(plane);
+	if (error)
+		goto err_board;
 	*opened = plane;
 	return 0;
 
+err_board:
+	dmp_board_close(plane);
 err_locks:
 	pthread_cond_destroy(&plane->released);
 	pthread_mutex_destroy(&plane->lock);
@@ -63,19 +69,52 @@ err_free:
 	return error;
 }
 
+/*
+ * Listeners bring connections, channels run them and hold buffers with their operations,
+ * peers' regions hold endpoints, own regions hold buffers.
+ */
+static const uint32_t closing_order[] = { DMP_OBJECT_LISTENER, DMP_OBJECT_CHANNEL,
+					  DMP_OBJECT_REMOTE, DMP_OBJECT_ENDPOINT,
+					  DMP_OBJECT_REGION };
+
+static void close_object(struct dmp_plane *plane, struct dmp_object *object)
+{
+	switch (object->type) {
+	case DMP_OBJECT_LISTENER:
+		dmp_listener_free(plane, (struct dmp_listener *)object);
+		break;
+	case DMP_OBJECT_CHANNEL:
+		dmp_channel_free(plane, (struct dmp_embedded_channel *)object);
+		break;
+	case DMP_OBJECT_REMOTE:
+		dmp_remote_free(plane, (struct dmp_remote *)object);
+		break;
+	case DMP_OBJECT_ENDPOINT:
+		dmp_table_remove(&plane->table, object);
+		dmp_endpoint_free(plane, (struct dmp_embedded_endpoint *)object);
+		break;
+	case DMP_OBJECT_REGION:
+		dmp_region_free(plane, (struct dmp_region *)object);
+		break;
+	default:
+		break;
+	}
+}
+
 int dmp_close(struct dmp_plane *plane)
 {
 	struct dmp_object *object;
-	uint32_t bucket, slot;
+	uint32_t bucket, slot, kind;
 
 	if (plane->owner != getpid())
 		return -EPERM;
-	/* Channels first: their operations hold buffers. */
-	for (slot = 0; slot < plane->table.capacity; slot++) {
-		object = dmp_table_at(&plane->table, slot);
-		if (object && object->type == DMP_OBJECT_CHANNEL)
-			dmp_channel_free(plane, (struct dmp_embedded_channel *)object);
-	}
+	/* Who holds goes before what is held: see closing_order. */
+	for (kind = 0; kind < sizeof(closing_order) / sizeof(closing_order[0]); kind++)
+		for (slot = 0; slot < plane->table.capacity; slot++) {
+			object = dmp_table_at(&plane->table, slot);
+			if (object && object->type == closing_order[kind])
+				close_object(plane, object);
+		}
 	for (bucket = 0; bucket < DMP_MAPPING_BUCKETS; bucket++)
 		while (plane->mappings[bucket])
 			dmp_mapping_remove_locked(plane, plane->mappings[bucket]);
@@ -85,6 +124,7 @@ int dmp_close(struct dmp_plane *plane)
 			dmp_buffer_free(plane, (struct dmp_buffer *)object);
 	}
 	dmp_table_free(&plane->table);
+	dmp_region_close(plane);
 	dmp_board_close(plane);
 	pthread_cond_destroy(&plane->released);
 	pthread_mutex_destroy(&plane->lock);
@@ -198,6 +238,8 @@ static int map_locked(struct dmp_plane *plane, size_t length, int protection,
 	if (object->type == DMP_OBJECT_BUFFER)
 		return dmp_buffer_map_locked(plane, (struct dmp_buffer *)object, length,
 					     protection, address);
+	if (object->type != DMP_OBJECT_CHANNEL)
+		return -EINVAL;
 	return dmp_channel_map_locked(plane, (struct dmp_embedded_channel *)object, length,
 				      protection, address);
 }

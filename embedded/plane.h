@@ -69,6 +69,7 @@ struct dmp_plane {
 
 	/* atomic */
 	uint32_t epochs;		/* the last one given to a connection */
+	uint32_t regions_writable;	/* of regions, those that peers may write to */
 	uint32_t poll_waiters;
 	uint32_t poll_sequence;
 };

@@ -100,6 +100,8 @@ static int publish(struct dmp_plane *plane, struct dmp_region *region,
 		error = dmp_table_insert(&plane->table, &region->object);
 	if (!error) {
 		plane->regions++;
+		if (region->access & DMP_ACCESS_REMOTE_WRITE)
+			__atomic_add_fetch(&plane->regions_writable, 1, __ATOMIC_RELAXED);
 		dmp_board_add(&plane->board->statistics.regions, 1);
 		create->region_id = region->object.id;
 		create->generation = region->generation;
@@ -219,8 +221,6 @@ bool dmp_region_is_touched_locked(struct dmp_plane *plane, const struct dmp_regi
 
 	if (!__atomic_load_n(&region->shared, __ATOMIC_SEQ_CST))
 		return false;
-	/* Pairs with the fence of a shm peer between its `touching` and its look at the board. */
-	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	touched = dmp_shm_left_touching(plane, region->slot);
 	for (slot = 0; slot < plane->table.capacity && !touched; slot++) {
 		struct dmp_embedded_endpoint *endpoint =
@@ -319,10 +319,15 @@ static void unpublish_locked(struct dmp_plane *plane, struct dmp_object *object)
 {
 	dmp_table_remove(&plane->table, object);
 	plane->regions--;
-	if (object->type == DMP_OBJECT_REGION)
-		((struct dmp_region *)object)->buffer->regions--;
-	else
+	if (object->type == DMP_OBJECT_REGION) {
+		struct dmp_region *region = (struct dmp_region *)object;
+
+		region->buffer->regions--;
+		if (region->access & DMP_ACCESS_REMOTE_WRITE)
+			__atomic_sub_fetch(&plane->regions_writable, 1, __ATOMIC_RELAXED);
+	} else {
 		((struct dmp_remote *)object)->endpoint->remotes--;
+	}
 	pthread_cond_broadcast(&plane->released);
 }
 

@@ -7,6 +7,11 @@
  * executor's place while that one sleeps and the work is short (dmp_worker_help): two
  * wake-ups less for a small operation. `executing` says that somebody has the place.
  *
+ * On a channel with endpoints the executor also drives those (network.h). The caller who
+ * has the place sleeps in the network; when he leaves, the worker gives him LEASE_NS to
+ * come back before it watches the network itself, unless somebody else waits for what
+ * may come. So a thread that sends and waits in turn costs no hand-over.
+ *
  * Between two slices the executor looks at
  * the operation's cancel mark and deadline, and lets queued operations expire, so a
  * long copy delays nothing by more than one slice.
@@ -16,10 +21,12 @@
 #include <sched.h>
 #include <signal.h>
 
-#include "channel_embedded.h"
 #include "copy.h"
+#include "network.h"
 #include "topology.h"
+#include "traffic.h"
 
+#define LEASE_NS 1000000u		/* for a caller who had the place and may come back */
 #define BATCH 64u
 #define BATCH_BYTES (256u << 10)	/* work taken at once: what a cancel may have to wait for */
 #define SLICE_BYTES (1u << 20)
@@ -224,6 +231,58 @@ static bool kicked(const void *context)
 	return __atomic_load_n(kick->sequence, __ATOMIC_ACQUIRE) != kick->seen;
 }
 
+/* Has the place in the network for as long as nobody takes it away. Lock held, as below. */
+static void watch_locked(struct dmp_embedded_channel *channel)
+{
+	channel->executing = true;
+	channel->worker_watches = true;
+	channel->worker_in_network = true;
+	dmp_network_rest_locked(channel, 0);
+	channel->worker_in_network = false;
+	if (!channel->worker_watches) {
+		/* A caller has it now; what woke us may have been meant for him. */
+		if (channel->network->dirty_first)
+			dmp_channel_claim_wake_locked(channel);
+		return;
+	}
+	channel->worker_watches = false;
+	channel->watching = false;
+	channel->executing = false;
+}
+
+/*
+ * The worker of a channel with endpoints has nothing to do: it watches the network, unless
+ * a caller does or has just done so.
+ */
+static void rest_beside_network_locked(struct dmp_embedded_channel *channel)
+{
+	uint32_t seen = __atomic_load_n(&channel->work_sequence, __ATOMIC_RELAXED);
+	uint32_t place = channel->place;
+	uint64_t until_ns = 0;
+
+	if (channel->news && !channel->executing)
+		return;
+	if (!channel->executing) {
+		if (place == channel->place_seen || channel->waiters != 0 ||
+		    channel->waiters_any != 0 || channel->handed_over) {
+			channel->handed_over = false;
+			watch_locked(channel);
+			return;
+		}
+		until_ns = dmp_now_ns() + LEASE_NS;
+	}
+	/* Parked: when the caller leaves he gets his lease, unless he hands the place over. */
+	channel->place_seen = until_ns != 0 ? place : place - 1;
+	channel->worker_sleeps = true;
+	channel->worker_parked = until_ns == 0;
+	pthread_mutex_unlock(&channel->lock);
+	dmp_futex_wait(&channel->work_sequence, seen, until_ns);
+	pthread_mutex_lock(&channel->lock);
+	channel->worker_parked = false;
+	channel->worker_sleeps = false;
+	channel->worker_wakes = false;
+}
+
 /* Sleeps until there is something to look at. Lock held, given up, and held again. */
 static void rest_locked(struct dmp_embedded_channel *channel)
 {
@@ -231,6 +290,10 @@ static void rest_locked(struct dmp_embedded_channel *channel)
 	struct kick kick = { &channel->work_sequence, seen };
 	__u64 deadline_ns = 0, asleep_ns;
 
+	if (channel->network && !channel->stop) {
+		rest_beside_network_locked(channel);
+		return;
+	}
 	pthread_mutex_unlock(&channel->lock);
 	/* Drainers of buffers count holders: the last operations have let go. */
 	dmp_plane_released(channel->plane);
@@ -266,6 +329,47 @@ static void prefetch(const struct dmp_embedded_channel *channel, uint32_t index)
 				  submission->length_bytes);
 }
 
+/* Moves the indices of transfers behind those of local operations; how many are local. */
+static uint32_t part_transfers(const struct dmp_embedded_channel *channel, uint32_t *indices,
+			       uint32_t count, bool *checksums)
+{
+	uint32_t transfers[BATCH];
+	uint32_t local = 0, away = 0, number;
+
+	*checksums = false;
+	for (number = 0; number < count; number++) {
+		uint32_t index = indices[number];
+
+		if (channel->holds[index].endpoint) {
+			transfers[away++] = index;
+			*checksums |= dmp_traffic_wants_checksum(channel, index);
+		} else {
+			indices[local++] = index;
+		}
+	}
+	for (number = 0; number < away; number++)
+		indices[local + number] = transfers[number];
+	return local;
+}
+
+/* Hands transfers to their endpoints, in order. Lock held, given up to make checksums. */
+static void start_transfers_locked(struct dmp_embedded_channel *channel, const uint32_t *indices,
+				   uint32_t count, bool checksums)
+{
+	uint32_t number;
+
+	if (checksums) {
+		pthread_mutex_unlock(&channel->lock);
+		for (number = 0; number < count; number++)
+			if (dmp_traffic_wants_checksum(channel, indices[number]))
+				dmp_traffic_checksum(channel, indices[number]);
+		pthread_mutex_lock(&channel->lock);
+	}
+	for (number = 0; number < count; number++)
+		dmp_traffic_start_locked(channel->holds[indices[number]].endpoint,
+					 indices[number]);
+}
+
 /*
  * One round of the executor: expire, take, run, finish. What is finished is told at the
  * start of the next round. Lock held, given up while bytes move. Returns how many ran;
@@ -275,26 +379,34 @@ static uint32_t round_locked(struct dmp_embedded_channel *channel, bool *woke)
 {
 	struct outcome outcomes[BATCH];
 	uint32_t indices[BATCH];
-	uint32_t count, number;
+	uint32_t count, local, number;
+	bool checksums = false, more = false;
 	__u64 deadline_ns;
 
+	channel->news = false;
 	if (dmp_channel_deadline(&channel->machine, &deadline_ns))
 		dmp_channel_expire(&channel->machine, dmp_now_ns());
 	count = dmp_channel_take(&channel->machine, indices, BATCH, BATCH_BYTES);
+	local = count;
+	if (channel->network) {
+		local = part_transfers(channel, indices, count, &checksums);
+		start_transfers_locked(channel, indices + local, count - local, checksums);
+		more = dmp_network_round_locked(channel);
+	}
 	*woke = dmp_channel_tell_locked(channel);
-	if (count == 0 && !*woke)
-		return 0;
+	if (local == 0 && !*woke)
+		return count + more;
 	pthread_mutex_unlock(&channel->lock);
 	if (*woke)
 		dmp_futex_wake_all(&channel->done_sequence);
-	for (number = 0; number < count; number++) {
-		if (number + 1 < count)
+	for (number = 0; number < local; number++) {
+		if (number + 1 < local)
 			prefetch(channel, indices[number + 1]);
 		run(channel, indices[number], &outcomes[number]);
 	}
 	pthread_mutex_lock(&channel->lock);
-	finish_locked(channel, indices, outcomes, count);
-	return count;
+	finish_locked(channel, indices, outcomes, local);
+	return count + more;
 }
 
 static void *work(void *argument)
@@ -321,36 +433,130 @@ static void *work(void *argument)
 
 bool dmp_worker_can_help_locked(const struct dmp_embedded_channel *channel)
 {
-	if (channel->executing || channel->cpu >= 0 || channel->node >= 0 || channel->workers != 1)
+	if (channel->cpu >= 0 || channel->node >= 0 || channel->workers != 1)
 		return false;
+	if (channel->worker_watches && channel->watching)
+		return true;
+	if (channel->executing)
+		return false;
+	if (channel->network)
+		return true;
 	/* One that is awake, but on our CPU, could only begin once we give it up. */
 	return channel->worker_sleeps || channel->worker_wakes ||
 	       dmp_spin_is_here(&channel->worker_spin);
 }
 
-void dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted, uint64_t deadline_ns,
-		     bool promised)
+/* Is the next operation one that a caller may carry out in the worker's place? */
+static bool is_short_locked(const struct dmp_embedded_channel *channel)
+{
+	const struct dmp_channel *machine = &channel->machine;
+
+	return dmp_channel_next_bytes(machine) <= BATCH_BYTES ||
+	       channel->holds[machine->queue_first].endpoint;
+}
+
+/* Racy on purpose: what it finds is looked at again under the lock. */
+static bool stirs(const void *context)
+{
+	const struct dmp_embedded_channel *channel = context;
+	struct dmp_network *network = channel->network;
+	uint32_t number;
+
+	for (number = 0; number < network->active_count; number++) {
+		struct dmp_fabric *fabric = network->active[number]->fabric;
+
+		if (fabric && fabric->type->ready(fabric))
+			return true;
+	}
+	return __atomic_load_n(&channel->news, __ATOMIC_RELAXED);
+}
+
+/* Nothing to do, and more completions are wanted: spins, then sleeps in the network. */
+static int await_locked(struct dmp_embedded_channel *channel, uint64_t deadline_ns)
+{
+	bool stirred;
+	int error;
+
+	if (channel->network->active_count != 0) {
+		pthread_mutex_unlock(&channel->lock);
+		stirred = dmp_spin_until(&channel->network_spin, stirs, channel, deadline_ns);
+		pthread_mutex_lock(&channel->lock);
+		if (stirred)
+			return 0;
+	}
+	error = dmp_network_rest_locked(channel, deadline_ns);
+	channel->watching = false;
+	return error;
+}
+
+/* The caller executes until enough is unread, or what is left is not for him. */
+static int execute_locked(struct dmp_embedded_channel *channel, uint32_t wanted,
+			  uint64_t deadline_ns)
+{
+	uint32_t unread = 0;
+	bool woke;
+	int error = 0;
+
+	while (dmp_channel_unread(&channel->machine, &unread) == 0 && unread < wanted &&
+	       is_short_locked(channel) && !channel->closing && !error &&
+	       (deadline_ns == 0 || dmp_now_ns() < deadline_ns)) {
+		if (round_locked(channel, &woke) != 0 || woke)
+			continue;
+		if (!channel->network)
+			break;
+		if (dmp_channel_unread(&channel->machine, &unread) != 0 || unread >= wanted)
+			break;
+		error = await_locked(channel, deadline_ns);
+	}
+	return error;
+}
+
+/* Who leaves the place sees to it that somebody looks at what is left, or may still come. */
+static bool must_hand_over_locked(struct dmp_embedded_channel *channel)
+{
+	if (channel->machine.queued != 0 || channel->stop)
+		return true;
+	if (!channel->network)
+		return false;
+	channel->handed_over = channel->waiters != 0 || channel->waiters_any != 0 ||
+			       channel->network->dirty_first || channel->network->ending ||
+			       (channel->eventfd >= 0 &&
+				__atomic_load_n(&channel->control->event_armed, __ATOMIC_RELAXED)) ||
+			       __atomic_load_n(&channel->plane->poll_waiters, __ATOMIC_RELAXED);
+	/* One that is parked has no time to look by itself. */
+	return channel->handed_over || channel->worker_parked;
+}
+
+int dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted, uint64_t deadline_ns,
+		    bool promised)
 {
 	bool woke, wake = false, left;
-	uint32_t unread = 0;
+	int error;
 
 	pthread_mutex_lock(&channel->lock);
-	if (channel->machine.queued == 0 || !dmp_worker_can_help_locked(channel)) {
+	if ((channel->machine.queued == 0 && !channel->network) ||
+	    !dmp_worker_can_help_locked(channel)) {
 		wake = promised && dmp_channel_claim_wake_locked(channel);
 		pthread_mutex_unlock(&channel->lock);
 		if (promised)
 			dmp_channel_kick(channel, wake);
-		return;
+		return 0;
 	}
 	channel->executing = true;
-	while (dmp_channel_unread(&channel->machine, &unread) == 0 && unread < wanted &&
-	       dmp_channel_next_bytes(&channel->machine) <= BATCH_BYTES &&
-	       (deadline_ns == 0 || dmp_now_ns() < deadline_ns))
-		if (round_locked(channel, &woke) == 0 && !woke)
-			break;
+	channel->worker_watches = false;
+	channel->watching = false;
+	channel->place++;
+	error = execute_locked(channel, wanted, deadline_ns);
 	woke = dmp_channel_tell_locked(channel);
 	channel->executing = false;
-	left = channel->machine.queued != 0 || channel->stop;
+	left = must_hand_over_locked(channel);
+	if (channel->worker_in_network) {
+		/* It sleeps there all the same: it has its place back. */
+		channel->executing = true;
+		channel->worker_watches = true;
+		channel->watching = true;
+		left = left || dmp_network_is_due_locked(channel);
+	}
 	if (left)
 		wake = dmp_channel_claim_wake_locked(channel);
 	pthread_mutex_unlock(&channel->lock);
@@ -360,6 +566,7 @@ void dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted, uint
 	if (left)
 		dmp_channel_kick(channel, wake);
 	dmp_plane_released(channel->plane);
+	return error;
 }
 
 /* Puts the calling thread's child where the channel is bound to. */

@@ -1,0 +1,754 @@
+// SPDX-License-Identifier: MIT
+/*
+ * traffic.c - see traffic.h
+ *
+ * A round: answer what the machine asks, load its frames, give up the lock and move bytes
+ * (frames, payloads, slices of MOVE and COPY), take the lock and tell the machine, then
+ * write completions. A buffer is touched only between a request and its answer; STOP and
+ * CUT are answered at once, because between two moves nothing of ours touches anything.
+ */
+#define _GNU_SOURCE
+#include "traffic.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "copy.h"
+#include "libdmaplane.h"
+#include "network.h"
+
+#define ERRANDS_AT_ONCE 64u
+
+static uint64_t observed_now(void)
+{
+	return DMP_OBSERVE ? dmp_now_ns() : 0;
+}
+
+static struct dmp_submission *submission_of(struct dmp_embedded_channel *channel, uint32_t index)
+{
+	return &channel->machine.operations[index].submission;
+}
+
+static bool is_outgoing(const struct dmp_submission *submission)
+{
+	return submission->operation == DMP_OP_SEND || submission->operation == DMP_OP_WRITE ||
+	       submission->operation == DMP_OP_WRITE_IMM;
+}
+
+static bool is_checked(const struct dmp_submission *submission)
+{
+	return submission->flags & (DMP_SUBMIT_CHECKSUM | DMP_SUBMIT_VERIFY);
+}
+
+/* The local bytes of an operation; NULL for an empty message. */
+static char *local_of(struct dmp_embedded_channel *channel, uint32_t index)
+{
+	const struct dmp_submission *submission = submission_of(channel, index);
+	const struct dmp_holds *holds = &channel->holds[index];
+
+	if (holds->source)
+		return (char *)holds->source->memory.address + submission->source_offset;
+	return (char *)holds->target->memory.address + submission->target_offset;
+}
+
+/* ---- operations in */
+
+bool dmp_traffic_wants_checksum(const struct dmp_embedded_channel *channel, uint32_t index)
+{
+	const struct dmp_submission *submission = &channel->machine.operations[index].submission;
+	const struct dmp_embedded_endpoint *endpoint = channel->holds[index].endpoint;
+
+	/* A direct fabric makes it while it copies; a frame carries it ahead of the bytes. */
+	return is_checked(submission) && is_outgoing(submission) &&
+	       channel->machine.operations[index].error == 0 && channel->holds[index].source &&
+	       (submission->operation == DMP_OP_SEND || endpoint->path == DMP_PATH_TCP);
+}
+
+void dmp_traffic_checksum(struct dmp_embedded_channel *channel, uint32_t index)
+{
+	struct dmp_holds *holds = &channel->holds[index];
+
+	holds->checksum = dmp_crc32c(0, local_of(channel, index),
+					    submission_of(channel, index)->length_bytes);
+	holds->checksum_known = true;
+}
+
+static void finish(struct dmp_embedded_endpoint *endpoint, uint32_t index,
+		   struct dmp_outcome *outcome)
+{
+	struct dmp_embedded_channel *channel = endpoint->channel;
+	const struct dmp_submission *submission = submission_of(channel, index);
+	struct dmp_channel_counters *counters = &endpoint->counters;
+	struct dmp_holds *holds = &channel->holds[index];
+	uint64_t now_ns = observed_now();
+
+	outcome->path = outcome->length_bytes != 0 ? endpoint->path : DMP_PATH_NONE;
+	if (is_checked(submission) && outcome->result == 0) {
+		if (!(outcome->flags & DMP_COMPLETE_CHECKSUM) && holds->checksum_known)
+			outcome->checksum = holds->checksum;
+		if (submission->flags & DMP_SUBMIT_VERIFY &&
+		    outcome->checksum != submission->checksum)
+			outcome->result = -EBADMSG;
+		counters->checksum_bytes += outcome->length_bytes;
+	}
+	counters->completions++;
+	counters->bytes += outcome->length_bytes;
+	counters->errors += outcome->result != 0;
+	counters->cancelled += outcome->result == -ECANCELED;
+	counters->timeouts += outcome->result == -ETIMEDOUT;
+	if (endpoint->latency) {
+		uint64_t accepted_ns = channel->machine.operations[index].accepted_ns;
+
+		dmp_histogram_record(endpoint->latency,
+				     now_ns > accepted_ns ? now_ns - accepted_ns : 0, 1);
+	}
+	dmp_channel_finish(&channel->machine, index, outcome, now_ns);
+}
+
+static void finish_with(struct dmp_embedded_endpoint *endpoint, uint32_t index, int result)
+{
+	struct dmp_outcome outcome = { .result = result };
+
+	finish(endpoint, index, &outcome);
+}
+
+static int submit(struct dmp_embedded_endpoint *endpoint, uint32_t index)
+{
+	struct dmp_embedded_channel *channel = endpoint->channel;
+	const struct dmp_submission *submission = submission_of(channel, index);
+	struct dmp_holds *holds = &channel->holds[index];
+	struct dmp_endpoint_submission own = {
+		.user_data = index,
+		.deadline_ns = submission->deadline_ns,
+		.local = index,
+		.length_bytes = submission->length_bytes,
+		.immediate = submission->immediate,
+		.operation = submission->operation,
+		.flags = submission->flags & DMP_SUBMIT_NOWAIT,
+	};
+
+	if (holds->checksum_known && is_outgoing(submission)) {
+		own.flags |= DMP_SUBMIT_CHECKSUM;
+		own.checksum = holds->checksum;
+	}
+	if (holds->remote) {
+		own.offset = submission->operation == DMP_OP_READ ? submission->source_offset :
+								    submission->target_offset;
+		own.key_bytes = holds->remote->key_bytes;
+		memcpy(own.key, holds->remote->key, holds->remote->key_bytes);
+	}
+	return dmp_endpoint_submit(endpoint->machine, dmp_now_ns(), &own, &holds->tag);
+}
+
+void dmp_traffic_start_locked(struct dmp_embedded_endpoint *endpoint, uint32_t index)
+{
+	struct dmp_embedded_channel *channel = endpoint->channel;
+	const struct dmp_operation *operation = &channel->machine.operations[index];
+	bool receive = operation->submission.operation == DMP_OP_RECV;
+	struct dmp_lane *lane = &endpoint->lanes[receive];
+	struct dmp_holds *holds = &channel->holds[index];
+	int error = operation->error;
+
+	endpoint->counters.submissions++;
+	if (!error && operation->cancel)
+		error = -ECANCELED;
+	if (!error && operation->submission.flags & DMP_SUBMIT_VERIFY && holds->checksum_known &&
+	    is_outgoing(&operation->submission) &&
+	    holds->checksum != operation->submission.checksum)
+		error = -EBADMSG;
+	if (!error)
+		error = lane->count != 0 ? -EAGAIN : submit(endpoint, index);
+	if (error == -EAGAIN && !(operation->submission.flags & DMP_SUBMIT_NOWAIT))
+		error = dmp_channel_park(&channel->machine, lane, index);
+	if (error)
+		finish_with(endpoint, index, error);
+	dmp_network_mark_locked(channel, endpoint);
+}
+
+/* The machine may have slots again: those that waited longest first. */
+static void unpark_locked(struct dmp_embedded_endpoint *endpoint)
+{
+	struct dmp_channel *machine = &endpoint->channel->machine;
+	unsigned int which;
+	uint32_t index;
+	int error;
+
+	for (which = 0; which < 2; which++) {
+		struct dmp_lane *lane = &endpoint->lanes[which];
+
+		while (lane->count != 0) {
+			error = submit(endpoint, lane->first);
+			if (error == -EAGAIN)
+				break;
+			dmp_channel_unpark(machine, lane, &index);
+			if (error)
+				finish_with(endpoint, index, error);
+		}
+	}
+}
+
+/* ---- completions out */
+
+static void deliver_event(struct dmp_embedded_endpoint *endpoint,
+			  const struct dmp_endpoint_completion *from)
+{
+	struct dmp_completion event = {
+		.user_data = endpoint->user_data,
+		.result = from->result,
+		.operation = (__u8)from->operation,
+		.path = endpoint->path,
+		.flags = from->flags & (DMP_COMPLETE_CHECKSUM | DMP_COMPLETE_IMMEDIATE),
+		.length_bytes = from->length_bytes,
+		.immediate = from->immediate,
+		.checksum = from->checksum,
+	};
+
+	/* There is room: the caller has looked. */
+	dmp_channel_event(&endpoint->channel->machine, &event);
+	endpoint->counters.events++;
+	if (from->operation == DMP_EVENT_WRITE_IMM)
+		endpoint->counters.bytes += from->length_bytes;
+}
+
+static bool deliver_locked(struct dmp_embedded_endpoint *endpoint)
+{
+	struct dmp_channel *machine = &endpoint->channel->machine;
+	struct dmp_endpoint_completion from;
+	uint64_t now_ns = dmp_now_ns();
+	bool any = false;
+	__u32 room = 0;
+
+	while (dmp_endpoint_next_completion(endpoint->machine, &from) == 0) {
+		struct dmp_outcome outcome = {
+			.length_bytes = from.length_bytes,
+			.result = from.result,
+			.checksum = from.checksum,
+			.immediate = from.immediate,
+			.flags = from.flags,
+		};
+
+		any = true;
+		if (from.user_data == DMP_TRAFFIC_PROBE) {
+			endpoint->probe_result = from.result;
+			dmp_channel_nudge_locked(endpoint->channel);
+		} else {
+			finish(endpoint, (uint32_t)from.user_data, &outcome);
+		}
+	}
+	if (any)
+		unpark_locked(endpoint);
+	/* Before it is attached nobody knows it: what comes early waits in the machine. */
+	if (!endpoint->attached || dmp_channel_event_room(machine, &room) != 0)
+		return any;
+	for (; room != 0 && dmp_endpoint_next_event(endpoint->machine, now_ns, &from) == 0; room--) {
+		deliver_event(endpoint, &from);
+		any = true;
+	}
+	endpoint->event_waits = room == 0;
+	return any;
+}
+
+/* ---- requests */
+
+static void answer(struct dmp_embedded_endpoint *endpoint, struct dmp_endpoint_answer *answer)
+{
+	dmp_endpoint_answer(endpoint->machine, dmp_now_ns(), answer);
+}
+
+static void authenticate(struct dmp_embedded_endpoint *endpoint,
+			 const struct dmp_endpoint_request *request)
+{
+	struct dmp_endpoint_answer reply = { .kind = request->kind, .tag = request->tag };
+	__u8 transcript[2 * DMP_WIRE_FRAME_BYTES_MAX];
+	int length = dmp_endpoint_transcript(endpoint->machine, transcript, sizeof(transcript));
+
+	if (length < 0) {
+		reply.result = length;
+	} else if (request->tag != DMP_ENDPOINT_PROVING &&
+		   !dmp_proof_check(&endpoint->secret, !endpoint->connector, transcript,
+				    (size_t)length, request->proof, request->proof_bytes)) {
+		reply.result = -EACCES;
+	} else {
+		dmp_proof_make(&endpoint->secret, endpoint->connector, transcript, (size_t)length,
+			       reply.proof);
+		reply.proof_bytes = DMP_PROOF_BYTES;
+	}
+	answer(endpoint, &reply);
+}
+
+static void finish_landing(struct dmp_embedded_endpoint *endpoint)
+{
+	struct dmp_landing *landing = &endpoint->landing;
+	struct dmp_endpoint_answer reply = {
+		.kind = DMP_REQUEST_PLACE,
+		.tag = landing->tag,
+		.length_bytes = landing->length,
+		.result = landing->error,
+	};
+
+	landing->active = false;
+	if (landing->checked) {
+		reply.checksum = endpoint->stream.checksum;
+		reply.flags = DMP_WIRE_CHECKSUM;
+		if (landing->compare && reply.checksum != landing->checksum && !reply.result)
+			reply.result = -EBADMSG;
+	}
+	if (landing->region)
+		dmp_region_release(endpoint->plane, landing->region);
+	landing->region = NULL;
+	answer(endpoint, &reply);
+}
+
+static char *stage_for(struct dmp_embedded_endpoint *endpoint, __u32 stage, __u64 length)
+{
+	struct dmp_staged *staged = &endpoint->staged[stage];
+
+	free(staged->bytes);
+	staged->bytes = malloc(length != 0 ? length : 1);
+	staged->length = length;
+	return staged->bytes;
+}
+
+/* Where the payload that follows goes. */
+static void place(struct dmp_embedded_endpoint *endpoint,
+		  const struct dmp_endpoint_request *request)
+{
+	struct dmp_landing *landing = &endpoint->landing;
+	char *address = NULL;
+
+	*landing = (struct dmp_landing){
+		.tag = request->tag,
+		.length = request->length_bytes,
+		.target = request->target,
+		.stage = request->stage,
+		.index = (uint32_t)request->local,
+		.checksum = request->checksum,
+		.compare = request->flags & DMP_WIRE_CHECKSUM,
+		.checked = request->flags & DMP_WIRE_CHECKSUM,
+		.active = true,
+	};
+	switch (request->target) {
+	case DMP_TARGET_REGION:
+		landing->error = dmp_region_admit(endpoint->plane, request->key,
+						  request->key_bytes, request->offset,
+						  request->length_bytes, request->access,
+						  &landing->region, &address);
+		break;
+	case DMP_TARGET_LOCAL:
+		if (landing->index != (uint32_t)DMP_TRAFFIC_PROBE) {
+			address = local_of(endpoint->channel, landing->index);
+			landing->checked |=
+				is_checked(submission_of(endpoint->channel, landing->index));
+		}
+		break;
+	case DMP_TARGET_STAGE:
+		address = stage_for(endpoint, request->stage, request->length_bytes);
+		if (!address)
+			landing->error = -ENOMEM;
+		break;
+	default:
+		break;
+	}
+	if (landing->error)
+		landing->checked = false;
+	dmp_stream_place_locked(&endpoint->stream, landing->error ? NULL : address,
+				request->length_bytes, landing->checked);
+}
+
+/* May the peer read this, or was it right to write that? */
+static void admit(struct dmp_embedded_endpoint *endpoint,
+		  const struct dmp_endpoint_request *request)
+{
+	struct dmp_admitted *admitted = &endpoint->admitted[(uint32_t)request->tag %
+							    DMP_OPERATIONS_MAX];
+	struct dmp_endpoint_answer reply = { .kind = request->kind, .tag = request->tag };
+	struct dmp_region *region = NULL;
+	char *address = NULL;
+
+	reply.result = dmp_region_admit(endpoint->plane, request->key, request->key_bytes,
+					request->offset, request->length_bytes, request->access,
+					&region, &address);
+	if (!reply.result && request->operation == DMP_OP_READ && request->length_bytes != 0) {
+		admitted->region = region;
+		admitted->address = address;
+		reply.cookie = (uint32_t)request->tag % DMP_OPERATIONS_MAX;
+	} else if (!reply.result) {
+		dmp_region_release(endpoint->plane, region);
+	}
+	answer(endpoint, &reply);
+}
+
+static void add_errand(struct dmp_embedded_endpoint *endpoint,
+		       const struct dmp_endpoint_request *request)
+{
+	struct dmp_errand *errand =
+		&endpoint->errands[(endpoint->errand_first + endpoint->errand_count++) %
+				   DMP_ERRANDS_MAX];
+
+	*errand = (struct dmp_errand){
+		.tag = request->tag,
+		.length = request->length_bytes,
+		.kind = request->kind,
+		.index = (uint32_t)request->local,
+		.stage = request->stage,
+	};
+}
+
+/* A RECV or READ whose payload is coming in gives its buffer back in the middle. */
+static int divert_landing(struct dmp_embedded_endpoint *endpoint,
+			  const struct dmp_endpoint_request *request)
+{
+	struct dmp_landing *landing = &endpoint->landing;
+	__u64 done = endpoint->stream.payload_done;
+	char *stage;
+
+	landing->target = request->target;
+	if (request->target != DMP_TARGET_STAGE) {
+		landing->checked = false;
+		dmp_stream_discard_locked(&endpoint->stream);
+		return 0;
+	}
+	stage = stage_for(endpoint, request->stage, landing->length);
+	if (!stage)
+		return -ENOMEM;
+	memcpy(stage, local_of(endpoint->channel, landing->index), done);
+	landing->stage = request->stage;
+	dmp_stream_replace_locked(&endpoint->stream, stage);
+	return 0;
+}
+
+/* Lets go of an own operation's buffer: nothing of ours is touching it right now. */
+static void stop(struct dmp_embedded_endpoint *endpoint,
+		 const struct dmp_endpoint_request *request)
+{
+	struct dmp_endpoint_answer reply = { .kind = request->kind, .tag = request->tag };
+	uint32_t number, kept = 0;
+	int error = 0;
+
+	for (number = 0; number < endpoint->errand_count; number++) {
+		struct dmp_errand *from = &endpoint->errands[(endpoint->errand_first + number) %
+							     DMP_ERRANDS_MAX];
+
+		if (from->tag != request->tag)
+			endpoint->errands[(endpoint->errand_first + kept++) % DMP_ERRANDS_MAX] =
+				*from;
+	}
+	if (kept == endpoint->errand_count) {
+		if (endpoint->landing.active && endpoint->landing.target == DMP_TARGET_LOCAL &&
+		    endpoint->landing.index == (uint32_t)request->local)
+			error = divert_landing(endpoint, request);
+		else
+			error = dmp_stream_stop_locked(&endpoint->stream, request->tag);
+	}
+	endpoint->errand_count = kept;
+	answer(endpoint, &reply);
+	if (error)
+		dmp_traffic_abort_locked(endpoint, error);
+}
+
+/* Nothing touches a buffer of ours or of a peer after this. */
+static void let_go(struct dmp_embedded_endpoint *endpoint)
+{
+	uint32_t number;
+
+	if (endpoint->landing.active && endpoint->landing.region)
+		dmp_region_release(endpoint->plane, endpoint->landing.region);
+	endpoint->landing.region = NULL;
+	endpoint->landing.active = false;
+	endpoint->errand_count = 0;
+	for (number = 0; number < DMP_OPERATIONS_MAX; number++) {
+		if (endpoint->admitted[number].region)
+			dmp_region_release(endpoint->plane, endpoint->admitted[number].region);
+		endpoint->admitted[number].region = NULL;
+	}
+	if (endpoint->fabric) {
+		endpoint->fabric->type->close(endpoint->fabric);
+		endpoint->fabric = NULL;
+	}
+}
+
+static void cut(struct dmp_embedded_endpoint *endpoint,
+		const struct dmp_endpoint_request *request)
+{
+	struct dmp_endpoint_answer reply = { .kind = request->kind, .tag = request->tag };
+
+	/* The last word is small and mostly fits; who does not get it sees the end all the same. */
+	if (endpoint->fabric && !endpoint->stream.error)
+		dmp_stream_move(&endpoint->stream);
+	let_go(endpoint);
+	answer(endpoint, &reply);
+}
+
+static void answer_requests_locked(struct dmp_embedded_endpoint *endpoint)
+{
+	struct dmp_endpoint_request request;
+
+	while (dmp_endpoint_next_request(endpoint->machine, &request) == 0) {
+		switch (request.kind) {
+		case DMP_REQUEST_AUTHENTICATE:
+			authenticate(endpoint, &request);
+			break;
+		case DMP_REQUEST_PLACE:
+			place(endpoint, &request);
+			break;
+		case DMP_REQUEST_ADMIT:
+			admit(endpoint, &request);
+			break;
+		case DMP_REQUEST_MOVE:
+		case DMP_REQUEST_COPY:
+			add_errand(endpoint, &request);
+			break;
+		case DMP_REQUEST_STOP:
+			stop(endpoint, &request);
+			break;
+		case DMP_REQUEST_CUT:
+			cut(endpoint, &request);
+			return;
+		default:
+			break;
+		}
+	}
+}
+
+/* ---- bytes */
+
+static const char *payload_of(void *owner, const struct dmp_endpoint_frame *frame)
+{
+	struct dmp_embedded_endpoint *endpoint = owner;
+
+	if (frame->payload == DMP_PAYLOAD_REGION)
+		return endpoint->admitted[frame->local % DMP_OPERATIONS_MAX].address;
+	if (frame->local == DMP_TRAFFIC_PROBE)
+		return NULL;
+	return local_of(endpoint->channel, (uint32_t)frame->local);
+}
+
+/* The stream tells the machine itself of local payloads; a region is ours to release. */
+static void payload_sent(void *owner, const struct dmp_endpoint_frame *frame)
+{
+	struct dmp_embedded_endpoint *endpoint = owner;
+	struct dmp_admitted *admitted;
+
+	if (frame->payload != DMP_PAYLOAD_REGION)
+		return;
+	admitted = &endpoint->admitted[frame->local % DMP_OPERATIONS_MAX];
+	if (admitted->region)
+		dmp_region_release(endpoint->plane, admitted->region);
+	admitted->region = NULL;
+}
+
+/* One slice; the lock is not held. */
+static void run_slice(struct dmp_embedded_endpoint *endpoint, struct dmp_errand *errand,
+		      uint64_t room)
+{
+	struct dmp_embedded_channel *channel = endpoint->channel;
+	uint64_t length = errand->length - errand->done;
+	const struct dmp_submission *submission;
+	char *local;
+
+	if (length > room)
+		length = room;
+	if (length == 0 || errand->index == (uint32_t)DMP_TRAFFIC_PROBE)
+		return;
+	submission = submission_of(channel, errand->index);
+	local = local_of(channel, errand->index) + errand->done;
+	if (errand->kind == DMP_REQUEST_COPY) {
+		const char *from = endpoint->staged[errand->stage].bytes + errand->done;
+
+		if (is_checked(submission))
+			errand->checksum = dmp_copy_crc32c(errand->checksum, local, from, length,
+							   length);
+		else
+			memcpy(local, from, length);
+	} else {
+		struct dmp_remote *remote = channel->holds[errand->index].remote;
+		bool write = submission->operation != DMP_OP_READ;
+		struct dmp_move move = {
+			.remote = remote,
+			.offset = errand->done + (write ? submission->target_offset :
+							  submission->source_offset),
+			.local = local,
+			.length = length,
+			.sweep = write ? remote->length :
+					 channel->holds[errand->index].target->memory.length,
+			.checksum = errand->checksum,
+			.write = write,
+			.checked = is_checked(submission),
+		};
+
+		errand->result = endpoint->fabric->type->move(endpoint->fabric, &move);
+		errand->checksum = move.checksum;
+		if (errand->result)
+			return;
+	}
+	errand->done += length;
+}
+
+/* Slices of errands in order, up to a burst; how many are finished. No lock held. */
+static uint32_t run_errands(struct dmp_embedded_endpoint *endpoint, bool *moved)
+{
+	uint64_t room = DMP_TRAFFIC_BURST;
+	uint32_t number;
+
+	for (number = 0; number < endpoint->errand_count && number < ERRANDS_AT_ONCE && room != 0;
+	     number++) {
+		struct dmp_errand *errand =
+			&endpoint->errands[(endpoint->errand_first + number) % DMP_ERRANDS_MAX];
+		uint64_t before = errand->done;
+
+		*moved = true;
+		run_slice(endpoint, errand, room);
+		room -= errand->done - before;
+		if (!errand->result && errand->done != errand->length)
+			break;
+	}
+	return number;
+}
+
+/* The peer is not told of a WRITE_IMM whose bytes are not the ones that were meant. */
+static void note_checksum(struct dmp_embedded_channel *channel, const struct dmp_errand *errand,
+			  __s32 *result)
+{
+	const struct dmp_submission *submission = submission_of(channel, errand->index);
+	struct dmp_holds *holds = &channel->holds[errand->index];
+
+	if (!is_checked(submission))
+		return;
+	holds->checksum = errand->checksum;
+	holds->checksum_known = true;
+	if (submission->flags & DMP_SUBMIT_VERIFY && errand->kind == DMP_REQUEST_MOVE &&
+	    !*result && errand->checksum != submission->checksum)
+		*result = -EBADMSG;
+}
+
+static void finish_errands_locked(struct dmp_embedded_endpoint *endpoint, uint32_t count)
+{
+	while (count-- != 0) {
+		struct dmp_errand errand = endpoint->errands[endpoint->errand_first];
+		struct dmp_endpoint_answer reply = {
+			.tag = errand.tag,
+			.kind = errand.kind,
+			.length_bytes = errand.done,
+			.result = errand.result,
+		};
+
+		endpoint->errand_first = (endpoint->errand_first + 1) % DMP_ERRANDS_MAX;
+		endpoint->errand_count--;
+		if (errand.index != (uint32_t)DMP_TRAFFIC_PROBE)
+			note_checksum(endpoint->channel, &errand, &reply.result);
+		if (errand.kind == DMP_REQUEST_COPY && !errand.result) {
+			free(endpoint->staged[errand.stage].bytes);
+			endpoint->staged[errand.stage].bytes = NULL;
+		}
+		answer(endpoint, &reply);
+	}
+}
+
+/* Everything that has come in whole. True if there was something. */
+static bool feed_locked(struct dmp_embedded_endpoint *endpoint)
+{
+	bool any = false;
+
+	while (endpoint->fabric) {
+		int placed = 0;
+		int got = dmp_stream_feed_locked(&endpoint->stream, endpoint->machine,
+						 dmp_now_ns(), &placed);
+
+		if (placed && endpoint->landing.active)
+			finish_landing(endpoint);
+		answer_requests_locked(endpoint);
+		if (got == 0 && !placed)
+			break;
+		any = true;
+		if (got < 0 && got != -EBUSY && got != -ESTALE)
+			break;
+	}
+	return any;
+}
+
+static void settle_end_locked(struct dmp_embedded_endpoint *endpoint)
+{
+	struct dmp_endpoint_status status;
+	unsigned int which;
+	uint32_t index;
+
+	if (dmp_endpoint_state(endpoint->machine) != DMP_ENDPOINT_DEAD)
+		return;
+	dmp_endpoint_query(endpoint->machine, &status);
+	for (which = 0; which < 2; which++)
+		while (dmp_channel_unpark(&endpoint->channel->machine, &endpoint->lanes[which],
+					  &index))
+			finish_with(endpoint, index, -ECONNRESET);
+	if (status.unread != 0 && endpoint->attached && !endpoint->drop)
+		return;		/* an event waits for a slot */
+	if (!endpoint->ended) {
+		endpoint->ended = true;
+		dmp_channel_nudge_locked(endpoint->channel);
+	}
+}
+
+void dmp_traffic_abort_locked(struct dmp_embedded_endpoint *endpoint, int reason)
+{
+	let_go(endpoint);
+	dmp_endpoint_abort(endpoint->machine, reason);
+	deliver_locked(endpoint);
+	settle_end_locked(endpoint);
+}
+
+bool dmp_traffic_round_locked(struct dmp_embedded_endpoint *endpoint)
+{
+	struct dmp_embedded_channel *channel = endpoint->channel;
+	bool moved = false, more;
+	uint32_t finished;
+
+	dmp_endpoint_tick(endpoint->machine, dmp_now_ns());
+	/* An error of drain is one of receive too, once all that had come is taken. */
+	if (endpoint->has_event && endpoint->fabric && endpoint->fabric->type->drain)
+		endpoint->fabric->type->drain(endpoint->fabric);
+	endpoint->has_event = false;
+	answer_requests_locked(endpoint);
+	if (endpoint->fabric) {
+		endpoint->stream.unwritable =
+			__atomic_load_n(&endpoint->plane->regions_writable, __ATOMIC_RELAXED) == 0;
+		dmp_stream_load_locked(&endpoint->stream, endpoint->machine, dmp_now_ns());
+		pthread_mutex_unlock(&channel->lock);
+		finished = run_errands(endpoint, &moved);
+		moved |= dmp_stream_move(&endpoint->stream);
+		pthread_mutex_lock(&channel->lock);
+		finish_errands_locked(endpoint, finished);
+		moved |= feed_locked(endpoint);
+	}
+	if (endpoint->fabric && endpoint->stream.error)
+		dmp_traffic_abort_locked(endpoint, -ECONNRESET);
+	answer_requests_locked(endpoint);
+	more = endpoint->fabric && dmp_stream_load_locked(&endpoint->stream, endpoint->machine,
+							  dmp_now_ns());
+	moved |= deliver_locked(endpoint);
+	settle_end_locked(endpoint);
+	return (moved || more || endpoint->errand_count != 0) && !endpoint->ended;
+}
+
+/* ---- memory */
+
+int dmp_traffic_init(struct dmp_embedded_endpoint *endpoint)
+{
+	dmp_lane_init(&endpoint->lanes[0]);
+	dmp_lane_init(&endpoint->lanes[1]);
+	endpoint->staged = calloc(endpoint->window_slots, sizeof(*endpoint->staged));
+	if (!endpoint->staged)
+		return -ENOMEM;
+	return dmp_stream_init(&endpoint->stream, endpoint->fabric, endpoint, payload_of,
+			       payload_sent);
+}
+
+void dmp_traffic_free(struct dmp_embedded_endpoint *endpoint)
+{
+	uint32_t stage;
+
+	let_go(endpoint);
+	dmp_stream_free(&endpoint->stream);
+	for (stage = 0; endpoint->staged && stage < endpoint->window_slots; stage++)
+		free(endpoint->staged[stage].bytes);
+	free(endpoint->staged);
+}
