@@ -4,7 +4,7 @@
 # `make` alone lists the targets.
 
 PY := .venv/bin/python
-BENCHES := copy ring alloc observe scale
+BENCHES := copy ring alloc observe scale endpoint
 KERNEL ?= 6.12
 SEED ?= $(shell date +%s)
 

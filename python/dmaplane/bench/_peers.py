@@ -97,11 +97,12 @@ class Peer:
     def __init__(self, kind: Kind, shared: Shared) -> None:
         self.name = kind.name
         self.sizes = kind.sizes
+        command = _command(kind)
         self._said: IO[str] = tempfile.TemporaryFile(  # noqa: SIM115 - closed by close()
             "w+", encoding="utf-8"
         )
         self._process = subprocess.Popen(
-            [*_command(kind), *map(str, shared)],
+            [*command, *map(str, shared)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
