@@ -27,8 +27,8 @@ struct dmp_arrival {
 
 /*
  * The oldest arrival, waiting for one until @deadline_ns: -ETIMEDOUT, -EAGAIN for a time
- * that has passed, -ENOENT, -ESTALE when the listener goes away meanwhile. On success the
- * listener is entered: dmp_listener_put().
+ * that has passed, -EINTR, -ENOENT, -ESTALE when the listener goes away meanwhile. On success
+ * the listener is entered until dmp_listener_put(), even if it is destroyed meanwhile.
  */
 int dmp_listener_take(struct dmp_plane *plane, __u32 listener_id, __u64 deadline_ns,
 		      struct dmp_listener **listener, struct dmp_arrival *arrival);
@@ -51,7 +51,8 @@ int dmp_listener_destroy(struct dmp_plane *plane, void *argument);
 /*
  * The connector's side of the door: connects by the path that fits (shm where the address
  * is this machine's and the listener is of our user, else tcp) or by @require (DMP_PATH_*,
- * 0: any; -ENODEV if it cannot be had). -ECONNREFUSED, -EHOSTUNREACH, -ETIMEDOUT.
+ * 0: any; -ENODEV if it cannot be had). -ECONNREFUSED, -EHOSTUNREACH, -ETIMEDOUT, -EPERM
+ * (the socket of a path is not ours), -EAGAIN (no free port), -EINTR. 0 for @deadline_ns: 10 s.
  */
 int dmp_dial(struct dmp_plane *plane, const struct dmp_address *address, __u32 require,
 	     __u64 deadline_ns, struct dmp_fabric **fabric);

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: MIT
+/* origin.c - see origin.h */
+#include "origin.h"
+
+#include <errno.h>
+#include <netinet/in.h>
+#include <stddef.h>
+#include <string.h>
+
+/*
+ * Prefixes of IPv6 networks that exist begin with other bits, and ::1 is 0, so the three
+ * kinds do not meet. Nothing is hashed: nobody can choose an address that counts as another's.
+ */
+#define ORIGIN_IPV4	(1ull << 32)
+#define ORIGIN_USER	(2ull << 32)
+
+__u64 dmp_origin_of(const struct sockaddr_storage *socket)
+{
+	const struct sockaddr_in *ipv4 = (const struct sockaddr_in *)socket;
+	const struct sockaddr_in6 *ipv6 = (const struct sockaddr_in6 *)socket;
+	const __u8 *bytes = ipv6->sin6_addr.s6_addr;
+	__u64 prefix = 0;
+	unsigned int i;
+
+	if (socket->ss_family == AF_INET)
+		return ORIGIN_IPV4 | ntohl(ipv4->sin_addr.s_addr);
+	if (IN6_IS_ADDR_V4MAPPED(&ipv6->sin6_addr))
+		return ORIGIN_IPV4 | (__u64)bytes[12] << 24 | (__u64)bytes[13] << 16 |
+		       (__u64)bytes[14] << 8 | bytes[15];
+	for (i = 0; i < 8; i++)
+		prefix = prefix << 8 | bytes[i];
+	return prefix;
+}
+
+__u64 dmp_origin_of_user(__u32 uid)
+{
+	return ORIGIN_USER | uid;
+}
+
+static bool is_forgotten(const struct dmp_origin *row, __u64 now_ns)
+{
+	return row->boxed == 0 && row->failed_ns + DMP_FAILURE_FORGET_NS <= now_ns;
+}
+
+static struct dmp_origin *find(struct dmp_origins *origins, __u64 name)
+{
+	unsigned int i;
+
+	for (i = 0; i < DMP_ORIGINS; i++)
+		if (origins->rows[i].failed_ns != 0 && origins->rows[i].name == name)
+			return &origins->rows[i];
+	return NULL;
+}
+
+/* A row to write on: a free or forgotten one, else the one that failed longest ago. */
+static struct dmp_origin *oldest(struct dmp_origins *origins)
+{
+	struct dmp_origin *chosen = NULL;
+	unsigned int i;
+
+	for (i = 0; i < DMP_ORIGINS; i++) {
+		struct dmp_origin *row = &origins->rows[i];
+
+		if (row->boxed == 0 && (!chosen || row->failed_ns < chosen->failed_ns))
+			chosen = row;
+	}
+	return chosen;
+}
+
+int dmp_origin_arrive(struct dmp_origins *origins, __u64 name, __u64 now_ns, __u64 *until_ns)
+{
+	struct dmp_origin *row = find(origins, name);
+	unsigned int doublings;
+	__u64 penalty;
+
+	*until_ns = 0;
+	if (!row || row->failures < DMP_FAILURES_FREE || is_forgotten(row, now_ns))
+		return 0;
+	if (row->boxed >= DMP_BOXED_MAX)
+		return -EAGAIN;
+	doublings = row->failures - DMP_FAILURES_FREE;
+	penalty = doublings < 8 ? DMP_PENALTY_MIN_NS << doublings : DMP_PENALTY_MAX_NS;
+	if (penalty > DMP_PENALTY_MAX_NS)
+		penalty = DMP_PENALTY_MAX_NS;
+	if (row->next_ns < now_ns)
+		row->next_ns = now_ns;
+	row->next_ns += penalty;
+	*until_ns = row->next_ns;
+	row->boxed++;
+	return 0;
+}
+
+void dmp_origin_unbox(struct dmp_origins *origins, __u64 name)
+{
+	struct dmp_origin *row = find(origins, name);
+
+	if (row && row->boxed != 0)
+		row->boxed--;
+}
+
+void dmp_origin_judge(struct dmp_origins *origins, __u64 name, bool proved, __u64 now_ns)
+{
+	struct dmp_origin *row = find(origins, name);
+
+	if (proved) {
+		if (row)
+			row->failures = 0;
+		return;
+	}
+	if (!row)
+		row = oldest(origins);
+	if (!row)	/* each row has somebody waiting: all are slowed down as it is */
+		return;
+	if (row->name != name || is_forgotten(row, now_ns)) {
+		memset(row, 0, sizeof(*row));
+		row->name = name;
+	}
+	row->failed_ns = now_ns;
+	row->failures++;
+}
+
+bool dmp_origin_is_clean(struct dmp_origins *origins, __u64 name)
+{
+	const struct dmp_origin *row = find(origins, name);
+
+	return !row || row->failures < DMP_FAILURES_FREE;
+}
