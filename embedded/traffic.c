@@ -14,11 +14,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "copy.h"
 #include "libdmaplane.h"
 #include "network.h"
-
-#define ERRANDS_AT_ONCE 64u
 
 static uint64_t observed_now(void)
 {
@@ -41,8 +38,7 @@ static bool is_checked(const struct dmp_submission *submission)
 	return submission->flags & (DMP_SUBMIT_CHECKSUM | DMP_SUBMIT_VERIFY);
 }
 
-/* The local bytes of an operation; NULL for an empty message. */
-static char *local_of(struct dmp_embedded_channel *channel, uint32_t index)
+char *dmp_traffic_local(struct dmp_embedded_channel *channel, uint32_t index)
 {
 	const struct dmp_submission *submission = submission_of(channel, index);
 	const struct dmp_holds *holds = &channel->holds[index];
@@ -50,6 +46,11 @@ static char *local_of(struct dmp_embedded_channel *channel, uint32_t index)
 	if (holds->source)
 		return (char *)holds->source->memory.address + submission->source_offset;
 	return (char *)holds->target->memory.address + submission->target_offset;
+}
+
+bool dmp_traffic_is_checked(const struct dmp_embedded_channel *channel, uint32_t index)
+{
+	return is_checked(&channel->machine.operations[index].submission);
 }
 
 /* ---- operations in */
@@ -69,7 +70,7 @@ void dmp_traffic_checksum(struct dmp_embedded_channel *channel, uint32_t index)
 {
 	struct dmp_holds *holds = &channel->holds[index];
 
-	holds->checksum = dmp_crc32c(0, local_of(channel, index),
+	holds->checksum = dmp_crc32c(0, dmp_traffic_local(channel, index),
 					    submission_of(channel, index)->length_bytes);
 	holds->checksum_known = true;
 }
@@ -251,7 +252,8 @@ static bool deliver_locked(struct dmp_embedded_endpoint *endpoint)
 
 /* ---- requests */
 
-static void answer(struct dmp_embedded_endpoint *endpoint, struct dmp_endpoint_answer *answer)
+void dmp_traffic_answer(struct dmp_embedded_endpoint *endpoint,
+			const struct dmp_endpoint_answer *answer)
 {
 	dmp_endpoint_answer(endpoint->machine, dmp_now_ns(), answer);
 }
@@ -274,148 +276,7 @@ static void authenticate(struct dmp_embedded_endpoint *endpoint,
 			       reply.proof);
 		reply.proof_bytes = DMP_PROOF_BYTES;
 	}
-	answer(endpoint, &reply);
-}
-
-static void finish_landing(struct dmp_embedded_endpoint *endpoint)
-{
-	struct dmp_landing *landing = &endpoint->landing;
-	struct dmp_endpoint_answer reply = {
-		.kind = DMP_REQUEST_PLACE,
-		.tag = landing->tag,
-		.length_bytes = landing->length,
-		.result = landing->error,
-	};
-
-	landing->active = false;
-	if (landing->checked) {
-		reply.checksum = endpoint->stream.checksum;
-		reply.flags = DMP_WIRE_CHECKSUM;
-		if (landing->compare && reply.checksum != landing->checksum && !reply.result)
-			reply.result = -EBADMSG;
-	}
-	if (landing->region)
-		dmp_region_release(endpoint->plane, landing->region);
-	landing->region = NULL;
-	answer(endpoint, &reply);
-}
-
-static char *stage_for(struct dmp_embedded_endpoint *endpoint, __u32 stage, __u64 length)
-{
-	struct dmp_staged *staged = &endpoint->staged[stage];
-
-	free(staged->bytes);
-	staged->bytes = malloc(length != 0 ? length : 1);
-	staged->length = length;
-	return staged->bytes;
-}
-
-/* Where the payload that follows goes. */
-static void place(struct dmp_embedded_endpoint *endpoint,
-		  const struct dmp_endpoint_request *request)
-{
-	struct dmp_landing *landing = &endpoint->landing;
-	char *address = NULL;
-
-	*landing = (struct dmp_landing){
-		.tag = request->tag,
-		.length = request->length_bytes,
-		.target = request->target,
-		.stage = request->stage,
-		.index = (uint32_t)request->local,
-		.checksum = request->checksum,
-		.compare = request->flags & DMP_WIRE_CHECKSUM,
-		.checked = request->flags & DMP_WIRE_CHECKSUM,
-		.active = true,
-	};
-	switch (request->target) {
-	case DMP_TARGET_REGION:
-		landing->error = dmp_region_admit(endpoint->plane, request->key,
-						  request->key_bytes, request->offset,
-						  request->length_bytes, request->access,
-						  &landing->region, &address);
-		break;
-	case DMP_TARGET_LOCAL:
-		if (landing->index != (uint32_t)DMP_TRAFFIC_PROBE) {
-			address = local_of(endpoint->channel, landing->index);
-			landing->checked |=
-				is_checked(submission_of(endpoint->channel, landing->index));
-		}
-		break;
-	case DMP_TARGET_STAGE:
-		address = stage_for(endpoint, request->stage, request->length_bytes);
-		if (!address)
-			landing->error = -ENOMEM;
-		break;
-	default:
-		break;
-	}
-	if (landing->error)
-		landing->checked = false;
-	dmp_stream_place_locked(&endpoint->stream, landing->error ? NULL : address,
-				request->length_bytes, landing->checked);
-}
-
-/* May the peer read this, or was it right to write that? */
-static void admit(struct dmp_embedded_endpoint *endpoint,
-		  const struct dmp_endpoint_request *request)
-{
-	struct dmp_admitted *admitted = &endpoint->admitted[(uint32_t)request->tag %
-							    DMP_OPERATIONS_MAX];
-	struct dmp_endpoint_answer reply = { .kind = request->kind, .tag = request->tag };
-	struct dmp_region *region = NULL;
-	char *address = NULL;
-
-	reply.result = dmp_region_admit(endpoint->plane, request->key, request->key_bytes,
-					request->offset, request->length_bytes, request->access,
-					&region, &address);
-	if (!reply.result && request->operation == DMP_OP_READ && request->length_bytes != 0) {
-		admitted->region = region;
-		admitted->address = address;
-		reply.cookie = (uint32_t)request->tag % DMP_OPERATIONS_MAX;
-	} else if (!reply.result) {
-		dmp_region_release(endpoint->plane, region);
-	}
-	answer(endpoint, &reply);
-}
-
-static void add_errand(struct dmp_embedded_endpoint *endpoint,
-		       const struct dmp_endpoint_request *request)
-{
-	struct dmp_errand *errand =
-		&endpoint->errands[(endpoint->errand_first + endpoint->errand_count++) %
-				   DMP_ERRANDS_MAX];
-
-	*errand = (struct dmp_errand){
-		.tag = request->tag,
-		.length = request->length_bytes,
-		.kind = request->kind,
-		.index = (uint32_t)request->local,
-		.stage = request->stage,
-	};
-}
-
-/* A RECV or READ whose payload is coming in gives its buffer back in the middle. */
-static int divert_landing(struct dmp_embedded_endpoint *endpoint,
-			  const struct dmp_endpoint_request *request)
-{
-	struct dmp_landing *landing = &endpoint->landing;
-	__u64 done = endpoint->stream.payload_done;
-	char *stage;
-
-	landing->target = request->target;
-	if (request->target != DMP_TARGET_STAGE) {
-		landing->checked = false;
-		dmp_stream_discard_locked(&endpoint->stream);
-		return 0;
-	}
-	stage = stage_for(endpoint, request->stage, landing->length);
-	if (!stage)
-		return -ENOMEM;
-	memcpy(stage, local_of(endpoint->channel, landing->index), done);
-	landing->stage = request->stage;
-	dmp_stream_replace_locked(&endpoint->stream, stage);
-	return 0;
+	dmp_traffic_answer(endpoint, &reply);
 }
 
 /* Lets go of an own operation's buffer: nothing of ours is touching it right now. */
@@ -423,26 +284,16 @@ static void stop(struct dmp_embedded_endpoint *endpoint,
 		 const struct dmp_endpoint_request *request)
 {
 	struct dmp_endpoint_answer reply = { .kind = request->kind, .tag = request->tag };
-	uint32_t number, kept = 0;
 	int error = 0;
 
-	for (number = 0; number < endpoint->errand_count; number++) {
-		struct dmp_errand *from = &endpoint->errands[(endpoint->errand_first + number) %
-							     DMP_ERRANDS_MAX];
-
-		if (from->tag != request->tag)
-			endpoint->errands[(endpoint->errand_first + kept++) % DMP_ERRANDS_MAX] =
-				*from;
-	}
-	if (kept == endpoint->errand_count) {
+	if (!dmp_errand_drop(endpoint, request->tag)) {
 		if (endpoint->landing.active && endpoint->landing.target == DMP_TARGET_LOCAL &&
 		    endpoint->landing.index == (uint32_t)request->local)
-			error = divert_landing(endpoint, request);
+			error = dmp_landing_divert(endpoint, request);
 		else
 			error = dmp_stream_stop_locked(&endpoint->stream, request->tag);
 	}
-	endpoint->errand_count = kept;
-	answer(endpoint, &reply);
+	dmp_traffic_answer(endpoint, &reply);
 	if (error)
 		dmp_traffic_abort_locked(endpoint, error);
 }
@@ -477,7 +328,7 @@ static void cut(struct dmp_embedded_endpoint *endpoint,
 	if (endpoint->fabric && !endpoint->stream.error)
 		dmp_stream_move(&endpoint->stream);
 	let_go(endpoint);
-	answer(endpoint, &reply);
+	dmp_traffic_answer(endpoint, &reply);
 }
 
 static void answer_requests_locked(struct dmp_embedded_endpoint *endpoint)
@@ -490,14 +341,14 @@ static void answer_requests_locked(struct dmp_embedded_endpoint *endpoint)
 			authenticate(endpoint, &request);
 			break;
 		case DMP_REQUEST_PLACE:
-			place(endpoint, &request);
+			dmp_landing_place(endpoint, &request);
 			break;
 		case DMP_REQUEST_ADMIT:
-			admit(endpoint, &request);
+			dmp_landing_admit(endpoint, &request);
 			break;
 		case DMP_REQUEST_MOVE:
 		case DMP_REQUEST_COPY:
-			add_errand(endpoint, &request);
+			dmp_errand_add(endpoint, &request);
 			break;
 		case DMP_REQUEST_STOP:
 			stop(endpoint, &request);
@@ -521,7 +372,7 @@ static const char *payload_of(void *owner, const struct dmp_endpoint_frame *fram
 		return endpoint->admitted[frame->local % DMP_OPERATIONS_MAX].address;
 	if (frame->local == DMP_TRAFFIC_PROBE)
 		return NULL;
-	return local_of(endpoint->channel, (uint32_t)frame->local);
+	return dmp_traffic_local(endpoint->channel, (uint32_t)frame->local);
 }
 
 /* The stream tells the machine itself of local payloads; a region is ours to release. */
@@ -538,113 +389,6 @@ static void payload_sent(void *owner, const struct dmp_endpoint_frame *frame)
 	admitted->region = NULL;
 }
 
-/* One slice; the lock is not held. */
-static void run_slice(struct dmp_embedded_endpoint *endpoint, struct dmp_errand *errand,
-		      uint64_t room)
-{
-	struct dmp_embedded_channel *channel = endpoint->channel;
-	uint64_t length = errand->length - errand->done;
-	const struct dmp_submission *submission;
-	char *local;
-
-	if (length > room)
-		length = room;
-	if (length == 0 || errand->index == (uint32_t)DMP_TRAFFIC_PROBE)
-		return;
-	submission = submission_of(channel, errand->index);
-	local = local_of(channel, errand->index) + errand->done;
-	if (errand->kind == DMP_REQUEST_COPY) {
-		const char *from = endpoint->staged[errand->stage].bytes + errand->done;
-
-		if (is_checked(submission))
-			errand->checksum = dmp_copy_crc32c(errand->checksum, local, from, length,
-							   length);
-		else
-			memcpy(local, from, length);
-	} else {
-		struct dmp_remote *remote = channel->holds[errand->index].remote;
-		bool write = submission->operation != DMP_OP_READ;
-		struct dmp_move move = {
-			.remote = remote,
-			.offset = errand->done + (write ? submission->target_offset :
-							  submission->source_offset),
-			.local = local,
-			.length = length,
-			.sweep = write ? remote->length :
-					 channel->holds[errand->index].target->memory.length,
-			.checksum = errand->checksum,
-			.write = write,
-			.checked = is_checked(submission),
-		};
-
-		errand->result = endpoint->fabric->type->move(endpoint->fabric, &move);
-		errand->checksum = move.checksum;
-		if (errand->result)
-			return;
-	}
-	errand->done += length;
-}
-
-/* Slices of errands in order, up to a burst; how many are finished. No lock held. */
-static uint32_t run_errands(struct dmp_embedded_endpoint *endpoint, bool *moved)
-{
-	uint64_t room = DMP_TRAFFIC_BURST;
-	uint32_t number;
-
-	for (number = 0; number < endpoint->errand_count && number < ERRANDS_AT_ONCE && room != 0;
-	     number++) {
-		struct dmp_errand *errand =
-			&endpoint->errands[(endpoint->errand_first + number) % DMP_ERRANDS_MAX];
-		uint64_t before = errand->done;
-
-		*moved = true;
-		run_slice(endpoint, errand, room);
-		room -= errand->done - before;
-		if (!errand->result && errand->done != errand->length)
-			break;
-	}
-	return number;
-}
-
-/* The peer is not told of a WRITE_IMM whose bytes are not the ones that were meant. */
-static void note_checksum(struct dmp_embedded_channel *channel, const struct dmp_errand *errand,
-			  __s32 *result)
-{
-	const struct dmp_submission *submission = submission_of(channel, errand->index);
-	struct dmp_holds *holds = &channel->holds[errand->index];
-
-	if (!is_checked(submission))
-		return;
-	holds->checksum = errand->checksum;
-	holds->checksum_known = true;
-	if (submission->flags & DMP_SUBMIT_VERIFY && errand->kind == DMP_REQUEST_MOVE &&
-	    !*result && errand->checksum != submission->checksum)
-		*result = -EBADMSG;
-}
-
-static void finish_errands_locked(struct dmp_embedded_endpoint *endpoint, uint32_t count)
-{
-	while (count-- != 0) {
-		struct dmp_errand errand = endpoint->errands[endpoint->errand_first];
-		struct dmp_endpoint_answer reply = {
-			.tag = errand.tag,
-			.kind = errand.kind,
-			.length_bytes = errand.done,
-			.result = errand.result,
-		};
-
-		endpoint->errand_first = (endpoint->errand_first + 1) % DMP_ERRANDS_MAX;
-		endpoint->errand_count--;
-		if (errand.index != (uint32_t)DMP_TRAFFIC_PROBE)
-			note_checksum(endpoint->channel, &errand, &reply.result);
-		if (errand.kind == DMP_REQUEST_COPY && !errand.result) {
-			free(endpoint->staged[errand.stage].bytes);
-			endpoint->staged[errand.stage].bytes = NULL;
-		}
-		answer(endpoint, &reply);
-	}
-}
-
 /* Everything that has come in whole. True if there was something. */
 static bool feed_locked(struct dmp_embedded_endpoint *endpoint)
 {
@@ -656,7 +400,7 @@ static bool feed_locked(struct dmp_embedded_endpoint *endpoint)
 						 dmp_now_ns(), &placed);
 
 		if (placed && endpoint->landing.active)
-			finish_landing(endpoint);
+			dmp_landing_finish(endpoint);
 		answer_requests_locked(endpoint);
 		if (got == 0 && !placed)
 			break;
@@ -713,10 +457,10 @@ bool dmp_traffic_round_locked(struct dmp_embedded_endpoint *endpoint)
 			__atomic_load_n(&endpoint->plane->regions_writable, __ATOMIC_RELAXED) == 0;
 		dmp_stream_load_locked(&endpoint->stream, endpoint->machine, dmp_now_ns());
 		pthread_mutex_unlock(&channel->lock);
-		finished = run_errands(endpoint, &moved);
+		finished = dmp_errand_run(endpoint, &moved);
 		moved |= dmp_stream_move(&endpoint->stream);
 		pthread_mutex_lock(&channel->lock);
-		finish_errands_locked(endpoint, finished);
+		dmp_errand_finish_locked(endpoint, finished);
 		moved |= feed_locked(endpoint);
 	}
 	if (endpoint->fabric && endpoint->stream.error)

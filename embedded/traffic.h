@@ -30,6 +30,34 @@ void dmp_traffic_checksum(struct dmp_embedded_channel *channel, uint32_t index);
 /* Requests, frames, bytes, completions. True: there may be more to do at once. */
 bool dmp_traffic_round_locked(struct dmp_embedded_endpoint *endpoint);
 
+/*
+ * The parts, for traffic's own files.
+ *	errand.c	MOVE and COPY: add, run (no lock held; how many are finished), finish, drop
+ *	landing.c	PLACE and ADMIT: where the peer's bytes go, what it may read
+ */
+void dmp_errand_add(struct dmp_embedded_endpoint *endpoint,
+		    const struct dmp_endpoint_request *request);
+uint32_t dmp_errand_run(struct dmp_embedded_endpoint *endpoint, bool *moved);
+void dmp_errand_finish_locked(struct dmp_embedded_endpoint *endpoint, uint32_t count);
+bool dmp_errand_drop(struct dmp_embedded_endpoint *endpoint, __u64 tag);
+
+void dmp_landing_place(struct dmp_embedded_endpoint *endpoint,
+		       const struct dmp_endpoint_request *request);
+void dmp_landing_finish(struct dmp_embedded_endpoint *endpoint);
+/* A RECV or READ whose payload is coming in gives its buffer back in the middle. */
+int dmp_landing_divert(struct dmp_embedded_endpoint *endpoint,
+		       const struct dmp_endpoint_request *request);
+/* May the peer read this, or was it right to write that? */
+void dmp_landing_admit(struct dmp_embedded_endpoint *endpoint,
+		       const struct dmp_endpoint_request *request);
+
+void dmp_traffic_answer(struct dmp_embedded_endpoint *endpoint,
+			const struct dmp_endpoint_answer *answer);
+
+/* The local bytes of the channel's operation @index, and whether they are to be checked. */
+char *dmp_traffic_local(struct dmp_embedded_channel *channel, uint32_t index);
+bool dmp_traffic_is_checked(const struct dmp_embedded_channel *channel, uint32_t index);
+
 /* Ends the connection without a word; everything completes. */
 void dmp_traffic_abort_locked(struct dmp_embedded_endpoint *endpoint, int reason);
 
