@@ -52,7 +52,11 @@ struct dmp_fabric_type {
 	 */
 	bool (*ready)(struct dmp_fabric *fabric);
 
-	/* The executor is about to sleep on `fd`. False: do not, something has come. May be NULL. */
+	/*
+	 * The executor is about to sleep on `fd`. False: do not, something has come. Holds for
+	 * what was received and sent before: who goes on without wake() calls it again before
+	 * it sleeps. May be NULL.
+	 */
 	bool (*rest)(struct dmp_fabric *fabric);
 
 	/* It is awake again and will ask `ready`. May be NULL. */
