@@ -2,8 +2,9 @@
 /*
  * shm_peer.c - the process on the other side: whose it is, whether it lives, what it touches
  *
- * A peer that is gone touches nothing: the kernel tells by the pidfd, or, where there is
- * none, by the end of the socket, which comes after the end of the peer's memory.
+ * A peer that is gone touches nothing. The kernel tells by the pidfd, or by the end of the
+ * socket, which comes after the end of the peer's memory: the first where a forked child
+ * has a copy of the socket, the second where there are no pidfds.
  *
  * Left segments. A fabric can be closed while the peer is in the middle of a slice: a
  * process that was stopped there will finish it whenever it goes on. The segment is then
@@ -67,13 +68,13 @@ int dmp_shm_peer_pidfd(int socket)
 
 static bool is_gone(const struct dmp_shm *shm)
 {
-	struct pollfd event = { .fd = shm->pidfd, .events = POLLIN };
+	struct pollfd events[2] = {
+		{ .fd = shm->pidfd, .events = POLLIN },
+		{ .fd = shm->fabric.fd, .events = POLLRDHUP },
+	};
 
-	if (shm->pidfd < 0) {
-		event.fd = shm->fabric.fd;
-		event.events = POLLRDHUP;
-	}
-	return event.fd >= 0 && poll(&event, 1, 0) == 1 && event.revents;
+	/* One that closes lets go before it hangs up; an fd of -1 has no events. */
+	return poll(events, 2, 0) > 0 && (events[0].revents || events[1].revents & POLLRDHUP);
 }
 
 static uint32_t touched_by(const struct dmp_shm *shm)

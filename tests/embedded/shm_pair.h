@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -175,6 +176,36 @@ static inline unsigned int count_segments_mapped(void)
 		count += strstr(line, "dmaplane-shm") != NULL;
 	fclose(maps);
 	return count;
+}
+
+/*
+ * A child at the other end of *@socket, each knowing the other's process, which a pair of
+ * sockets made before the fork would not tell.
+ */
+static inline pid_t fork_connected(int *socket_out)
+{
+	const int kind = SOCK_SEQPACKET | SOCK_CLOEXEC;
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	socklen_t bytes = sizeof(address.sun_family);
+	int listener = socket(AF_UNIX, kind, 0);
+	pid_t child;
+
+	/* A name that the kernel chooses. */
+	CHECK(listener >= 0 && !bind(listener, (struct sockaddr *)&address, bytes));
+	CHECK(!listen(listener, 1));
+	bytes = sizeof(address);
+	CHECK(!getsockname(listener, (struct sockaddr *)&address, &bytes));
+	child = fork();
+	CHECK(child >= 0);
+	if (child) {
+		*socket_out = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+		CHECK(*socket_out >= 0);
+	} else {
+		*socket_out = socket(AF_UNIX, kind | SOCK_NONBLOCK, 0);
+		CHECK(!connect(*socket_out, (struct sockaddr *)&address, bytes));
+	}
+	close(listener);
+	return child;
 }
 
 static inline void reap(pid_t child)

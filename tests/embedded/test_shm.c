@@ -206,23 +206,17 @@ static void storm(struct end *end, uint64_t seed)
 static void test_no_wakeup_is_lost(void)
 {
 	for (uint64_t seed = 1; seed <= 6; seed++) {
-		int sockets[2];
-		pid_t child;
+		int socket;
+		pid_t child = fork_connected(&socket);
+		struct end end;
 
-		make_sockets(sockets);
-		child = fork();
-		CHECK(child >= 0);
 		if (!child) {
-			struct end end = end_answer(sockets[1]);
-
-			close(sockets[0]);
+			end = end_answer(socket);
 			storm(&end, seed * 77);
 			end_close(&end);
 			_exit(0);
 		}
-		close(sockets[1]);
-		struct end end = end_offer(sockets[0]);
-
+		end = end_offer(socket);
 		storm(&end, seed);
 		end_close(&end);
 		reap(child);
@@ -233,15 +227,12 @@ static void test_no_wakeup_is_lost(void)
 static void test_ping_pong_asleep(void)
 {
 	unsigned char frame[160], answer[160];
-	int sockets[2];
-	pid_t child;
+	int socket;
+	pid_t child = fork_connected(&socket);
+	struct end end;
 
-	make_sockets(sockets);
-	child = fork();
-	CHECK(child >= 0);
 	if (!child) {
-		struct end end = end_answer(sockets[1]);
-
+		end = end_answer(socket);
 		for (int i = 0; i < 20000; i++) {
 			end_receive_all(&end, frame, sizeof(frame));
 			end_send_all(&end, frame, sizeof(frame));
@@ -249,9 +240,7 @@ static void test_ping_pong_asleep(void)
 		end_close(&end);
 		_exit(0);
 	}
-	close(sockets[1]);
-	struct end end = end_offer(sockets[0]);
-
+	end = end_offer(socket);
 	for (int i = 0; i < 20000; i++) {
 		fill(frame, (uint64_t)i, sizeof(frame));
 		end_send_all(&end, frame, sizeof(frame));
@@ -355,23 +344,19 @@ static void test_what_was_written_before_the_end_is_received(void)
 	static unsigned char bytes[100000];
 
 	for (int violent = 0; violent < 2; violent++) {
-		int sockets[2];
-		pid_t child;
+		int socket;
+		pid_t child = fork_connected(&socket);
 		struct end end;
 
-		make_sockets(sockets);
-		child = fork();
-		CHECK(child >= 0);
 		if (!child) {
-			end = end_answer(sockets[1]);
+			end = end_answer(socket);
 			fill(bytes, 5, sizeof(bytes));
 			end_send_all(&end, bytes, sizeof(bytes));
 			if (violent)
 				raise(SIGKILL);
 			_exit(0);
 		}
-		close(sockets[1]);
-		end = end_offer(sockets[0]);
+		end = end_offer(socket);
 		while (!end.fabric->type->drain(end.fabric))
 			wait_readable(end.fabric->fd);
 		CHECK(end.fabric->type->drain(end.fabric) == -ECONNRESET);
