@@ -193,7 +193,7 @@ int dmp_network_rest_locked(struct dmp_embedded_channel *channel, uint64_t until
 	__u32 slot;
 
 	deactivate_all(channel);
-	if (network->dirty_first || network->ending || channel->news)
+	if (network->dirty_first || (network->ending && network->count != 0) || channel->news)
 		return 0;
 	if (dmp_channel_deadline(&channel->machine, &due_ns) && (until_ns == 0 || due_ns < until_ns))
 		until_ns = due_ns;

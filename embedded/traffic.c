@@ -448,8 +448,11 @@ bool dmp_traffic_round_locked(struct dmp_embedded_endpoint *endpoint)
 
 	dmp_endpoint_tick(endpoint->machine, dmp_now_ns());
 	/* An error of drain is one of receive too, once all that had come is taken. */
-	if (endpoint->has_event && endpoint->fabric && endpoint->fabric->type->drain)
+	if (endpoint->has_event && endpoint->fabric && endpoint->fabric->type->drain) {
 		endpoint->fabric->type->drain(endpoint->fabric);
+		if (endpoint->importing)
+			dmp_channel_nudge_locked(channel);
+	}
 	endpoint->has_event = false;
 	answer_requests_locked(endpoint);
 	if (endpoint->fabric) {
