@@ -282,35 +282,42 @@ static int frame_length(const __u8 *bytes, __u32 have, __u32 *length)
 	return dmp_wire_peek(bytes, DMP_WIRE_HEADER_BYTES, length);
 }
 
-/* Is there something to feed? A header that is none is. */
-static bool frame_is_whole(const struct dmp_stream *stream)
+/* The frame behind those that are known to have no payload; as far as it is there. */
+static const __u8 *first_unknown(const struct dmp_stream *stream, __u32 *have)
 {
-	__u32 length;
-
-	if (frame_length(stream->buffer + stream->in_first, stream->in_have, &length))
-		return true;
-	return length && stream->in_have >= length;
+	*have = stream->in_have - stream->in_known;
+	return stream->buffer + stream->in_first + stream->in_known;
 }
 
 /*
- * How much may be read behind what is in the buffer: the rule of stream.h. The buffer
- * holds no whole frame here, so there is at most one header to look at.
+ * How much may be read behind what is in the buffer: the rule of stream.h. 0 behind a whole
+ * frame with payload, and behind what is no frame: that is the owner's to feed.
  */
 static __u32 ahead(struct dmp_stream *stream)
 {
-	const __u8 *first = stream->buffer + stream->in_first;
 	__u32 room = DMP_STREAM_BUFFER - stream->in_have;
-	__u32 length, bound;
+	__u32 bound = DMP_STREAM_AHEAD;
+	__u32 have, length;
+	const __u8 *frame;
+	bool payload;
 
+	for (;;) {
+		frame = first_unknown(stream, &have);
+		if (frame_length(frame, have, &length))
+			return 0;
+		payload = length && load_le(frame + PAYLOAD_OFFSET, 8);
+		if (!length || have < length)
+			break;
+		if (payload)
+			return 0;
+		stream->in_known += length;
+	}
 	if (stream->unwritable)
 		return room;
-	bound = stream->fabric->type->direct ? DIRECT_AHEAD : DMP_STREAM_AHEAD;
-	frame_length(first, stream->in_have, &length);
-	if (length && load_le(first + PAYLOAD_OFFSET, 8))
-		bound = length;
-	else
-		bound += length;
-	return bound - stream->in_have;
+	if (stream->fabric->type->direct)
+		bound = DIRECT_AHEAD;
+	bound = payload ? length : length + bound;
+	return bound - have < room ? bound - have : room;
 }
 
 static bool takes_payload(const struct dmp_stream *stream)
@@ -357,8 +364,8 @@ static void make_room(struct dmp_stream *stream)
 	stream->in_first = 0;
 }
 
-/* One call: the rest of the payload, and frames behind it. As the fabric's receive(). */
-static ssize_t receive(struct dmp_stream *stream, char *scratch, __u64 *wanted)
+/* One call: the rest of the payload, and @frames bytes behind it. As the fabric's receive(). */
+static ssize_t receive(struct dmp_stream *stream, char *scratch, __u32 frames, __u64 *wanted)
 {
 	__u64 bound = stream->checked ? CHECKED_BYTES : DMP_STREAM_BURST;
 	struct iovec vectors[2];
@@ -381,8 +388,8 @@ static ssize_t receive(struct dmp_stream *stream, char *scratch, __u64 *wanted)
 	if (part == (stream->placing ? stream->payload_left : 0)) {
 		make_room(stream);
 		vectors[count].iov_base = stream->buffer + stream->in_have;
-		vectors[count].iov_len = ahead(stream);
-		*wanted += vectors[count].iov_len;
+		vectors[count].iov_len = frames;
+		*wanted += frames;
 		count += 1;
 	}
 	got = stream->fabric->type->receive(stream->fabric, vectors, count);
@@ -396,14 +403,13 @@ static ssize_t receive(struct dmp_stream *stream, char *scratch, __u64 *wanted)
 	return got;
 }
 
-/* What the owner must feed or place first is not read past. */
-static bool may_receive(const struct dmp_stream *stream)
+/* Is there anything to receive before the owner has fed or placed? *@frames: how much of frames. */
+static bool may_receive(struct dmp_stream *stream, __u32 *frames)
 {
-	if (stream->error)
+	if (stream->error || (stream->placing && !takes_payload(stream)))
 		return false;
-	if (stream->placing)
-		return takes_payload(stream);
-	return !frame_is_whole(stream);
+	*frames = ahead(stream);
+	return stream->placing || *frames;
 }
 
 static bool move_in(struct dmp_stream *stream)
@@ -411,12 +417,13 @@ static bool move_in(struct dmp_stream *stream)
 	char scratch[DISCARD_BYTES];
 	__u64 moved = 0;
 	__u64 wanted;
+	__u32 frames;
 	ssize_t got;
 
 	if (takes_payload(stream) && take_buffered(stream))
 		moved = 1;
-	while (moved < DMP_STREAM_BURST && may_receive(stream)) {
-		got = receive(stream, scratch, &wanted);
+	while (moved < DMP_STREAM_BURST && may_receive(stream, &frames)) {
+		got = receive(stream, scratch, frames, &wanted);
 		if (got < 0)
 			stream->error = (int)got;
 		else if (!got)
@@ -462,6 +469,7 @@ static void consume(struct dmp_stream *stream, __u32 length)
 {
 	stream->in_first += length;
 	stream->in_have -= length;
+	stream->in_known -= stream->in_known < length ? stream->in_known : length;
 }
 
 /* A frame with payload was handed in; @honoured: the machine asks where to put it. */

@@ -20,12 +20,13 @@
  *	no byte is read that lies DMP_STREAM_AHEAD or more behind the end of the
  *	last frame that is known to have no payload, or behind a payload
  *
- * and a frame whose header announces a payload is read to its end and no further. The
- * shortest frame but one (an answer) is half as long, so answers come two to a call. Two
- * cases may read further: a direct fabric, where a WRITE has no payload; and a plane
- * that has no region a peer may write to (`unwritable`), to which no WRITE can be sent
- * that would be let in. What of a SEND or of the answer to a READ is read too far
- * is copied to its place; at most DMP_STREAM_AHEAD less the RESPONSE frame otherwise.
+ * and a frame whose header announces a payload is read to its end and no further. An
+ * answer is half as long, so answers come two to a call; several such calls are made
+ * while more is there. Two cases may read further: a direct fabric, where a WRITE has no
+ * payload; and a plane that has no region a peer may write to (`unwritable`), to which no
+ * WRITE can be sent that would be let in. What of a SEND or of the answer to a READ is
+ * read too far is copied to its place; elsewhere that is at most DMP_STREAM_AHEAD less
+ * the RESPONSE frame.
  */
 #ifndef DMP_STREAM_H
 #define DMP_STREAM_H
@@ -77,6 +78,7 @@ struct dmp_stream {
 	__u8 *buffer;		/* frames, whole and in part: in_have bytes from in_first */
 	__u32 in_first;
 	__u32 in_have;
+	__u32 in_known;		/* of in_have: whole frames without payload */
 	__u64 sequence;		/* of the last frame that the machine honoured */
 	char *place;		/* NULL: throw the bytes away */
 	__u64 payload_left;	/* of the payload that comes in now */
