@@ -186,6 +186,9 @@ static bool was_answered(struct dmp_embedded_channel *channel, void *context)
 	struct asking *asking = context;
 	struct dmp_embedded_endpoint *endpoint = asking->endpoint;
 
+	/* It is asked once more after it was said; an answer is given once. */
+	if (asking->result != -EAGAIN)
+		return true;
 	if (endpoint->ended || !endpoint->fabric || channel->closing) {
 		asking->result = -ECONNRESET;
 		return true;
@@ -218,7 +221,7 @@ static int probe_locked(struct dmp_embedded_endpoint *endpoint, const struct dmp
 /* Proves that the peer grants what the key says (L9). channel->lock held. */
 static int prove_locked(struct dmp_embedded_endpoint *endpoint, struct dmp_remote *remote)
 {
-	struct asking asking = { .endpoint = endpoint, .remote = remote };
+	struct asking asking = { .endpoint = endpoint, .remote = remote, .result = -EAGAIN };
 	struct dmp_embedded_channel *channel = endpoint->channel;
 	uint64_t deadline_ns = dmp_now_ns() + 2 * endpoint->detect_ns;
 	int error;
