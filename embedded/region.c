@@ -317,6 +317,7 @@ static int end_locked(struct dmp_plane *plane, struct dmp_region *region)
 /* Out of the table of ids, and what it holds is let go. */
 static void unpublish_locked(struct dmp_plane *plane, struct dmp_object *object)
 {
+	dmp_lifetime_move(&object->state, DMP_STATE_DEAD);
 	dmp_table_remove(&plane->table, object);
 	plane->regions--;
 	if (object->type == DMP_OBJECT_REGION) {
@@ -370,7 +371,8 @@ int dmp_region_destroy(struct dmp_plane *plane, void *argument)
 
 void dmp_region_free(struct dmp_plane *plane, struct dmp_region *region)
 {
-	dmp_lifetime_move(&region->object.state, DMP_STATE_DEAD);
+	if (region->object.state != DMP_STATE_DEAD)	/* the plane closes */
+		dmp_table_remove(&plane->table, &region->object);
 	dmp_board_add(&plane->board->statistics.regions, (__u64)-1);
 	dmp_region_give_slot(plane, region);
 	free(region);
@@ -378,7 +380,8 @@ void dmp_region_free(struct dmp_plane *plane, struct dmp_region *region)
 
 void dmp_remote_free(struct dmp_plane *plane, struct dmp_remote *remote)
 {
-	dmp_lifetime_move(&remote->object.state, DMP_STATE_DEAD);
+	if (remote->object.state != DMP_STATE_DEAD)	/* the plane closes */
+		dmp_table_remove(&plane->table, &remote->object);
 	dmp_board_add(&plane->board->statistics.regions, (__u64)-1);
 	if (remote->mapping)
 		munmap(remote->mapping, remote->mapping_bytes);
