@@ -113,7 +113,6 @@ struct dmp_embedded_endpoint {
 	struct dmp_embedded_endpoint *next_dirty;
 	bool dirty;
 	bool active;
-	bool by_epoll;			/* only epoll can ask its fabric */
 	__u64 timer_ns;
 
 	/* protected by plane->lock */

@@ -21,6 +21,9 @@
 #define TOUCHES_REMOTE                                                                  \
 	(1u << DMP_OP_WRITE | 1u << DMP_OP_WRITE_IMM | 1u << DMP_OP_READ)
 
+#define BRIEF_COUNT 16u
+#define BRIEF_BYTES (64u << 10)
+
 /* One entry of memory for look-ups: a batch mostly names the same few buffers. */
 struct recent {
 	uint32_t id;
@@ -209,6 +212,27 @@ void dmp_channel_kick(struct dmp_embedded_channel *channel, bool wake)
 /* Who carries out what was accepted. */
 enum executor { RUNNING_WORKER, SLEEPING_WORKER, CALLER };
 
+/*
+ * Is what is queued a few small transfers? Then the caller starts them himself, even if he
+ * does not wait: waking the worker costs more.
+ */
+static bool goes_out_briefly_locked(const struct dmp_embedded_channel *channel)
+{
+	const struct dmp_channel *machine = &channel->machine;
+	uint32_t index = machine->queue_first, number;
+	uint64_t bytes = 0;
+
+	if (!channel->network || machine->queued > BRIEF_COUNT)
+		return false;
+	for (number = 0; index != DMP_OPERATION_NONE && number < BRIEF_COUNT; number++) {
+		if (!channel->holds[index].endpoint)
+			return false;
+		bytes += machine->operations[index].submission.length_bytes;
+		index = machine->operations[index].next;
+	}
+	return bytes <= BRIEF_BYTES;
+}
+
 /* Accepts up to @count; plane->lock is held by the caller, who waits if @waits. */
 static int accept_locked(struct dmp_embedded_channel *channel, uint32_t count, bool waits,
 			 uint32_t *accepted, enum executor *executor)
@@ -233,7 +257,8 @@ static int accept_locked(struct dmp_embedded_channel *channel, uint32_t count, b
 		/* At once, not when they complete: the difference is what is in flight. */
 		dmp_board_add(&channel->plane->board->statistics.submissions, *accepted);
 		dmp_board_add(&channel->plane->board->statistics.batches, 1);
-		if (waits && dmp_worker_can_help_locked(channel))
+		if ((waits || goes_out_briefly_locked(channel)) &&
+		    dmp_worker_can_help_locked(channel))
 			*executor = CALLER;
 		else if (dmp_channel_claim_wake_locked(channel))
 			*executor = SLEEPING_WORKER;
@@ -531,7 +556,7 @@ int dmp_channel_enter(struct dmp_plane *plane, void *argument)
 	pthread_mutex_unlock(&plane->lock);
 	if (accepted != 0 && executor != CALLER)
 		dmp_channel_kick(channel, executor == SLEEPING_WORKER);
-	if (!error && enter->wait_count != 0)
+	if (!error && (enter->wait_count != 0 || executor == CALLER))
 		error = dmp_worker_help(channel, enter->wait_count, enter->deadline_ns,
 					executor == CALLER);
 	if (!error && enter->submit_count != 0 && accepted == 0 && enter->wait_count == 0)

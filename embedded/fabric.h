@@ -63,8 +63,8 @@ struct dmp_fabric_type {
 	void (*wake)(struct dmp_fabric *fabric);
 
 	/*
-	 * `fd` had an event (EPOLLIN | EPOLLOUT | EPOLLRDHUP, edge-triggered): take what is
-	 * on it besides the stream. -errno: the peer is gone. May be NULL.
+	 * `fd` had an event (edge-triggered: EPOLLIN, EPOLLRDHUP and, where there is no `ready`,
+	 * EPOLLOUT), or some time has passed: take what is on it besides the stream. -errno: the peer is gone. May be NULL.
 	 */
 	int (*drain)(struct dmp_fabric *fabric);
 

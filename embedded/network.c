@@ -14,7 +14,7 @@
 #include "traffic.h"
 
 #define EVENTS_AT_ONCE	64
-#define POLL_EVERY_NS	20000u		/* where all that is awake can be asked without epoll */
+#define POLL_EVERY_NS	20000u		/* while some have enough to do */
 #define EVENT_RETRY_NS	1000000u	/* an event waits for the user to take completions */
 #define NOBODY		0xffffffffu
 
@@ -128,6 +128,7 @@ static void ring_timers(struct dmp_embedded_channel *channel)
 	while (dmp_deadline_next(&network->timers, &slot, &due_ns) && due_ns <= now_ns) {
 		dmp_deadline_remove(&network->timers, slot);
 		network->endpoints[slot]->timer_ns = 0;
+		network->endpoints[slot]->has_event = true;	/* a fabric may have something to repeat */
 		dmp_network_mark_locked(channel, network->endpoints[slot]);
 	}
 }
@@ -262,7 +263,8 @@ bool dmp_network_round_locked(struct dmp_embedded_channel *channel)
 	}
 	ring_timers(channel);
 	dmp_network_is_busy_locked(channel);
-	if (network->polled != 0 || dmp_now_ns() - network->polled_ns > POLL_EVERY_NS)
+	/* Those who keep us busy do not keep others from being heard; who is idle will sleep. */
+	if (network->dirty_first && dmp_now_ns() - network->polled_ns > POLL_EVERY_NS)
 		ask_epoll(channel, false, 0);
 	last = network->dirty_last;
 	while (network->dirty_first && !network->ending) {
@@ -332,7 +334,7 @@ err_free:
 int dmp_network_attach_locked(struct dmp_embedded_channel *channel,
 			      struct dmp_embedded_endpoint *endpoint)
 {
-	struct epoll_event event = { .events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET };
+	struct epoll_event event = { .events = EPOLLIN | EPOLLRDHUP | EPOLLET };
 	struct dmp_network *network;
 	int error = channel->network ? 0 : make(channel);
 
@@ -346,6 +348,9 @@ int dmp_network_attach_locked(struct dmp_embedded_channel *channel,
 		return error;
 	endpoint->slot = network->free_first;
 	event.data.u64 = name_of(endpoint);
+	/* Where `ready` tells of room, the descriptor is only a bell. */
+	if (!endpoint->fabric->type->ready)
+		event.events |= EPOLLOUT;
 	if (epoll_ctl(network->epoll, EPOLL_CTL_ADD, endpoint->fabric->fd, &event) != 0) {
 		error = -errno;
 		dmp_channel_reserve_events(&channel->machine, -1);
@@ -354,8 +359,6 @@ int dmp_network_attach_locked(struct dmp_embedded_channel *channel,
 	network->free_first = network->next_free[endpoint->slot];
 	network->endpoints[endpoint->slot] = endpoint;
 	network->count++;
-	endpoint->by_epoll = endpoint->fabric->type->ready == NULL;
-	network->polled += endpoint->by_epoll;
 	endpoint->attached = true;
 	endpoint->has_event = true;
 	dmp_network_mark_locked(channel, endpoint);
@@ -396,7 +399,6 @@ void dmp_network_detach_locked(struct dmp_embedded_channel *channel,
 	network->next_free[endpoint->slot] = network->free_first;
 	network->free_first = endpoint->slot;
 	network->count--;
-	network->polled -= endpoint->by_epoll;
 	dmp_channel_reserve_events(&channel->machine, -1);
 	endpoint->attached = false;
 }

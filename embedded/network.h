@@ -24,7 +24,6 @@ struct dmp_network {
 	int epoll;
 	int bell;			/* eventfd in epoll: wakes an executor that watches */
 	uint32_t count;			/* endpoints attached */
-	uint32_t polled;		/* of these, on fabrics that only epoll can ask */
 	uint32_t free_first;		/* slots */
 	struct dmp_embedded_endpoint *endpoints[DMP_ENDPOINTS_MAX];
 	uint32_t next_free[DMP_ENDPOINTS_MAX];

@@ -27,6 +27,7 @@
 #include "traffic.h"
 
 #define LEASE_NS 1000000u		/* for a caller who had the place and may come back */
+#define BRIEF_ROUNDS 8u
 #define BATCH 64u
 #define BATCH_BYTES (256u << 10)	/* work taken at once: what a cancel may have to wait for */
 #define SLICE_BYTES (1u << 20)
@@ -489,6 +490,20 @@ static int await_locked(struct dmp_embedded_channel *channel, uint64_t deadline_
 	return error;
 }
 
+/*
+ * The caller does not wait: he executes as long as there is something to do at once, but
+ * not long, so that a small transfer is on its way without a second thread.
+ */
+static void execute_briefly_locked(struct dmp_embedded_channel *channel)
+{
+	unsigned int rounds;
+	bool woke;
+
+	for (rounds = 0; rounds < BRIEF_ROUNDS && is_short_locked(channel); rounds++)
+		if (round_locked(channel, &woke) == 0 && !woke)
+			break;
+}
+
 /* The caller executes until enough is unread, or what is left is not for him. */
 static int execute_locked(struct dmp_embedded_channel *channel, uint32_t wanted,
 			  uint64_t deadline_ns)
@@ -531,7 +546,7 @@ int dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted, uint6
 		    bool promised)
 {
 	bool woke, wake = false, left;
-	int error;
+	int error = 0;
 
 	pthread_mutex_lock(&channel->lock);
 	if ((channel->machine.queued == 0 && !channel->network) ||
@@ -546,7 +561,10 @@ int dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted, uint6
 	channel->worker_watches = false;
 	channel->watching = false;
 	channel->place++;
-	error = execute_locked(channel, wanted, deadline_ns);
+	if (wanted != 0)
+		error = execute_locked(channel, wanted, deadline_ns);
+	else
+		execute_briefly_locked(channel);
 	woke = dmp_channel_tell_locked(channel);
 	channel->executing = false;
 	left = must_hand_over_locked(channel);
