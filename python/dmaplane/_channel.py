@@ -30,7 +30,7 @@ import os
 import time
 import warnings
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -62,6 +62,9 @@ if TYPE_CHECKING:
     from dmaplane._listener import Listener
     from dmaplane._plane import Plane
 
+_LEAVE_NS: Final = 200_000_000
+"""close() waits so long for what it cancelled; a peer that is silent does not hold it up."""
+
 
 class Channel:
     """A pair of rings and a worker. Use it in a `with` block; made by `plane.channel()`."""
@@ -75,6 +78,7 @@ class Channel:
         self._numbers = itertools.count(OPERATION_BIT)
         self._endpoint_numbers = itertools.count(ENDPOINT_BIT)
         self._children: weakref.WeakSet[Endpoint | Listener] = weakref.WeakSet()
+        self._leaving: list[Endpoint] = []  # closed with something in flight
         self._rows = KeptRows()
         self._taker = Taker(self._rings, self._rows)
         self._operations = self._taker.operations
@@ -386,7 +390,10 @@ class Channel:
             for child in list(self._children):
                 child.close()
             everything = _abi.Cancel(
-                size=ctypes.sizeof(_abi.Cancel), flags=_abi.CANCEL_ALL, channel_id=self.id
+                size=ctypes.sizeof(_abi.Cancel),
+                flags=_abi.CANCEL_ALL,
+                channel_id=self.id,
+                deadline_ns=time.monotonic_ns() + _LEAVE_NS,
             )
             self.plane._command(_abi.CANCEL, everything)  # ENOENT: nothing was in flight
             while self._taker.take_now():
@@ -402,6 +409,8 @@ class Channel:
         request = _abi.Destroy(size=ctypes.sizeof(_abi.Destroy), id=self.id)
         answer = self._rings.unmap()
         answer = self.plane._command(_abi.CHANNEL_DESTROY, request) or answer
+        for endpoint in self._leaving:  # nothing is in flight any more
+            endpoint._finish()
         for user_data in list(self._operations):  # what came after the cancel
             self._taker.finish((user_data, -errno.ECANCELED, 0, 0, 0, 0, 0, 0))
         if self._loops.end():  # else it is closed with the plane: a loop still knows its number

@@ -34,7 +34,7 @@ from dmaplane._plane import PATHS, SLICE_NS, Path, Visit, deadline_of, slice_of
 from dmaplane._statistics import Histogram, Statistics, read_histogram, read_statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
     from types import TracebackType
 
     import numpy as np
@@ -463,56 +463,60 @@ class Endpoint:
     def close(self, *, drain: bool = False, timeout: float | None = None) -> None:
         """Ends the connection; idempotent. What is in flight fails, or with @drain finishes.
 
-        With @drain the peer drains too, or TimedOutError after @timeout seconds leaves it
-        draining: it takes nothing new.
+        TimedOutError after @timeout seconds of draining leaves it open, but it takes nothing
+        new. The peer is told in any case.
         """
         if self._inbox.refusal is not None or self.channel.closed:
             return
         if drain:
             self._drain(deadline_of(timeout))
+        channel = self.channel
         with Visit(self.plane):  # the plane is not ended before this is
             try:
                 self._open.pop()
             except IndexError:
                 return  # another thread is closing it, or has
             answer = 0 if drain else self._destroy()
-            self.channel._taker.take_now()
-            self.channel._taker.inboxes.pop(self.user_data, None)
+            channel._taker.take_now()
+            channel._taker.inboxes.pop(self.user_data, None)
             self._inbox.end(f"endpoint {self.id} is closed")
-            for region in list(self._regions):
-                region._refusal = f"endpoint {self.id} is closed"
-            self.channel._children.discard(self)
+            channel._children.discard(self)
             if self._is_private:
-                self.channel.close()
+                channel.close()
         if answer not in (0, -errno.ENOENT, -errno.ETIMEDOUT):
             raise error_from(answer, "ENDPOINT_DESTROY", f"endpoint {self.id}")
 
     def _drain(self, deadline_ns: int) -> None:
+        with Visit(self.plane):
+            for region in list(self._regions):
+                region._refusal = f"endpoint {self.id} is draining"
+                self._until_drained(region._command, deadline_ns)
+            self._until_drained(self._command, deadline_ns)
+
+    def _until_drained(self, command: Callable[[int, int], int], deadline_ns: int) -> None:
         answer, last = -errno.ETIMEDOUT, False
         while answer == -errno.ETIMEDOUT and not last:
             until, last = slice_of(deadline_ns)
             self._check()
-            with Visit(self.plane):
-                answer = self._command(_abi.DESTROY_DRAIN, until)
+            answer = command(_abi.DESTROY_DRAIN, until)
         if answer == -errno.ETIMEDOUT:
             raise TimedOutError(
-                f"endpoint {self.id} has not drained, here or at {self.peer_address}; "
-                "it takes nothing new; close() ends it",
+                f"operations of endpoint {self.id} are still in flight; close() ends them",
                 errno=errno.ETIMEDOUT,
             )
         if answer not in (0, -errno.ENOENT):
             raise error_from(answer, "ENDPOINT_DESTROY", f"endpoint {self.id}")
 
     def _destroy(self) -> int:
-        """Takes what holds it away first."""
-        for region in list(self._regions):
-            region.close()
-        answer = self._command(0, 0)
+        """Takes what holds it away first: regions of the peer, and what is in flight."""
+        limit = time.monotonic_ns() + _LEAVE_NS
+        answer = self._finish()
         if answer != -errno.EBUSY:
             return answer
-        operations = self.channel._operations
-        limit = time.monotonic_ns() + _LEAVE_NS
-        for user_data, operation in list(operations.items()):
+        self.channel._leaving.append(self)  # the channel ends it, if not we below
+        if self._is_private:
+            return 0
+        for user_data, operation in list(self.channel._operations.items()):
             if operation._endpoint is self:
                 request = _abi.Cancel(
                     size=ctypes.sizeof(_abi.Cancel),
@@ -521,7 +525,21 @@ class Endpoint:
                     deadline_ns=limit,
                 )
                 self.plane._command(_abi.CANCEL, request)
-        return self._command(_abi.DESTROY_DRAIN, limit)
+        answer = self._finish()
+        if answer == -errno.EBUSY:  # rows are in flight
+            answer = self._command(_abi.DESTROY_DRAIN, limit)
+        if answer == 0:
+            self.channel._leaving.remove(self)
+        return answer
+
+    def _finish(self) -> int:
+        """Ends regions, then the endpoint; -EBUSY while anything is in flight."""
+        for region in list(self._regions):
+            region._refusal = f"endpoint {self.id} is closed"
+            answer = region._command(0, 0)
+            if answer == -errno.EBUSY:
+                return answer
+        return self._command(0, 0)
 
     def _command(self, flags: int, deadline_ns: int) -> int:
         request = _abi.Destroy(

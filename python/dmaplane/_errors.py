@@ -166,8 +166,8 @@ def errno_text(errno: int) -> str:
 
 
 _NO_ROOM: Final = (
-    "the window does not fit the completion slots the channel has free, or the plane has "
-    "limits.endpoints_max endpoints: a smaller window, or plane.channel(completion_slots=...)"
+    "no completion slot of the channel is left for this endpoint and its window, or the plane has "
+    "limits.endpoints_max endpoints: plane.channel(completion_slots=...), or a smaller window"
 )
 _SECRET: Final = "beyond loopback and unix: paths a secret is mandatory: secret= on both sides"
 _GONE: Final = "the peer destroyed that region, or its buffer was revoked; ask it for a new key"

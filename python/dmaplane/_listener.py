@@ -2,14 +2,16 @@
 """Listeners: who waits at an address for peers that connect.
 
 The plane keeps callers at the door until accept() takes one; a caller that cannot prove
-the secret, or speaks something else, is counted in `refused` and sent away, and the next one is
-taken. In asyncio nothing waits in a thread: the plane tells the listener's channel that
-somebody is there, and that wakes the task.
+the secret, or speaks something else, is sent away, and the next one is taken. In asyncio
+nothing waits in a thread: the plane tells the listener's channel that somebody is there,
+and that wakes the task. The greeting itself is left to a thread of the listener's own, one for
+all, because who called may be slow to answer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import ctypes
 import errno
 import warnings
@@ -31,8 +33,8 @@ if TYPE_CHECKING:
     from dmaplane._channel import Channel
     from dmaplane._plane import Plane
 
-_NOBODY: Final = (-errno.EAGAIN, -errno.ETIMEDOUT)
-_SENT_AWAY: Final = (-errno.EACCES, -errno.EPROTO, -errno.ECONNRESET, -errno.EOPNOTSUPP)
+_NOBODY: Final = (-errno.EAGAIN, -errno.ETIMEDOUT, -errno.EACCES, -errno.EPROTO, -errno.ECONNRESET)
+"""No endpoint now, and no reason to stop: nobody came, or who came was sent away."""
 _SLOTS: Final = 8
 """Of the channel a listener makes for itself: it carries events only."""
 
@@ -46,10 +48,9 @@ class Listener:
         self.id: int = made.listener_id
         self.address = text_of(made.bound_address)
         """Where it listens, with the port that was really taken."""
-        self.refused = 0
-        """Callers that were sent away: wrong secret, or another protocol."""
         self._is_private = is_private
         self._door = Inbox()
+        self._greeting: concurrent.futures.ThreadPoolExecutor | None = None
         self._spares: list[Channel] = []  # made for an endpoint that did not come
         self._open = [True]  # popped by whoever closes it: list.pop() happens once
         channel._taker.doors[self.id] = self._door
@@ -90,19 +91,39 @@ class Listener:
         detect: float | None = None,
         channel: Channel | None = None,
     ) -> Endpoint:
-        """accept() for asyncio; no thread waits meanwhile."""
+        """accept() for asyncio; nothing waits in a thread until somebody has come."""
         self._check()
+        loop = asyncio.get_running_loop()
         seat = self._seat(channel, window, window_bytes, detect)
         request = _abi.Accept(listener_id=self.id)
+        greeting = None
         try:
             while True:
+                self._check()
                 bells = self._door.bells
-                if self._let_in(seat, request, 1):
+                greeting = loop.run_in_executor(self._greeter(), self._let_in, seat, request, 1)
+                if await asyncio.shield(greeting):
                     return Endpoint(seat, request, text_of(request.peer_address))
+                greeting = None
                 await self._bell(bells)
         except BaseException:
-            self._clear(seat, request)
+            if greeting is None or greeting.done():
+                self._clear(seat, request)
+            else:  # the thread still uses the seat
+
+                def leave(done: asyncio.Future[bool]) -> None:
+                    if not done.cancelled():
+                        done.exception()  # there is nobody to raise it to
+                    self._clear(seat, request)
+
+                greeting.add_done_callback(leave)
             raise
+
+    def _greeter(self) -> concurrent.futures.Executor:
+        """Not the loop's own: that may be full of those who connect to us."""
+        if self._greeting is None:
+            self._greeting = concurrent.futures.ThreadPoolExecutor(1, "dmaplane-greeter")
+        return self._greeting
 
     async def _bell(self, bells: int) -> None:
         """Returns once somebody has come since @bells was read, or it is closed."""
@@ -130,7 +151,7 @@ class Listener:
         spare = None
         if channel is None and self._spares:
             spare = self._spares.pop()
-            if spare.completion_slots < completions_for(window):
+            if spare.completion_slots < completions_for(self.plane, window):
                 spare.close()
                 spare = None
         try:
@@ -151,17 +172,16 @@ class Listener:
             answer = self.plane.command(_abi.ACCEPT, request)
         if answer == 0:
             return True
-        if answer in _SENT_AWAY:
-            self.refused += 1
-        elif answer not in _NOBODY:
+        if answer not in _NOBODY:
             self._check()  # closed meanwhile: that is the reason
             raise error_from(answer, "ACCEPT", self.address)
         return False
 
     def _clear(self, seat: Seat, request: _abi.Accept) -> None:
-        keep = seat.is_private and not self.closed and not self._spares
+        unused = seat.is_private and not request.endpoint_id
+        keep = unused and not self.closed and not self._spares
         seat.leave(request, keep=keep)
-        if keep and not request.endpoint_id:
+        if keep:
             self._spares.append(seat.channel)
 
     @property
@@ -190,6 +210,8 @@ class Listener:
             if answer == -errno.EBUSY:  # somebody is inside an accept(), for a slice of time
                 request.flags = _abi.DESTROY_DRAIN
                 answer = self.plane._command(_abi.LISTENER_DESTROY, request)
+            if self._greeting is not None:
+                self._greeting.shutdown(wait=False)
             self.channel._taker.doors.pop(self.id, None)
             self.channel._children.discard(self)
             while self._spares:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from dmaplane._library import Client, Library
     from dmaplane._listener import Listener
     from dmaplane._placement import Kind, Policy
-    from dmaplane._region import Access, Region
+    from dmaplane._region import Access, Region, Registered
     from dmaplane._storage import Storage
 
 Path = Literal["none", "local", "shm", "tcp", "verbs", "peer"]
@@ -140,6 +140,7 @@ class Plane(abc.ABC):
         self._storages: dict[int, Storage] = {}
         self._retired: dict[int, Storage] = {}  # of these, closed but still held
         self._channels: weakref.WeakValueDictionary[int, Channel] = weakref.WeakValueDictionary()
+        self._leaving: dict[int, Registered] = {}  # regions closed, operations on them in flight
         self._eventfds: dict[int, int] = {}  # of channels, by id; left behind if one is forgotten
         self._process = os.getpid()
         _planes.add(self)

@@ -77,7 +77,7 @@ class Registration:
     """In flight on it."""
 
 
-class _Registered:
+class Registered:
     """An id that REGION_QUERY and REGION_DESTROY take, and its end."""
 
     __slots__ = ("__weakref__", "_refusal", "access", "id", "length_bytes", "plane")
@@ -145,6 +145,7 @@ class _Registered:
             self.plane._check()
             answer = self._command(_abi.DESTROY_DRAIN, until)
         if answer == -errno.ETIMEDOUT:
+            self.plane._leaving[self.id] = self
             raise TimedOutError(
                 f"operations on region {self.id} are still in flight; it stays draining",
                 errno=errno.ETIMEDOUT,
@@ -173,14 +174,22 @@ class _Registered:
         if self._refusal is not None:
             return
         self._refusal = f"region {self.id} is closed"
-        if self.plane.closed:
-            return
+        if not self.plane.closed:
+            self._leave()
+
+    def _leave(self) -> bool:
+        """Destroys it, or leaves it draining for end_leaving(); True once it is gone."""
         answer = self._command(0, 0)
         if answer == -errno.EBUSY:
             answer = self._command(_abi.DESTROY_DRAIN, 1)
+        if answer == -errno.ETIMEDOUT:
+            self.plane._leaving[self.id] = self
+            return False
+        self.plane._leaving.pop(self.id, None)
         self._ended()
-        if answer not in (0, -errno.ENOENT, -errno.ETIMEDOUT):
+        if answer not in (0, -errno.ENOENT):
             raise error_from(answer, "REGION_DESTROY", f"region {self.id}")
+        return True
 
     def __enter__(self) -> Self:
         self._check()
@@ -199,7 +208,7 @@ class _Registered:
         return f"<region {self.id}, {state}>"
 
 
-class Region(_Registered):
+class Region(Registered):
     """A range of a buffer that peers may use. Made by `plane.region()`; close() revokes it.
 
     Give `key` to the peer, who makes a RemoteRegion of it with `endpoint.region(key)`. The
@@ -250,7 +259,7 @@ class RemoteRange:
         return f"{self.region!r}[{self.offset}:{self.offset + self.length_bytes}]"
 
 
-class RemoteRegion(_Registered):
+class RemoteRegion(Registered):
     """A peer's region on one endpoint: target of write() and write_imm(), source of read()."""
 
     __slots__ = ("all", "endpoint")
@@ -273,8 +282,15 @@ class RemoteRegion(_Registered):
         return f"<region {self.id} of peer {self.endpoint.peer_address}, {state}>"
 
 
+def end_leaving(plane: Plane) -> None:
+    """Destroys regions closed while something was in flight on them, where that has ended."""
+    for region in list(plane._leaving.values()):
+        region._leave()
+
+
 def create(plane: Plane, source: Buffer | BufferRange, access: Access) -> Region:
     """Plane.region()."""
+    end_leaving(plane)
     free_retired(plane)
     plane.require(Capability.REGION)
     if access not in _ACCESS:
@@ -298,6 +314,7 @@ def import_from(endpoint: Endpoint, key: bytes) -> RemoteRegion:
         raise InvalidError("key", f"{type(key).__name__} is no key", fix="bytes: Region.key")
     if not 0 < len(key) <= _abi.KEY_BYTES:
         raise InvalidError("key", f"{len(key)} bytes", fix=f"Region.key, 1 .. {_abi.KEY_BYTES}")
+    end_leaving(endpoint.plane)
     request = _abi.RegionImport(endpoint_id=endpoint.id, key_bytes=len(key))
     ctypes.memmove(request.key, bytes(key), len(key))
     endpoint._call("REGION_IMPORT", _abi.REGION_IMPORT, request)

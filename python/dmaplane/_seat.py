@@ -42,20 +42,14 @@ class Seat:
         spare: Channel | None = None,
     ) -> None:
         plane.require(Capability.ENDPOINT)
-        if not 0 < window < plane.limits.slots_max:
-            raise InvalidError("window", f"{window}", fix=f"1 .. {plane.limits.slots_max - 1}")
+        if not 0 < window <= plane.limits.slots_max:
+            raise InvalidError("window", f"{window}", fix=f"1 .. {plane.limits.slots_max}")
         if window_bytes < 1:
             raise InvalidError("window_bytes", f"{window_bytes}", fix="at least 1")
-        if detect is not None and not 0.001 <= detect <= 4e6:
-            raise InvalidError("detect", f"{detect}", fix="seconds, 0.001 .. 4e6, or None")
+        if detect is not None and not 0.001 <= detect <= 3600:
+            raise InvalidError("detect", f"{detect}", fix="seconds, 0.001 .. 3600, or None")
         if channel is not None and channel.plane is not plane:
             raise InvalidError("channel", "it belongs to another plane", fix="plane.channel()")
-        if channel is not None and window >= channel.completion_slots:
-            raise InvalidError(
-                "window",
-                f"{window}, and the channel has {channel.completion_slots} completion slots",
-                fix="a smaller one, or plane.channel(completion_slots=...)",
-            )
         self.is_private = channel is None
         if channel is not None:
             channel._check()
@@ -87,16 +81,13 @@ class Seat:
             self.channel.close()
 
 
-def completions_for(window: int) -> int:
-    """Completion slots of a channel for one endpoint with that window."""
-    return int(1 << (2 * _SLOTS + window + 1).bit_length())
-
-
 def _private_channel(plane: Plane, window: int) -> Channel:
-    needed = completions_for(window)
-    if needed > plane.limits.slots_max:
-        raise InvalidError("window", f"{window}", fix=f"at most {plane.limits.slots_max // 2}")
-    return plane.channel(_SLOTS, completion_slots=needed)
+    return plane.channel(_SLOTS, completion_slots=completions_for(plane, window))
+
+
+def completions_for(plane: Plane, window: int) -> int:
+    """Completion slots of a channel for one endpoint: its operations, and what its peer sends."""
+    return min(1 << (2 * _SLOTS + window).bit_length(), plane.limits.slots_max)
 
 
 def connect(
