@@ -95,6 +95,7 @@ struct dmp_embedded_channel {
 	bool worker_in_network;		/* it sleeps there, even if a caller has taken its place */
 	bool news;			/* atomic: somebody claimed a wake-up since the last round */
 	bool worker_parked;		/* it sleeps, without a limit, while a caller executes */
+	bool place_offered;		/* by the worker, to one who waits */
 	bool handed_over;		/* a caller has left the place to it, and wants no lease */
 	uint32_t place;			/* changes whenever a caller takes the executor's place */
 	uint32_t place_seen;		/* by the worker */

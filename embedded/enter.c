@@ -296,7 +296,10 @@ static uint32_t register_waiter_locked(struct dmp_embedded_channel *channel, uin
 	return __atomic_load_n(&channel->done_sequence, __ATOMIC_RELAXED);
 }
 
-/* Waits until @wanted completions are unread: 0, -ETIMEDOUT, -EINTR, -EPROTO, -ESTALE. */
+/*
+ * Waits until @wanted completions are unread: 0, -ETIMEDOUT, -EINTR, -EPROTO, -ESTALE, or
+ * -EAGAIN: the executor's place is ours if we want it.
+ */
 static int wait_for_unread(struct dmp_embedded_channel *channel, uint32_t wanted,
 			   uint64_t deadline_ns)
 {
@@ -317,6 +320,8 @@ static int wait_for_unread(struct dmp_embedded_channel *channel, uint32_t wanted
 			break;
 		if (channel->closing)
 			error = -ESTALE;
+		else if (channel->place_offered && !channel->executing)
+			error = -EAGAIN;
 		else if (slept == -ETIMEDOUT || slept == -EINTR)
 			error = slept;
 		if (error)
@@ -534,6 +539,23 @@ struct dmp_embedded_channel *dmp_channel_enter_locked(struct dmp_plane *plane, u
 	return channel;
 }
 
+/* Executes if that is for the caller to do, and waits; again if the place is offered. */
+static int execute_and_wait(struct dmp_embedded_channel *channel, const struct dmp_enter *enter,
+			    bool promised)
+{
+	int error = 0;
+
+	do {
+		if (enter->wait_count != 0 || promised)
+			error = dmp_worker_help(channel, enter->wait_count, enter->deadline_ns,
+						promised);
+		promised = false;
+		if (!error)
+			error = wait_for_unread(channel, enter->wait_count, enter->deadline_ns);
+	} while (error == -EAGAIN);
+	return error;
+}
+
 int dmp_channel_enter(struct dmp_plane *plane, void *argument)
 {
 	struct dmp_enter *enter = argument;
@@ -556,13 +578,10 @@ int dmp_channel_enter(struct dmp_plane *plane, void *argument)
 	pthread_mutex_unlock(&plane->lock);
 	if (accepted != 0 && executor != CALLER)
 		dmp_channel_kick(channel, executor == SLEEPING_WORKER);
-	if (!error && (enter->wait_count != 0 || executor == CALLER))
-		error = dmp_worker_help(channel, enter->wait_count, enter->deadline_ns,
-					executor == CALLER);
 	if (!error && enter->submit_count != 0 && accepted == 0 && enter->wait_count == 0)
 		error = -EAGAIN;
-	if (!error)
-		error = wait_for_unread(channel, enter->wait_count, enter->deadline_ns);
+	else if (!error)
+		error = execute_and_wait(channel, enter, executor == CALLER);
 	if (accepted != 0 && error != -EPROTO)
 		error = 0;
 	if (!error) {

@@ -252,6 +252,21 @@ static void watch_locked(struct dmp_embedded_channel *channel)
 }
 
 /*
+ * Somebody waits for completions, asleep: he may as well have the place, so that what he
+ * waits for wakes him and nobody else. If he does not come, it is not offered again.
+ */
+static bool offers_place_locked(struct dmp_embedded_channel *channel)
+{
+	if (channel->waiters == 0 || channel->place_offered || channel->cpu >= 0 ||
+	    channel->node >= 0 || channel->workers != 1)
+		return false;
+	channel->place_offered = true;
+	__atomic_add_fetch(&channel->done_sequence, 1, __ATOMIC_RELEASE);
+	dmp_futex_wake_all(&channel->done_sequence);
+	return true;
+}
+
+/*
  * The worker of a channel with endpoints has nothing to do: it watches the network, unless
  * a caller does or has just done so.
  */
@@ -264,9 +279,12 @@ static void rest_beside_network_locked(struct dmp_embedded_channel *channel)
 	if (channel->news && !channel->executing)
 		return;
 	if (!channel->executing) {
-		if (place == channel->place_seen || channel->waiters != 0 ||
-		    channel->waiters_any != 0 || channel->handed_over) {
+		bool offer = offers_place_locked(channel);
+
+		if (!offer && (place == channel->place_seen || channel->waiters_any != 0 ||
+			       channel->handed_over)) {
 			channel->handed_over = false;
+			channel->place_offered = false;
 			watch_locked(channel);
 			return;
 		}
@@ -533,13 +551,12 @@ static bool must_hand_over_locked(struct dmp_embedded_channel *channel)
 		return true;
 	if (!channel->network)
 		return false;
-	channel->handed_over = channel->waiters != 0 || channel->waiters_any != 0 ||
-			       channel->network->dirty_first || channel->network->ending ||
+	channel->handed_over = channel->waiters_any != 0 || channel->network->dirty_first || channel->network->ending ||
 			       (channel->eventfd >= 0 &&
 				__atomic_load_n(&channel->control->event_armed, __ATOMIC_RELAXED)) ||
 			       __atomic_load_n(&channel->plane->poll_waiters, __ATOMIC_RELAXED);
-	/* One that is parked has no time to look by itself. */
-	return channel->handed_over || channel->worker_parked;
+	/* One that is parked has no time to look by itself; who waits is offered the place. */
+	return channel->handed_over || channel->worker_parked || channel->waiters != 0;
 }
 
 int dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted, uint64_t deadline_ns,
@@ -561,9 +578,11 @@ int dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted, uint6
 	channel->worker_watches = false;
 	channel->watching = false;
 	channel->place++;
+	channel->place_offered = false;
 	if (wanted != 0)
 		error = execute_locked(channel, wanted, deadline_ns);
-	else
+	/* What is left at once is done here too: answers, or the start of what was submitted. */
+	if (channel->network && (wanted == 0 || channel->network->dirty_first))
 		execute_briefly_locked(channel);
 	woke = dmp_channel_tell_locked(channel);
 	channel->executing = false;
