@@ -32,7 +32,9 @@
 #endif
 
 #define DMP_WORKERS_MAX 16u
+#define DMP_BATCH_BYTES (256u << 10)	/* work taken at once: what a cancel may have to wait for */
 
+struct dmp_embedded_channel;
 struct dmp_embedded_endpoint;
 struct dmp_network;
 struct dmp_remote;
@@ -50,6 +52,22 @@ struct dmp_holds {
 	__u32 checksum;			/* CRC32C of the bytes, where checksum_known */
 	bool checksum_known;
 };
+
+/* One entry of memory for each look-up: a batch mostly names the same few objects. */
+#define DMP_RECENTS 4
+
+struct dmp_recent {
+	uint32_t id;
+	struct dmp_object *object;
+};
+
+/*
+ * Looks up what the operation names and holds it; 0 or the error it will complete with.
+ * plane->lock and channel->lock held. @recent begins as zeroes.
+ */
+int dmp_holds_take(struct dmp_embedded_channel *channel, const struct dmp_submission *submission,
+		   struct dmp_holds *holds, struct dmp_recent recent[DMP_RECENTS]);
+void dmp_holds_release(struct dmp_holds *holds);
 
 /* A large copy that several threads share: each takes the next slice until none is left. */
 struct dmp_share {
@@ -118,6 +136,20 @@ struct dmp_embedded_channel {
 /* Starts and stops the threads. */
 int dmp_worker_start(struct dmp_embedded_channel *channel);
 void dmp_worker_stop(struct dmp_embedded_channel *channel);
+
+/*
+ * One round of the executor: expire, take, run, finish. What is finished is told at the
+ * start of the next round. Lock held, given up while bytes move. Returns how many ran, or
+ * that the network has more to do; *@woke says that waiters had to be woken, so that there
+ * may be more to look at.
+ */
+uint32_t dmp_executor_round_locked(struct dmp_embedded_channel *channel, bool *woke);
+
+/*
+ * The worker of a channel with endpoints has nothing to do: it watches the network, unless
+ * a caller does or has just done so. Lock held, given up, and held again.
+ */
+void dmp_executor_rest_locked(struct dmp_embedded_channel *channel);
 
 /*
  * A waiter in the place of a worker that sleeps, is still waking up, or waits for our CPU:

@@ -3,14 +3,8 @@
  * worker.c - the threads of a channel: take operations, move bytes, complete
  *
  * Thread 0 is the executor, the others only share its large copies: bytes are cut into
- * slices, and each thread takes the next one. A caller who waits anyway takes the
- * executor's place while that one sleeps and the work is short (dmp_worker_help): two
- * wake-ups less for a small operation. `executing` says that somebody has the place.
- *
- * On a channel with endpoints the executor also drives those (network.h). The caller who
- * has the place sleeps in the network; when he leaves, the worker gives him LEASE_NS to
- * come back before it watches the network itself, unless somebody else waits for what
- * may come. So a thread that sends and waits in turn costs no hand-over.
+ * slices, and each thread takes the next one. Who executes, the worker or a caller in its
+ * place, is executor.c's.
  *
  * Between two slices the executor looks at
  * the operation's cancel mark and deadline, and lets queued operations expire, so a
@@ -26,10 +20,7 @@
 #include "topology.h"
 #include "traffic.h"
 
-#define LEASE_NS 1000000u		/* for a caller who had the place and may come back */
-#define BRIEF_ROUNDS 8u
 #define BATCH 64u
-#define BATCH_BYTES (256u << 10)	/* work taken at once: what a cancel may have to wait for */
 #define SLICE_BYTES (1u << 20)
 #define SHARE_BYTES (8u << 20)		/* from here on helpers are worth waking */
 
@@ -232,76 +223,6 @@ static bool kicked(const void *context)
 	return __atomic_load_n(kick->sequence, __ATOMIC_ACQUIRE) != kick->seen;
 }
 
-/* Has the place in the network for as long as nobody takes it away. Lock held, as below. */
-static void watch_locked(struct dmp_embedded_channel *channel)
-{
-	channel->executing = true;
-	channel->worker_watches = true;
-	channel->worker_in_network = true;
-	dmp_network_rest_locked(channel, 0);
-	channel->worker_in_network = false;
-	if (!channel->worker_watches) {
-		/* A caller has it now; what woke us may have been meant for him. */
-		if (channel->network->dirty_first)
-			dmp_channel_claim_wake_locked(channel);
-		return;
-	}
-	channel->worker_watches = false;
-	channel->watching = false;
-	channel->executing = false;
-}
-
-/*
- * Somebody waits for completions, asleep: he may as well have the place, so that what he
- * waits for wakes him and nobody else. If he does not come, it is not offered again.
- */
-static bool offers_place_locked(struct dmp_embedded_channel *channel)
-{
-	if (channel->waiters == 0 || channel->place_offered || channel->cpu >= 0 ||
-	    channel->node >= 0 || channel->workers != 1)
-		return false;
-	channel->place_offered = true;
-	__atomic_add_fetch(&channel->done_sequence, 1, __ATOMIC_RELEASE);
-	dmp_futex_wake_all(&channel->done_sequence);
-	return true;
-}
-
-/*
- * The worker of a channel with endpoints has nothing to do: it watches the network, unless
- * a caller does or has just done so.
- */
-static void rest_beside_network_locked(struct dmp_embedded_channel *channel)
-{
-	uint32_t seen = __atomic_load_n(&channel->work_sequence, __ATOMIC_RELAXED);
-	uint32_t place = channel->place;
-	uint64_t until_ns = 0;
-
-	if (channel->news && !channel->executing)
-		return;
-	if (!channel->executing) {
-		bool offer = offers_place_locked(channel);
-
-		if (!offer && (place == channel->place_seen || channel->waiters_any != 0 ||
-			       channel->handed_over)) {
-			channel->handed_over = false;
-			channel->place_offered = false;
-			watch_locked(channel);
-			return;
-		}
-		until_ns = dmp_now_ns() + LEASE_NS;
-	}
-	/* Parked: when the caller leaves he gets his lease, unless he hands the place over. */
-	channel->place_seen = until_ns != 0 ? place : place - 1;
-	channel->worker_sleeps = true;
-	channel->worker_parked = until_ns == 0;
-	pthread_mutex_unlock(&channel->lock);
-	dmp_futex_wait(&channel->work_sequence, seen, until_ns);
-	pthread_mutex_lock(&channel->lock);
-	channel->worker_parked = false;
-	channel->worker_sleeps = false;
-	channel->worker_wakes = false;
-}
-
 /* Sleeps until there is something to look at. Lock held, given up, and held again. */
 static void rest_locked(struct dmp_embedded_channel *channel)
 {
@@ -310,7 +231,7 @@ static void rest_locked(struct dmp_embedded_channel *channel)
 	__u64 deadline_ns = 0, asleep_ns;
 
 	if (channel->network && !channel->stop) {
-		rest_beside_network_locked(channel);
+		dmp_executor_rest_locked(channel);
 		return;
 	}
 	pthread_mutex_unlock(&channel->lock);
@@ -389,12 +310,7 @@ static void start_transfers_locked(struct dmp_embedded_channel *channel, const u
 					 indices[number]);
 }
 
-/*
- * One round of the executor: expire, take, run, finish. What is finished is told at the
- * start of the next round. Lock held, given up while bytes move. Returns how many ran;
- * *@woke says that waiters had to be woken, so that there may be more to look at.
- */
-static uint32_t round_locked(struct dmp_embedded_channel *channel, bool *woke)
+uint32_t dmp_executor_round_locked(struct dmp_embedded_channel *channel, bool *woke)
 {
 	struct outcome outcomes[BATCH];
 	uint32_t indices[BATCH];
@@ -405,7 +321,7 @@ static uint32_t round_locked(struct dmp_embedded_channel *channel, bool *woke)
 	channel->news = false;
 	if (dmp_channel_deadline(&channel->machine, &deadline_ns))
 		dmp_channel_expire(&channel->machine, dmp_now_ns());
-	count = dmp_channel_take(&channel->machine, indices, BATCH, BATCH_BYTES);
+	count = dmp_channel_take(&channel->machine, indices, BATCH, DMP_BATCH_BYTES);
 	local = count;
 	if (channel->network) {
 		local = part_transfers(channel, indices, count, &checksums);
@@ -438,7 +354,7 @@ static void *work(void *argument)
 
 		if (!channel->executing) {
 			channel->executing = true;
-			while (round_locked(channel, &woke) != 0 || woke)
+			while (dmp_executor_round_locked(channel, &woke) != 0 || woke)
 				continue;
 			channel->executing = false;
 			if (channel->stop)
@@ -448,162 +364,6 @@ static void *work(void *argument)
 	}
 	pthread_mutex_unlock(&channel->lock);
 	return NULL;
-}
-
-bool dmp_worker_can_help_locked(const struct dmp_embedded_channel *channel)
-{
-	if (channel->cpu >= 0 || channel->node >= 0 || channel->workers != 1)
-		return false;
-	if (channel->worker_watches && channel->watching)
-		return true;
-	if (channel->executing)
-		return false;
-	if (channel->network)
-		return true;
-	/* One that is awake, but on our CPU, could only begin once we give it up. */
-	return channel->worker_sleeps || channel->worker_wakes ||
-	       dmp_spin_is_here(&channel->worker_spin);
-}
-
-/* Is the next operation one that a caller may carry out in the worker's place? */
-static bool is_short_locked(const struct dmp_embedded_channel *channel)
-{
-	const struct dmp_channel *machine = &channel->machine;
-
-	return dmp_channel_next_bytes(machine) <= BATCH_BYTES ||
-	       channel->holds[machine->queue_first].endpoint;
-}
-
-/* Racy on purpose: what it finds is looked at again under the lock. */
-static bool stirs(const void *context)
-{
-	const struct dmp_embedded_channel *channel = context;
-	struct dmp_network *network = channel->network;
-	uint32_t number;
-
-	for (number = 0; number < network->active_count; number++) {
-		struct dmp_fabric *fabric = network->active[number]->fabric;
-
-		if (fabric && fabric->type->ready(fabric))
-			return true;
-	}
-	return __atomic_load_n(&channel->news, __ATOMIC_RELAXED);
-}
-
-/* Nothing to do, and more completions are wanted: spins, then sleeps in the network. */
-static int await_locked(struct dmp_embedded_channel *channel, uint64_t deadline_ns)
-{
-	bool stirred;
-	int error;
-
-	if (channel->network->active_count != 0) {
-		pthread_mutex_unlock(&channel->lock);
-		stirred = dmp_spin_until(&channel->network_spin, stirs, channel, deadline_ns);
-		pthread_mutex_lock(&channel->lock);
-		if (stirred)
-			return 0;
-	}
-	error = dmp_network_rest_locked(channel, deadline_ns);
-	channel->watching = false;
-	return error;
-}
-
-/*
- * The caller does not wait: he executes as long as there is something to do at once, but
- * not long, so that a small transfer is on its way without a second thread.
- */
-static void execute_briefly_locked(struct dmp_embedded_channel *channel)
-{
-	unsigned int rounds;
-	bool woke;
-
-	for (rounds = 0; rounds < BRIEF_ROUNDS && is_short_locked(channel); rounds++)
-		if (round_locked(channel, &woke) == 0 && !woke)
-			break;
-}
-
-/* The caller executes until enough is unread, or what is left is not for him. */
-static int execute_locked(struct dmp_embedded_channel *channel, uint32_t wanted,
-			  uint64_t deadline_ns)
-{
-	uint32_t unread = 0;
-	bool woke;
-	int error = 0;
-
-	while (dmp_channel_unread(&channel->machine, &unread) == 0 && unread < wanted &&
-	       is_short_locked(channel) && !channel->closing && !error &&
-	       (deadline_ns == 0 || dmp_now_ns() < deadline_ns)) {
-		if (round_locked(channel, &woke) != 0 || woke)
-			continue;
-		if (!channel->network)
-			break;
-		if (dmp_channel_unread(&channel->machine, &unread) != 0 || unread >= wanted)
-			break;
-		error = await_locked(channel, deadline_ns);
-	}
-	return error;
-}
-
-/* Who leaves the place sees to it that somebody looks at what is left, or may still come. */
-static bool must_hand_over_locked(struct dmp_embedded_channel *channel)
-{
-	if (channel->machine.queued != 0 || channel->stop)
-		return true;
-	if (!channel->network)
-		return false;
-	channel->handed_over = channel->waiters_any != 0 || channel->network->dirty_first || channel->network->ending ||
-			       (channel->eventfd >= 0 &&
-				__atomic_load_n(&channel->control->event_armed, __ATOMIC_RELAXED)) ||
-			       __atomic_load_n(&channel->plane->poll_waiters, __ATOMIC_RELAXED);
-	/* One that is parked has no time to look by itself; who waits is offered the place. */
-	return channel->handed_over || channel->worker_parked || channel->waiters != 0;
-}
-
-int dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted, uint64_t deadline_ns,
-		    bool promised)
-{
-	bool woke, wake = false, left;
-	int error = 0;
-
-	pthread_mutex_lock(&channel->lock);
-	if ((channel->machine.queued == 0 && !channel->network) ||
-	    !dmp_worker_can_help_locked(channel)) {
-		wake = promised && dmp_channel_claim_wake_locked(channel);
-		pthread_mutex_unlock(&channel->lock);
-		if (promised)
-			dmp_channel_kick(channel, wake);
-		return 0;
-	}
-	channel->executing = true;
-	channel->worker_watches = false;
-	channel->watching = false;
-	channel->place++;
-	channel->place_offered = false;
-	if (wanted != 0)
-		error = execute_locked(channel, wanted, deadline_ns);
-	/* What is left at once is done here too: answers, or the start of what was submitted. */
-	if (channel->network && (wanted == 0 || channel->network->dirty_first))
-		execute_briefly_locked(channel);
-	woke = dmp_channel_tell_locked(channel);
-	channel->executing = false;
-	left = must_hand_over_locked(channel);
-	if (channel->worker_in_network) {
-		/* It sleeps there all the same: it has its place back. */
-		channel->executing = true;
-		channel->worker_watches = true;
-		channel->watching = true;
-		left = left || dmp_network_is_due_locked(channel);
-	}
-	if (left)
-		wake = dmp_channel_claim_wake_locked(channel);
-	pthread_mutex_unlock(&channel->lock);
-	if (woke)
-		dmp_futex_wake_all(&channel->done_sequence);
-	/* Even if it does not sleep: it may spin, and would do so to the end of its budget. */
-	if (left)
-		dmp_channel_kick(channel, wake);
-	dmp_plane_released(channel->plane);
-	return error;
 }
 
 /* Puts the calling thread's child where the channel is bound to. */

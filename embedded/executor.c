@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: MIT
+/*
+ * executor.c - who has the executor's place: the worker, or a caller who waits anyway
+ *
+ * A caller takes the place while the worker sleeps and the work is short: two wake-ups less
+ * for a small operation. On a channel with endpoints the executor also drives those
+ * (network.h), and sleeps there. When a caller leaves, the worker gives him LEASE_NS to
+ * come back before it watches the network itself, unless somebody else waits for what may
+ * come; and a worker with nothing to do offers its place to a caller who waits. So a
+ * thread that sends and waits in turn costs no hand-over.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+
+#include "network.h"
+
+#define LEASE_NS 1000000u	/* for a caller who had the place and may come back */
+#define BRIEF_ROUNDS 8u
+
+/* Has the place in the network for as long as nobody takes it away. Lock held, as below. */
+static void watch_locked(struct dmp_embedded_channel *channel)
+{
+	channel->executing = true;
+	channel->worker_watches = true;
+	channel->worker_in_network = true;
+	dmp_network_rest_locked(channel, 0);
+	channel->worker_in_network = false;
+	if (!channel->worker_watches) {
+		/* A caller has it now; what woke us may have been meant for him. */
+		if (channel->network->dirty_first)
+			dmp_channel_claim_wake_locked(channel);
+		return;
+	}
+	channel->worker_watches = false;
+	channel->watching = false;
+	channel->executing = false;
+}
+
+/*
+ * Somebody waits for completions, asleep: he may as well have the place, so that what he
+ * waits for wakes him and nobody else. If he does not come, it is not offered again.
+ */
+static bool offers_place_locked(struct dmp_embedded_channel *channel)
+{
+	if (channel->waiters == 0 || channel->place_offered || channel->cpu >= 0 ||
+	    channel->node >= 0 || channel->workers != 1)
+		return false;
+	channel->place_offered = true;
+	__atomic_add_fetch(&channel->done_sequence, 1, __ATOMIC_RELEASE);
+	dmp_futex_wake_all(&channel->done_sequence);
+	return true;
+}
+
+void dmp_executor_rest_locked(struct dmp_embedded_channel *channel)
+{
+	uint32_t seen = __atomic_load_n(&channel->work_sequence, __ATOMIC_RELAXED);
+	uint32_t place = channel->place;
+	uint64_t until_ns = 0;
+
+	if (channel->news && !channel->executing)
+		return;
+	if (!channel->executing) {
+		bool offer = offers_place_locked(channel);
+
+		if (!offer && (place == channel->place_seen || channel->waiters_any != 0 ||
+			       channel->handed_over)) {
+			channel->handed_over = false;
+			channel->place_offered = false;
+			watch_locked(channel);
+			return;
+		}
+		until_ns = dmp_now_ns() + LEASE_NS;
+	}
+	/* Parked: when the caller leaves he gets his lease, unless he hands the place over. */
+	channel->place_seen = until_ns != 0 ? place : place - 1;
+	channel->worker_sleeps = true;
+	channel->worker_parked = until_ns == 0;
+	pthread_mutex_unlock(&channel->lock);
+	dmp_futex_wait(&channel->work_sequence, seen, until_ns);
+	pthread_mutex_lock(&channel->lock);
+	channel->worker_parked = false;
+	channel->worker_sleeps = false;
+	channel->worker_wakes = false;
+}
+
+bool dmp_worker_can_help_locked(const struct dmp_embedded_channel *channel)
+{
+	if (channel->cpu >= 0 || channel->node >= 0 || channel->workers != 1)
+		return false;
+	if (channel->worker_watches && channel->watching)
+		return true;
+	if (channel->executing)
+		return false;
+	if (channel->network)
+		return true;
+	/* One that is awake, but on our CPU, could only begin once we give it up. */
+	return channel->worker_sleeps || channel->worker_wakes ||
+	       dmp_spin_is_here(&channel->worker_spin);
+}
+
+/* Is the next operation one that a caller may carry out in the worker's place? */
+static bool is_short_locked(const struct dmp_embedded_channel *channel)
+{
+	const struct dmp_channel *machine = &channel->machine;
+
+	return dmp_channel_next_bytes(machine) <= DMP_BATCH_BYTES ||
+	       channel->holds[machine->queue_first].endpoint;
+}
+
+/* Racy on purpose: what it finds is looked at again under the lock. */
+static bool stirs(const void *context)
+{
+	const struct dmp_embedded_channel *channel = context;
+	struct dmp_network *network = channel->network;
+	uint32_t number;
+
+	for (number = 0; number < network->active_count; number++) {
+		struct dmp_fabric *fabric = network->active[number]->fabric;
+
+		if (fabric && fabric->type->ready(fabric))
+			return true;
+	}
+	return __atomic_load_n(&channel->news, __ATOMIC_RELAXED);
+}
+
+/* Nothing to do, and more completions are wanted: spins, then sleeps in the network. */
+static int await_locked(struct dmp_embedded_channel *channel, uint64_t deadline_ns)
+{
+	bool stirred;
+	int error;
+
+	if (channel->network->active_count != 0) {
+		pthread_mutex_unlock(&channel->lock);
+		stirred = dmp_spin_until(&channel->network_spin, stirs, channel, deadline_ns);
+		pthread_mutex_lock(&channel->lock);
+		if (stirred)
+			return 0;
+	}
+	error = dmp_network_rest_locked(channel, deadline_ns);
+	channel->watching = false;
+	return error;
+}
+
+/*
+ * The caller does not wait: he executes as long as there is something to do at once, but
+ * not long, so that a small transfer is on its way without a second thread.
+ */
+static void execute_briefly_locked(struct dmp_embedded_channel *channel)
+{
+	unsigned int rounds;
+	bool woke;
+
+	for (rounds = 0; rounds < BRIEF_ROUNDS && is_short_locked(channel); rounds++)
+		if (dmp_executor_round_locked(channel, &woke) == 0 && !woke)
+			break;
+}
+
+/* The caller executes until enough is unread, or what is left is not for him. */
+static int execute_locked(struct dmp_embedded_channel *channel, uint32_t wanted,
+			  uint64_t deadline_ns)
+{
+	uint32_t unread = 0;
+	bool woke;
+	int error = 0;
+
+	while (dmp_channel_unread(&channel->machine, &unread) == 0 && unread < wanted &&
+	       is_short_locked(channel) && !channel->closing && !error &&
+	       (deadline_ns == 0 || dmp_now_ns() < deadline_ns)) {
+		if (dmp_executor_round_locked(channel, &woke) != 0 || woke)
+			continue;
+		if (!channel->network)
+			break;
+		if (dmp_channel_unread(&channel->machine, &unread) != 0 || unread >= wanted)
+			break;
+		error = await_locked(channel, deadline_ns);
+	}
+	return error;
+}
+
+/* Who leaves the place sees to it that somebody looks at what is left, or may still come. */
+static bool must_hand_over_locked(struct dmp_embedded_channel *channel)
+{
+	if (channel->machine.queued != 0 || channel->stop)
+		return true;
+	if (!channel->network)
+		return false;
+	channel->handed_over = channel->waiters_any != 0 || channel->network->dirty_first || channel->network->ending ||
+			       (channel->eventfd >= 0 &&
+				__atomic_load_n(&channel->control->event_armed, __ATOMIC_RELAXED)) ||
+			       __atomic_load_n(&channel->plane->poll_waiters, __ATOMIC_RELAXED);
+	/* One that is parked has no time to look by itself; who waits is offered the place. */
+	return channel->handed_over || channel->worker_parked || channel->waiters != 0;
+}
+
+int dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted, uint64_t deadline_ns,
+		    bool promised)
+{
+	bool woke, wake = false, left;
+	int error = 0;
+
+	pthread_mutex_lock(&channel->lock);
+	if ((channel->machine.queued == 0 && !channel->network) ||
+	    !dmp_worker_can_help_locked(channel)) {
+		wake = promised && dmp_channel_claim_wake_locked(channel);
+		pthread_mutex_unlock(&channel->lock);
+		if (promised)
+			dmp_channel_kick(channel, wake);
+		return 0;
+	}
+	channel->executing = true;
+	channel->worker_watches = false;
+	channel->watching = false;
+	channel->place++;
+	channel->place_offered = false;
+	if (wanted != 0)
+		error = execute_locked(channel, wanted, deadline_ns);
+	/* What is left at once is done here too: answers, or the start of what was submitted. */
+	if (channel->network && (wanted == 0 || channel->network->dirty_first))
+		execute_briefly_locked(channel);
+	woke = dmp_channel_tell_locked(channel);
+	channel->executing = false;
+	left = must_hand_over_locked(channel);
+	if (channel->worker_in_network) {
+		/* It sleeps there all the same: it has its place back. */
+		channel->executing = true;
+		channel->worker_watches = true;
+		channel->watching = true;
+		left = left || dmp_network_is_due_locked(channel);
+	}
+	if (left)
+		wake = dmp_channel_claim_wake_locked(channel);
+	pthread_mutex_unlock(&channel->lock);
+	if (woke)
+		dmp_futex_wake_all(&channel->done_sequence);
+	/* Even if it does not sleep: it may spin, and would do so to the end of its budget. */
+	if (left)
+		dmp_channel_kick(channel, wake);
+	dmp_plane_released(channel->plane);
+	return error;
+}
