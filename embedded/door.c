@@ -9,7 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define KERNEL_BACKLOG_MIN 128u	/* a burst waits there without costing us anything */
+#define KERNEL_BACKLOG_MIN 1024u	/* a burst waits there; beyond it tcp is a second late */
 
 static int listen_error(int error)
 {

@@ -26,13 +26,23 @@
 
 #define HANGUP		(EPOLLRDHUP | EPOLLHUP | EPOLLERR)
 
+static bool queue_is_full(struct dmp_listener *listener)
+{
+	bool full;
+
+	pthread_mutex_lock(&listener->lock);
+	full = listener->queue.count >= listener->backlog;
+	pthread_mutex_unlock(&listener->lock);
+	return full;
+}
+
 static void accept_some(struct dmp_listener *listener, bool local, __u64 now_ns)
 {
 	int door = local ? listener->doors.local : listener->doors.tcp, turn;
 	struct sockaddr_storage peer;
 	struct dmp_visitor *silent;
 
-	for (turn = 0; turn < ACCEPTS; turn++) {
+	for (turn = 0; turn < ACCEPTS && !queue_is_full(listener); turn++) {
 		socklen_t length = sizeof(peer);
 		int fd = accept4(door, (struct sockaddr *)&peer, &length,
 				 SOCK_NONBLOCK | SOCK_CLOEXEC);

@@ -1,0 +1,478 @@
+// SPDX-License-Identifier: MIT
+/*
+ * test_dial.c - LISTEN and its refusals, the doors of an address, and who is connected how
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <pthread.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+#include "child.h"
+#include "door.h"
+#include "door_session.h"
+
+static char directory[] = P_tmpdir "/door-test-XXXXXX";
+static char path_text[DMP_ADDRESS_BYTES];	/* "unix:" and an absolute path in `directory` */
+static const char *path;			/* the path in it */
+
+/* A connection of @required path becomes one of path @taken, and HELLO gets across. */
+static void connects(struct session *session, const struct dmp_listen *listen, __u32 required,
+		     __u32 taken)
+{
+	struct dmp_fabric *fabric = dial_and_speak(session, listen, required);
+
+	CHECK(fabric->type->path == taken);
+	take_and_judge(session, listen, true);
+	hang_up(fabric);
+}
+
+static int dial_text(struct session *session, const char *text, __u32 required)
+{
+	__u8 bytes[DMP_ADDRESS_BYTES] = { 0 };
+	struct dmp_fabric *fabric = NULL;
+	struct dmp_address address;
+	int error;
+
+	memcpy(bytes, text, strlen(text));
+	CHECK(dmp_address_parse(bytes, false, &address) == 0);
+	error = dmp_dial(session->plane, &address, required, dmp_now_ns() + PATIENCE_NS, &fabric);
+	CHECK(error != 0);
+	CHECK(!fabric);
+	return error;
+}
+
+static void test_the_same_user_on_the_same_machine_gets_shm(void)
+{
+	static const char *const rows[] = { "127.0.0.1:0", "[::1]:0", "localhost:0", "127.0.0.9:0" };
+	struct session session;
+	struct dmp_listen listen;
+	unsigned int row;
+
+	session_open(&session, 8);
+	for (row = 0; row < 4; row++) {
+		listen = listening(&session, rows[row], 0);
+		connects(&session, &listen, 0, DMP_PATH_SHM);
+		connects(&session, &listen, DMP_PATH_SHM, DMP_PATH_SHM);
+		connects(&session, &listen, DMP_PATH_TCP, DMP_PATH_TCP);
+		CHECK(unlisten(&session, listen.listener_id) == 0);
+	}
+	session_close(&session);
+}
+
+static void test_a_required_path_is_the_only_one(void)
+{
+	struct session session;
+	struct dmp_listen listen;
+	struct dmp_fabric *fabric;
+
+	session_open(&session, 8);
+	listen = listening(&session, "127.0.0.1:0", DMP_PATH_SHM);
+	connects(&session, &listen, 0, DMP_PATH_SHM);
+	CHECK(dial(&session, &listen, DMP_PATH_TCP, &fabric) == -ECONNREFUSED);
+	CHECK(unlisten(&session, listen.listener_id) == 0);
+	listen = listening(&session, "127.0.0.1:0", DMP_PATH_TCP);
+	connects(&session, &listen, 0, DMP_PATH_TCP);
+	CHECK(dial(&session, &listen, DMP_PATH_SHM, &fabric) == -ENODEV);
+	CHECK(dial(&session, &listen, DMP_PATH_VERBS, &fabric) == -ENODEV);
+	CHECK(dial(&session, &listen, DMP_PATH_PEER, &fabric) == -ENODEV);
+	session_close(&session);
+}
+
+static void test_nobody_there_is_refused_on_every_path(void)
+{
+	char text[DMP_ADDRESS_BYTES];
+	struct session session;
+	struct dmp_listen listen;
+
+	session_open(&session, 8);
+	listen = listening(&session, "127.0.0.1:0", 0);
+	memcpy(text, listen.bound_address, sizeof(text));
+	CHECK(unlisten(&session, listen.listener_id) == 0);
+	CHECK(dial_text(&session, text, 0) == -ECONNREFUSED);
+	CHECK(dial_text(&session, text, DMP_PATH_TCP) == -ECONNREFUSED);
+	CHECK(dial_text(&session, text, DMP_PATH_SHM) == -ECONNREFUSED);
+	CHECK(dial_text(&session, path_text, 0) == -ECONNREFUSED);
+	CHECK(dial_text(&session, path_text, DMP_PATH_SHM) == -ECONNREFUSED);
+	CHECK(dial_text(&session, path_text, DMP_PATH_TCP) == -ENODEV);
+	CHECK(dial_text(&session, "192.0.2.1:9", DMP_PATH_SHM) == -ENODEV);
+	session_close(&session);
+}
+
+/* Bound to all addresses, it is found under each of them. */
+static void test_a_listener_on_any_address_is_found_by_its_door(void)
+{
+	char text[DMP_ADDRESS_BYTES] = { 0 };
+	struct session session;
+	struct dmp_listen listen;
+
+	session_open(&session, 8);
+	listen = listen_on(&session, "0.0.0.0:0");
+	listen.secret_bytes = 1;
+	CHECK(dmp_ioctl(session.plane, DMP_LISTEN, &listen) == 0);
+	CHECK(strncmp((char *)listen.bound_address, "0.0.0.0:", 8) == 0);
+	connects(&session, &listen, 0, DMP_PATH_SHM);
+	connects(&session, &listen, DMP_PATH_TCP, DMP_PATH_TCP);
+	snprintf(text, sizeof(text), "127.7.7.7%.8s", (char *)listen.bound_address + 7);
+	memcpy(listen.bound_address, text, sizeof(text));
+	connects(&session, &listen, DMP_PATH_SHM, DMP_PATH_SHM);
+	session_close(&session);
+}
+
+static void test_two_addresses_of_one_port_do_not_meet(void)
+{
+	struct session session;
+	struct dmp_listen first, second;
+	char text[DMP_ADDRESS_BYTES];
+
+	session_open(&session, 8);
+	first = listening(&session, "127.0.0.1:0", 0);
+	snprintf(text, sizeof(text), "127.0.0.2%.8s", (char *)first.bound_address + 9);
+	second = listening(&session, text, 0);
+	CHECK(strcmp((char *)second.bound_address, text) == 0);
+	connects(&session, &first, 0, DMP_PATH_SHM);
+	connects(&session, &second, 0, DMP_PATH_SHM);
+	session_close(&session);
+}
+
+static int listen_again(struct session *session, const struct dmp_listen *taken, __u32 require)
+{
+	struct dmp_listen again = *taken;
+
+	memcpy(again.address, taken->bound_address, sizeof(again.address));
+	memset(again.bound_address, 0, sizeof(again.bound_address));
+	again.listener_id = 0;
+	again.path = require;
+	again.flags = require ? DMP_REQUIRE_PATH : 0;
+	return dmp_ioctl(session->plane, DMP_LISTEN, &again);
+}
+
+static void test_an_address_is_listened_on_once_and_free_at_once(void)
+{
+	static const __u32 requires[] = { 0, DMP_PATH_SHM, DMP_PATH_TCP };
+	struct session session;
+	struct dmp_listen listen;
+	struct dmp_fabric *fabric;
+	unsigned int row;
+
+	session_open(&session, 8);
+	listen = listening(&session, "127.0.0.1:0", 0);
+	for (row = 0; row < 3; row++)
+		CHECK(listen_again(&session, &listen, requires[row]) == -EADDRINUSE);
+	/* The listener's side closes first, so that its port lingers. */
+	fabric = dial_and_speak(&session, &listen, DMP_PATH_TCP);
+	take_and_judge(&session, &listen, true);
+	hang_up(fabric);
+	for (row = 0; row < 3; row++) {
+		CHECK(unlisten(&session, listen.listener_id) == 0);
+		memcpy(listen.address, listen.bound_address, sizeof(listen.address));
+		CHECK(dmp_ioctl(session.plane, DMP_LISTEN, &listen) == 0);
+		connects(&session, &listen, DMP_PATH_TCP, DMP_PATH_TCP);
+	}
+	session_close(&session);
+}
+
+static void test_what_LISTEN_refuses(void)
+{
+	static const struct {
+		const char *address;
+		__u32 flags, path, backlog, secret_bytes;
+		int error;
+	} rows[] = {
+		{ "nonsense", 0, 0, 0, 0, -EINVAL },
+		{ "127.0.0.1:0", 0, DMP_PATH_SHM, 0, 0, -EINVAL },
+		{ "127.0.0.1:0", DMP_REQUIRE_PATH, DMP_PATH_NONE, 0, 0, -EINVAL },
+		{ "127.0.0.1:0", DMP_REQUIRE_PATH, DMP_PATH_PEER + 1, 0, 0, -EINVAL },
+		{ "127.0.0.1:0", DMP_REQUIRE_PATH, DMP_PATH_LOCAL, 0, 0, -ENODEV },
+		{ "127.0.0.1:0", DMP_REQUIRE_PATH, DMP_PATH_VERBS, 0, 0, -ENODEV },
+		{ "unix:/run/x", DMP_REQUIRE_PATH, DMP_PATH_TCP, 0, 0, -ENODEV },
+		{ "127.0.0.1:0", 0, 0, 1025, 0, -EINVAL },
+		{ "127.0.0.1:0", 0, 0, 0, DMP_SECRET_BYTES + 1, -EINVAL },
+		{ "127.0.0.1:0", DMP_ENCRYPT, 0, 0, 0, -EOPNOTSUPP },
+		{ "0.0.0.0:0", 0, 0, 0, 0, -EPERM },
+		{ "[::]:0", 0, 0, 0, 0, -EPERM },
+		{ "0.0.0.0:0", DMP_REQUIRE_PATH, DMP_PATH_SHM, 0, 0, -EPERM },
+		{ "192.0.2.1:0", 0, 0, 0, 1, -EHOSTUNREACH },
+		{ "unix:/no/such/directory/door", 0, 0, 0, 0, -EINVAL },
+	};
+	unsigned int before, row;
+	struct session session;
+	struct dmp_listen listen;
+
+	session_open(&session, 8);
+	before = descriptors();
+	for (row = 0; row < sizeof(rows) / sizeof(rows[0]); row++) {
+		listen = listen_on(&session, rows[row].address);
+		listen.flags = rows[row].flags;
+		listen.path = rows[row].path;
+		listen.backlog = rows[row].backlog;
+		listen.secret_bytes = rows[row].secret_bytes;
+		CHECK(dmp_ioctl(session.plane, DMP_LISTEN, &listen) == rows[row].error);
+		CHECK(listen.listener_id == 0);
+	}
+	listen = listen_on(&session, "127.0.0.1:0");
+	listen.channel_id++;
+	CHECK(dmp_ioctl(session.plane, DMP_LISTEN, &listen) == -ENOENT);
+	CHECK(descriptors() == before);
+	CHECK(session.plane->listeners == 0);
+	session_close(&session);
+}
+
+static void test_listeners_are_bounded(void)
+{
+	struct session session;
+	struct dmp_listen listen;
+	unsigned int i;
+
+	session_open(&session, 8);
+	for (i = 0; i < 256; i++)
+		listen = listening(&session, "127.0.0.1:0", DMP_PATH_TCP);
+	listen = listen_on(&session, "127.0.0.1:0");
+	CHECK(dmp_ioctl(session.plane, DMP_LISTEN, &listen) == -ENOSPC);
+	session_close(&session);
+}
+
+/* ---- paths */
+
+static void test_a_path_is_a_socket_of_ours_alone_and_goes_with_the_listener(void)
+{
+	struct session session;
+	struct dmp_listen listen;
+	struct stat file;
+
+	session_open(&session, 8);
+	listen = listening(&session, path_text, 0);
+	CHECK(strcmp((char *)listen.bound_address, path_text) == 0);
+	CHECK(lstat(path, &file) == 0);
+	CHECK(S_ISSOCK(file.st_mode) && (file.st_mode & 07777) == 0600);
+	connects(&session, &listen, 0, DMP_PATH_SHM);
+	CHECK(listen_again(&session, &listen, 0) == -EADDRINUSE);
+	connects(&session, &listen, DMP_PATH_SHM, DMP_PATH_SHM);
+	CHECK(unlisten(&session, listen.listener_id) == 0);
+	CHECK(lstat(path, &file) != 0 && errno == ENOENT);
+	session_close(&session);
+}
+
+static void leave_stale(void)
+{
+	struct sockaddr_un name = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+
+	CHECK(fd >= 0);
+	memcpy(name.sun_path, path, strlen(path));
+	CHECK(bind(fd, (struct sockaddr *)&name, sizeof(name)) == 0);
+	CHECK(listen(fd, 1) == 0);
+	close(fd);
+}
+
+static void test_a_dead_listeners_socket_makes_room(void)
+{
+	struct session session;
+	struct dmp_listen listen;
+
+	session_open(&session, 8);
+	leave_stale();
+	CHECK(dial_text(&session, path_text, 0) == -ECONNREFUSED);
+	listen = listening(&session, path_text, 0);
+	connects(&session, &listen, 0, DMP_PATH_SHM);
+	session_close(&session);
+}
+
+static void test_what_is_no_socket_of_ours_is_left_alone(void)
+{
+	struct session session;
+	struct dmp_listen listen;
+	struct stat file;
+	FILE *plain;
+
+	session_open(&session, 8);
+	plain = fopen(path, "w");
+	CHECK(plain && fputs("precious", plain) >= 0 && fclose(plain) == 0);
+	listen = listen_on(&session, path_text);
+	CHECK(dmp_ioctl(session.plane, DMP_LISTEN, &listen) == -EADDRINUSE);
+	CHECK(lstat(path, &file) == 0 && file.st_size == 8);
+	CHECK(unlink(path) == 0);
+	/* Nor is what took our place. */
+	listen = listening(&session, path_text, 0);
+	CHECK(unlink(path) == 0);
+	leave_stale();
+	CHECK(unlisten(&session, listen.listener_id) == 0);
+	CHECK(lstat(path, &file) == 0);
+	CHECK(unlink(path) == 0);
+	session_close(&session);
+}
+
+/* ---- somebody else's user: only where we may become one */
+
+static struct session stranger_session;
+static struct dmp_listen stranger_listen;
+static int told[2], heard[2];
+
+static void become_stranger(void)
+{
+	CHECK(setgid(65534) == 0 && setuid(65534) == 0);
+}
+
+/* A stranger holds the door's name, and then answers there. */
+static void squat(void)
+{
+	struct dmp_address address;
+	struct sockaddr_un name;
+	socklen_t length;
+	char byte;
+	int fd;
+
+	become_stranger();
+	CHECK(read(told[0], &address, sizeof(address)) == sizeof(address));
+	dmp_address_door(&address, &name, &length);
+	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	CHECK(bind(fd, (struct sockaddr *)&name, length) == 0 && listen(fd, 8) == 0);
+	CHECK(write(heard[1], "s", 1) == 1);
+	CHECK(read(told[0], &byte, 1) == 1);
+}
+
+static void test_a_stranger_at_our_door_is_passed_by(void)
+{
+	struct dmp_address address;
+	struct session session;
+	struct dmp_listen listen;
+	pid_t child;
+	int status;
+
+	CHECK(pipe(told) == 0 && pipe(heard) == 0);
+	child = fork();
+	CHECK(child >= 0);
+	if (!child) {
+		squat();
+		_exit(0);
+	}
+	session_open(&session, 8);
+	listen = listening(&session, "127.0.0.1:0", DMP_PATH_TCP);
+	address = bound(&listen);
+	CHECK(unlisten(&session, listen.listener_id) == 0);
+	CHECK(write(told[1], &address, sizeof(address)) == sizeof(address));
+	CHECK(read(heard[0], &status, 1) == 1);
+	memcpy(listen.address, listen.bound_address, sizeof(listen.address));
+	CHECK(listen_again(&session, &listen, DMP_PATH_SHM) == -EADDRINUSE);
+	listen.flags = 0;
+	listen.path = 0;
+	CHECK(dmp_ioctl(session.plane, DMP_LISTEN, &listen) == 0);
+	connects(&session, &listen, 0, DMP_PATH_TCP);
+	{
+		struct dmp_fabric *fabric;
+
+		CHECK(dial(&session, &listen, DMP_PATH_SHM, &fabric) == -ENODEV);
+	}
+	CHECK(write(told[1], "x", 1) == 1);
+	CHECK(waitpid(child, &status, 0) == child && status == 0);
+	session_close(&session);
+}
+
+static void *take_the_stranger(void *argument)
+{
+	(void)argument;
+	take_and_judge(&stranger_session, &stranger_listen, true);
+	return NULL;
+}
+
+/* Through our door, or at our path, a stranger gets nothing. */
+static void test_a_stranger_comes_over_tcp_only(void)
+{
+	pthread_t taker;
+	struct dmp_listen at_path;
+	struct dmp_fabric *fabric;
+	pid_t child;
+	int status;
+
+	session_open(&stranger_session, 8);
+	stranger_listen = listening(&stranger_session, "127.0.0.1:0", 0);
+	at_path = listening(&stranger_session, path_text, 0);
+	child = fork();
+	CHECK(child >= 0);
+	if (!child) {
+		struct dmp_address address = bound(&stranger_listen);
+		struct sockaddr_un name;
+		socklen_t length;
+		struct session session;
+		int fd;
+
+		become_stranger();
+		dmp_address_door(&address, &name, &length);
+		fd = dmp_door_knock(&name, length);
+		CHECK(fd >= 0);
+		CHECK(!dmp_door_is_ours(fd));
+		wait_sent_away(fd);
+		session_open(&session, 8);
+		CHECK(dial_text(&session, (char *)at_path.bound_address, 0) == -EPERM);
+		fabric = dial_and_speak(&session, &stranger_listen, 0);
+		CHECK(fabric->type->path == DMP_PATH_TCP);
+		_exit(0);
+	}
+	CHECK(pthread_create(&taker, NULL, take_the_stranger, NULL) == 0);
+	CHECK(pthread_join(taker, NULL) == 0);
+	CHECK(waitpid(child, &status, 0) == child && status == 0);
+	session_close(&stranger_session);
+}
+
+/* ---- time */
+
+/* A queue that is full and never emptied: the caller gets back when he wanted to. */
+static void test_dialling_has_an_end(void)
+{
+	struct sockaddr_in name = { .sin_family = AF_INET };
+	socklen_t length = sizeof(name);
+	struct dmp_fabric *fabric;
+	struct dmp_address address;
+	struct session session;
+	__u64 before_ns;
+	int fd, error, full;
+
+	session_open(&session, 8);
+	fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	name.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	CHECK(bind(fd, (struct sockaddr *)&name, length) == 0 && listen(fd, 0) == 0);
+	CHECK(getsockname(fd, (struct sockaddr *)&name, &length) == 0);
+	memset(&address, 0, sizeof(address));
+	memcpy(&address.socket, &name, length);
+	address.length = length;
+	address.is_loopback = true;
+	for (full = 0; full < 8; full++) {
+		before_ns = dmp_now_ns();
+		error = dmp_dial(session.plane, &address, DMP_PATH_TCP, before_ns + 50000000,
+				 &fabric);
+		if (error)
+			break;
+	}
+	CHECK(error == -ETIMEDOUT);
+	CHECK(dmp_now_ns() - before_ns >= 50000000);
+	CHECK(dmp_dial(session.plane, &address, DMP_PATH_TCP, NOW, &fabric) == -ETIMEDOUT);
+	close(fd);
+	session_close(&session);
+}
+
+int main(void)
+{
+	/* Strangers may look in: it is the socket's own mode that keeps them out. */
+	CHECK(mkdtemp(directory) && chmod(directory, 0755) == 0);
+	snprintf(path_text, sizeof(path_text), "unix:%s/door", directory);
+	path = path_text + 5;
+	test_the_same_user_on_the_same_machine_gets_shm();
+	test_a_required_path_is_the_only_one();
+	test_nobody_there_is_refused_on_every_path();
+	test_a_listener_on_any_address_is_found_by_its_door();
+	test_two_addresses_of_one_port_do_not_meet();
+	test_an_address_is_listened_on_once_and_free_at_once();
+	test_what_LISTEN_refuses();
+	test_listeners_are_bounded();
+	test_a_path_is_a_socket_of_ours_alone_and_goes_with_the_listener();
+	test_a_dead_listeners_socket_makes_room();
+	test_what_is_no_socket_of_ours_is_left_alone();
+	if (geteuid() == 0) {
+		test_a_stranger_at_our_door_is_passed_by();
+		test_a_stranger_comes_over_tcp_only();
+	}
+	test_dialling_has_an_end();
+	CHECK(rmdir(directory) == 0);
+	return 0;
+}
