@@ -21,7 +21,7 @@
 #include "libdmaplane.h"
 
 #define VECTORS_MAX	(2 * DMP_STREAM_FRAMES)
-#define ANSWERS_HELD	32u
+#define ANSWERS_HELD	64u
 #define HELD_BYTES_MAX	(256u << 10)
 #define CHECKED_BYTES	(128u << 10)	/* received at once, so that the CRC finds them cached */
 #define DISCARD_BYTES	16384u

@@ -28,6 +28,7 @@
 #define KEEPALIVE_INTERVAL_S	5
 #define KEEPALIVE_PROBES	3
 #define UNANSWERED_MS		30000u
+#define CLOSE_CALLS_MAX		1024
 
 /* A lost connection has one name. What is wrong on this side (EFAULT, ENOMEM) keeps its own. */
 static ssize_t failed(int error)
@@ -83,8 +84,19 @@ static ssize_t tcp_receive(struct dmp_fabric *fabric, const struct iovec *pieces
 	return got ? failed(errno) : -ECONNRESET;
 }
 
+/*
+ * A socket that is closed with bytes unread resets the connection, and what was sent
+ * last, the reason why we go, may be lost with it. So what has come is thrown away first.
+ */
 static void tcp_close(struct dmp_fabric *fabric)
 {
+	char rest[4096];
+	int calls;
+
+	shutdown(fabric->fd, SHUT_WR);
+	for (calls = 0; calls < CLOSE_CALLS_MAX; calls++)
+		if (recv(fabric->fd, rest, sizeof(rest), MSG_DONTWAIT) <= 0)
+			break;
 	close(fabric->fd);
 	free(fabric);
 }

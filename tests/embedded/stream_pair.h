@@ -53,6 +53,7 @@ struct torture {
 	const struct dmp_stream *stream;	/* of this side */
 	__u64 seed;				/* 0: whatever there is */
 	unsigned int sends;
+	bool broken;				/* nothing can be sent */
 };
 
 static inline void parse(struct pipe_bytes *pipe, __u8 byte)
@@ -95,6 +96,8 @@ static inline ssize_t torture_send(struct dmp_fabric *fabric, const struct iovec
 	ssize_t taken = 0;
 	size_t i;
 
+	if (torture->broken)
+		return -ECONNRESET;
 	torture->sends += 1;
 	for (; count && left; count--, pieces++) {
 		for (i = 0; i < pieces->iov_len && left; i++, left--, taken++) {

@@ -3,9 +3,7 @@
  * test_stream.c - frames and payloads arrive exactly, however a fabric cuts them up
  */
 #include <errno.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include "stream_pair.h"
 #include "tcp.h"
@@ -487,45 +485,70 @@ static void test_a_full_fabric_is_no_reason_to_come_again(void)
 	free(bytes);
 }
 
-static void test_tcp_gives_what_came_and_then_the_end(void)
+/* Nothing can be sent any more, but what the peer had said before is heard to its end. */
+static void test_a_broken_way_out_does_not_hide_what_came_in(void)
 {
-	struct dmp_fabric *fabric;
-	struct iovec piece;
-	char bytes[16];
-	int sockets[2];
+	char *bytes = filled(BIG, 13);
+	struct pair pair;
+	int i;
 
-	CHECK(!socketpair(AF_UNIX, SOCK_STREAM, 0, sockets));
-	CHECK(!dmp_tcp_fabric(sockets[0], &fabric));
-	piece = (struct iovec){ bytes, sizeof(bytes) };
-	CHECK(fabric->type->receive(fabric, &piece, 1) == 0);
-	CHECK(write(sockets[1], "abc", 3) == 3);
-	close(sockets[1]);
-	CHECK(fabric->type->receive(fabric, &piece, 1) == 3);
-	CHECK(fabric->type->receive(fabric, &piece, 1) == -ECONNRESET);
-	CHECK(fabric->type->send(fabric, &piece, 1) == -ECONNRESET);
-	fabric->type->close(fabric);
-	CHECK(dmp_tcp_fabric(-1, &fabric) == -EBADF);
+	pair_on_torture(&pair, 0);
+	region_for(&pair.b, BIG);
+	submit(&pair.a, DMP_OP_WRITE_IMM, bytes, BIG, 0, 0);
+	round_of(&pair.a);
+	torture_of(&pair.b)->broken = true;
+	submit(&pair.b, DMP_OP_SEND, bytes, 10, 0, 0);
+	dmp_stream_load_locked(&pair.b.stream, pair.b.machine, START_NS);
+	for (i = 0; i < 20 && !pair.b.stream.error; i++)
+		round_of(&pair.b);
+	CHECK(pair.b.stream.error == -ECONNRESET && pair.b.events == 1);
+	CHECK(!memcmp(pair.b.region, bytes, BIG));
+	dmp_endpoint_abort(pair.b.machine, -ECONNRESET);
+	pair_end(&pair);
+	free(bytes);
 }
 
-/* The user's memory went away: that is no lost peer, and says so. */
-static void test_tcp_names_memory_that_went_away(void)
+static const char *no_payload(void *owner, const struct dmp_endpoint_frame *frame)
 {
-	struct dmp_fabric *fabric;
-	struct iovec piece;
-	int sockets[2];
-	void *gone;
+	(void)owner;
+	(void)frame;
+	return NULL;
+}
 
-	gone = mmap(NULL, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	CHECK(gone != MAP_FAILED);
-	CHECK(!socketpair(AF_UNIX, SOCK_STREAM, 0, sockets));
-	CHECK(!dmp_tcp_fabric(sockets[0], &fabric));
-	piece = (struct iovec){ gone, 4096 };
-	CHECK(fabric->type->send(fabric, &piece, 1) == -EFAULT);
-	CHECK(write(sockets[1], "abc", 3) == 3);
-	CHECK(fabric->type->receive(fabric, &piece, 1) == -EFAULT);
-	fabric->type->close(fabric);
-	close(sockets[1]);
-	munmap(gone, 4096);
+static void test_a_payload_that_is_gone_ends_the_connection_with_its_name(void)
+{
+	struct pair pair;
+	size_t before;
+
+	pair_on_torture(&pair, 0);
+	pair.a.stream.source = no_payload;
+	before = pair.pipes[0].in;
+	submit(&pair.a, DMP_OP_WRITE, "x", 1, 0, 0);
+	round_of(&pair.a);
+	CHECK(pair.a.stream.error == -EFAULT && pair.pipes[0].in == before);
+	dmp_endpoint_abort(pair.a.machine, -EFAULT);
+	pair_end(&pair);
+}
+
+/* Thirty answers, two to a call, still in one round: the initiator refills in bulk. */
+static void test_answers_are_taken_in_bulk_without_reading_too_far(void)
+{
+	char *bytes = filled(1000, 14);
+	struct pair pair;
+	int i;
+
+	pair_on_torture(&pair, 0);
+	region_for(&pair.b, 1000);
+	for (i = 0; i < 30; i++)
+		submit(&pair.a, DMP_OP_WRITE, bytes, 1000, 0, 0);
+	round_of(&pair.a);
+	while (round_of(&pair.b))
+		;
+	CHECK(pair.a.completed == 0);
+	round_of(&pair.a);
+	CHECK(pair.a.completed == 30 && !pair.a.failed);
+	pair_end(&pair);
+	free(bytes);
 }
 
 int main(void)
@@ -546,7 +569,8 @@ int main(void)
 	test_answers_wait_for_company_while_more_comes_in();
 	test_a_farewell_is_not_held_back();
 	test_a_full_fabric_is_no_reason_to_come_again();
-	test_tcp_gives_what_came_and_then_the_end();
-	test_tcp_names_memory_that_went_away();
+	test_a_broken_way_out_does_not_hide_what_came_in();
+	test_a_payload_that_is_gone_ends_the_connection_with_its_name();
+	test_answers_are_taken_in_bulk_without_reading_too_far();
 	return 0;
 }
