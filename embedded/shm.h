@@ -65,7 +65,7 @@ int dmp_shm_granted(struct dmp_fabric *fabric, struct dmp_remote *remote);
 
 /*
  * L9: makes every page of the mapping resident, so that the first transfer does not fault.
- * Takes its time (about 0.1 s for 1 GiB): no lock held.
+ * Takes its time (0.1 s and more for 1 GiB of small pages): no lock held.
  */
 int dmp_shm_prove(const struct dmp_remote *remote);
 

@@ -40,7 +40,7 @@ struct dmp_shm_side {
 	/* written with every send */
 	_Alignas(DMP_SHM_LINE_BYTES) uint32_t tail;
 	uint32_t base;
-	/* written when a quarter of the ring has been received, and before sleep */
+	/* written when an eighth of the ring has been received, and before sleep */
 	_Alignas(DMP_SHM_LINE_BYTES) uint32_t head;
 	/* seldom written, so that looking at it costs nothing */
 	_Alignas(DMP_SHM_LINE_BYTES) uint32_t asleep;
