@@ -279,7 +279,8 @@ int dmp_endpoint_connect_command(struct dmp_plane *plane, void *argument)
 	int error;
 
 	error = check_wishes(connect->detect_ms, connect->window_slots, connect->window_bytes);
-	if (error || secret.count > DMP_SECRET_BYTES || (!required && connect->path != 0))
+	if (error || secret.count > DMP_SECRET_BYTES || connect->path > DMP_PATH_PEER ||
+	    required != (connect->path != DMP_PATH_NONE))
 		return -EINVAL;
 	if (connect->flags & DMP_ENCRYPT)
 		return -EOPNOTSUPP;
