@@ -16,10 +16,12 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -29,6 +31,7 @@
 #define KEEPALIVE_PROBES	3
 #define UNANSWERED_MS		30000u
 #define CLOSE_CALLS_MAX		1024
+#define LAST_WORD_BYTES_MAX	4096
 
 /* A lost connection has one name. What is wrong on this side (EFAULT, ENOMEM) keeps its own. */
 static ssize_t failed(int error)
@@ -85,18 +88,26 @@ static ssize_t tcp_receive(struct dmp_fabric *fabric, const struct iovec *pieces
 }
 
 /*
- * A socket that is closed with bytes unread resets the connection, and what was sent
- * last, the reason why we go, may be lost with it. So what has come is thrown away first.
+ * A last word, the reason why we go, should arrive: so what has come is thrown away first, for
+ * a socket that is closed with bytes unread resets the connection at once. But where much
+ * is still on its way the peer takes nothing or the end is no orderly one; then the
+ * bytes are taken back by a reset, or the kernel would go on offering them for a while.
  */
 static void tcp_close(struct dmp_fabric *fabric)
 {
+	struct linger reset = { .l_onoff = 1 };
+	int on_the_way = 0;
 	char rest[4096];
 	int calls;
 
-	shutdown(fabric->fd, SHUT_WR);
-	for (calls = 0; calls < CLOSE_CALLS_MAX; calls++)
-		if (recv(fabric->fd, rest, sizeof(rest), MSG_DONTWAIT) <= 0)
-			break;
+	if (!ioctl(fabric->fd, SIOCOUTQ, &on_the_way) && on_the_way > LAST_WORD_BYTES_MAX) {
+		setsockopt(fabric->fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
+	} else {
+		shutdown(fabric->fd, SHUT_WR);
+		for (calls = 0; calls < CLOSE_CALLS_MAX; calls++)
+			if (recv(fabric->fd, rest, sizeof(rest), MSG_DONTWAIT) <= 0)
+				break;
+	}
 	close(fabric->fd);
 	free(fabric);
 }

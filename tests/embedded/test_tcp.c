@@ -124,8 +124,8 @@ static void test_a_full_socket_takes_nothing(void)
 	close(sockets[1]);
 }
 
-/* The last word arrives though we had not read all that the peer had said. */
-static void test_close_does_not_take_back_the_last_word(void)
+/* The last word arrives, and after it an orderly end, though not all that had come was read. */
+static void test_close_lets_the_last_word_arrive(void)
 {
 	char much[100000] = { 0 }, word[16];
 	struct iovec piece = { "goodbye", 7 };
@@ -144,12 +144,33 @@ static void test_close_does_not_take_back_the_last_word(void)
 	close(sockets[1]);
 }
 
+/* A peer that takes nothing: what it has not taken does not live on in the kernel. */
+static void test_close_takes_back_what_nobody_takes(void)
+{
+	static char bytes[1 << 20];
+	struct iovec piece = { bytes, sizeof(bytes) };
+	struct dmp_fabric *fabric;
+	ssize_t count, sent = 0, arrived = 0;
+	int sockets[2];
+
+	connected(sockets);
+	CHECK(!dmp_tcp_fabric(sockets[0], &fabric));
+	while ((count = fabric->type->send(fabric, &piece, 1)) > 0)
+		sent += count;
+	fabric->type->close(fabric);
+	while ((count = read(sockets[1], bytes, sizeof(bytes))) > 0)
+		arrived += count;
+	CHECK(count == -1 && errno == ECONNRESET && arrived < sent);
+	close(sockets[1]);
+}
+
 int main(void)
 {
 	test_a_socket_is_made_fit();
 	test_tcp_gives_what_came_and_then_the_end();
 	test_tcp_names_memory_that_went_away();
 	test_a_full_socket_takes_nothing();
-	test_close_does_not_take_back_the_last_word();
+	test_close_lets_the_last_word_arrive();
+	test_close_takes_back_what_nobody_takes();
 	return 0;
 }
