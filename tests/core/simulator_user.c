@@ -24,7 +24,8 @@ void user_submit(struct world *world, struct link *link, struct side *side, __u1
 	memset(memory, 0, sizeof(*memory));
 	memory->operation = operation;
 	memory->length = 1 + simulator_pick(world, BLOCK);
-	if (operation == DMP_OP_SEND && simulator_chance(world, 100))
+	if (operation != DMP_OP_RECV && operation != DMP_OP_WRITE_IMM &&
+	    simulator_chance(world, 100))
 		memory->length = 0;
 	for (i = 0; i < memory->length; i++)
 		memory->bytes[i] = simulator_pattern(side->incarnation << 20 | index, i);
