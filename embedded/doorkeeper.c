@@ -94,8 +94,7 @@ static void lose_patience(struct dmp_listener *listener, __u64 now_ns)
 /* One event for each QUEUED visitor, oldest first; the lock is not held while we tell. */
 static void announce(struct dmp_listener *listener, __u64 now_ns)
 {
-	struct dmp_completion event = { .user_data = listener->object.id,
-					.operation = DMP_EVENT_CONNECTION,
+	struct dmp_completion event = { .operation = DMP_EVENT_CONNECTION,
 					.flags = DMP_COMPLETE_EVENT };
 	struct dmp_visitor *visitor;
 	__u32 serial = 0;
@@ -114,6 +113,8 @@ static void announce(struct dmp_listener *listener, __u64 now_ns)
 		pthread_mutex_unlock(&listener->lock);
 		if (!visitor)
 			return;
+		/* Visitors come after the listener has its id, see `open`. */
+		event.user_data = listener->object.id;
 		error = dmp_channel_announce(listener->plane, listener->channel_id, &event);
 		if (error == -EAGAIN) {
 			pthread_mutex_lock(&listener->lock);

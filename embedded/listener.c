@@ -102,7 +102,7 @@ int dmp_listener_create(struct dmp_plane *plane, void *argument)
 	if (!listener)
 		return -ENOMEM;
 	listener->plane = plane;
-	listener->references = 1;
+	listener->references = 2;	/* one is ours, as long as we are in here */
 	listener->channel_id = listen->channel_id;
 	listener->backlog = listen->backlog ? listen->backlog : BACKLOG_DEFAULT;
 	listener->half_open_max = listener->backlog * DMP_HALF_OPEN_FACTOR;
@@ -119,12 +119,15 @@ int dmp_listener_create(struct dmp_plane *plane, void *argument)
 	if (error) {
 		dmp_doorkeeper_stop(listener);
 		dmp_listener_put(plane, listener);
+		dmp_listener_put(plane, listener);
 		return error;
 	}
+	/* Others can find it now, and destroy it. */
 	dmp_address_print(&listener->doors.address.socket, listener->doors.address.length,
 			  listen->bound_address);
 	listen->listener_id = listener->object.id;
 	open_up(listener);
+	dmp_listener_put(plane, listener);
 	return 0;
 
 err_doors:

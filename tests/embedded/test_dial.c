@@ -5,7 +5,6 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
-#include <pthread.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 
@@ -305,28 +304,51 @@ static void test_what_is_no_socket_of_ours_is_left_alone(void)
 
 /* ---- somebody else's user: only where we may become one */
 
-static struct session stranger_session;
-static struct dmp_listen stranger_listen;
-static int told[2], heard[2];
+static int told[2], heard[2];	/* pipes to the stranger and back */
 
-static void become_stranger(void)
+/* He is born before there are threads, and waits to be told where to go. */
+static pid_t start_stranger(void (*body)(const struct dmp_listen *listen))
 {
+	struct dmp_listen listen;
+	pid_t child;
+
+	CHECK(pipe(told) == 0 && pipe(heard) == 0);
+	child = fork();
+	CHECK(child >= 0);
+	if (child)
+		return child;
 	CHECK(setgid(65534) == 0 && setuid(65534) == 0);
+	CHECK(read(told[0], &listen, sizeof(listen)) == sizeof(listen));
+	body(&listen);
+	_exit(0);
 }
 
-/* A stranger holds the door's name, and then answers there. */
-static void squat(void)
+static void send_stranger(const struct dmp_listen *listen)
 {
-	struct dmp_address address;
+	CHECK(write(told[1], listen, sizeof(*listen)) == sizeof(*listen));
+}
+
+static void wait_stranger(pid_t child)
+{
+	int status, i;
+
+	CHECK(waitpid(child, &status, 0) == child && status == 0);
+	for (i = 0; i < 2; i++) {
+		close(told[i]);
+		close(heard[i]);
+	}
+}
+
+/* Holds the door's name, and answers there. */
+static void squat(const struct dmp_listen *listen_at)
+{
+	struct dmp_address address = bound(listen_at);
 	struct sockaddr_un name;
 	socklen_t length;
 	char byte;
-	int fd;
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 
-	become_stranger();
-	CHECK(read(told[0], &address, sizeof(address)) == sizeof(address));
 	dmp_address_door(&address, &name, &length);
-	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	CHECK(bind(fd, (struct sockaddr *)&name, length) == 0 && listen(fd, 8) == 0);
 	CHECK(write(heard[1], "s", 1) == 1);
 	CHECK(read(told[0], &byte, 1) == 1);
@@ -334,85 +356,66 @@ static void squat(void)
 
 static void test_a_stranger_at_our_door_is_passed_by(void)
 {
-	struct dmp_address address;
+	pid_t child = start_stranger(squat);
+	struct dmp_fabric *fabric;
 	struct session session;
 	struct dmp_listen listen;
-	pid_t child;
-	int status;
+	char byte;
 
-	CHECK(pipe(told) == 0 && pipe(heard) == 0);
-	child = fork();
-	CHECK(child >= 0);
-	if (!child) {
-		squat();
-		_exit(0);
-	}
 	session_open(&session, 8);
 	listen = listening(&session, "127.0.0.1:0", DMP_PATH_TCP);
-	address = bound(&listen);
 	CHECK(unlisten(&session, listen.listener_id) == 0);
-	CHECK(write(told[1], &address, sizeof(address)) == sizeof(address));
-	CHECK(read(heard[0], &status, 1) == 1);
-	memcpy(listen.address, listen.bound_address, sizeof(listen.address));
+	send_stranger(&listen);
+	CHECK(read(heard[0], &byte, 1) == 1);
 	CHECK(listen_again(&session, &listen, DMP_PATH_SHM) == -EADDRINUSE);
+	memcpy(listen.address, listen.bound_address, sizeof(listen.address));
 	listen.flags = 0;
 	listen.path = 0;
 	CHECK(dmp_ioctl(session.plane, DMP_LISTEN, &listen) == 0);
 	connects(&session, &listen, 0, DMP_PATH_TCP);
-	{
-		struct dmp_fabric *fabric;
-
-		CHECK(dial(&session, &listen, DMP_PATH_SHM, &fabric) == -ENODEV);
-	}
+	CHECK(dial(&session, &listen, DMP_PATH_SHM, &fabric) == -ENODEV);
 	CHECK(write(told[1], "x", 1) == 1);
-	CHECK(waitpid(child, &status, 0) == child && status == 0);
+	wait_stranger(child);
 	session_close(&session);
 }
 
-static void *take_the_stranger(void *argument)
+/* Through our door, and at our path, he gets nothing; over tcp he is as good as any. */
+static void visit(const struct dmp_listen *listen)
 {
-	(void)argument;
-	take_and_judge(&stranger_session, &stranger_listen, true);
-	return NULL;
+	struct dmp_address address = bound(listen);
+	struct sockaddr_un name;
+	struct session session;
+	socklen_t length;
+	int fd;
+
+	dmp_address_door(&address, &name, &length);
+	fd = dmp_door_knock(&name, length);
+	CHECK(fd >= 0);
+	CHECK(!dmp_door_is_ours(fd));
+	wait_sent_away(fd);
+	session_open(&session, 8);
+	CHECK(dial_text(&session, path_text, 0) == -EPERM);
+	CHECK(dial_and_speak(&session, listen, 0)->type->path == DMP_PATH_TCP);
+	CHECK(write(heard[1], "s", 1) == 1);
+	CHECK(read(told[0], &fd, 1) == 1);	/* stays until he was let in */
 }
 
-/* Through our door, or at our path, a stranger gets nothing. */
 static void test_a_stranger_comes_over_tcp_only(void)
 {
-	pthread_t taker;
-	struct dmp_listen at_path;
-	struct dmp_fabric *fabric;
-	pid_t child;
-	int status;
+	pid_t child = start_stranger(visit);
+	struct session session;
+	struct dmp_listen listen;
+	char byte;
 
-	session_open(&stranger_session, 8);
-	stranger_listen = listening(&stranger_session, "127.0.0.1:0", 0);
-	at_path = listening(&stranger_session, path_text, 0);
-	child = fork();
-	CHECK(child >= 0);
-	if (!child) {
-		struct dmp_address address = bound(&stranger_listen);
-		struct sockaddr_un name;
-		socklen_t length;
-		struct session session;
-		int fd;
-
-		become_stranger();
-		dmp_address_door(&address, &name, &length);
-		fd = dmp_door_knock(&name, length);
-		CHECK(fd >= 0);
-		CHECK(!dmp_door_is_ours(fd));
-		wait_sent_away(fd);
-		session_open(&session, 8);
-		CHECK(dial_text(&session, (char *)at_path.bound_address, 0) == -EPERM);
-		fabric = dial_and_speak(&session, &stranger_listen, 0);
-		CHECK(fabric->type->path == DMP_PATH_TCP);
-		_exit(0);
-	}
-	CHECK(pthread_create(&taker, NULL, take_the_stranger, NULL) == 0);
-	CHECK(pthread_join(taker, NULL) == 0);
-	CHECK(waitpid(child, &status, 0) == child && status == 0);
-	session_close(&stranger_session);
+	session_open(&session, 8);
+	listen = listening(&session, "127.0.0.1:0", 0);
+	listening(&session, path_text, 0);
+	send_stranger(&listen);
+	CHECK(read(heard[0], &byte, 1) == 1);
+	take_and_judge(&session, &listen, true);
+	CHECK(write(told[1], "x", 1) == 1);
+	wait_stranger(child);
+	session_close(&session);
 }
 
 /* ---- time */
@@ -422,11 +425,11 @@ static void test_dialling_has_an_end(void)
 {
 	struct sockaddr_in name = { .sin_family = AF_INET };
 	socklen_t length = sizeof(name);
-	struct dmp_fabric *fabric;
+	struct dmp_fabric *fabrics[8];
 	struct dmp_address address;
 	struct session session;
-	__u64 before_ns;
-	int fd, error, full;
+	__u64 before_ns = 0;
+	int fd, error = 0, full;
 
 	session_open(&session, 8);
 	fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -440,13 +443,15 @@ static void test_dialling_has_an_end(void)
 	for (full = 0; full < 8; full++) {
 		before_ns = dmp_now_ns();
 		error = dmp_dial(session.plane, &address, DMP_PATH_TCP, before_ns + 50000000,
-				 &fabric);
+				 &fabrics[full]);
 		if (error)
 			break;
 	}
 	CHECK(error == -ETIMEDOUT);
 	CHECK(dmp_now_ns() - before_ns >= 50000000);
-	CHECK(dmp_dial(session.plane, &address, DMP_PATH_TCP, NOW, &fabric) == -ETIMEDOUT);
+	CHECK(dmp_dial(session.plane, &address, DMP_PATH_TCP, NOW, fabrics) == -ETIMEDOUT);
+	while (full-- != 0)
+		hang_up(fabrics[full]);
 	close(fd);
 	session_close(&session);
 }
