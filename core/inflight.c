@@ -209,8 +209,10 @@ void dmp_inflight_pump(struct dmp_endpoint *endpoint, __u64 now_ns)
 	struct dmp_operation *operation;
 	__u32 index;
 
-	if (!dmp_endpoint_is_up(endpoint))
+	if (!dmp_endpoint_is_up(endpoint)) {
+		end_stall(endpoint, now_ns);
 		return;
+	}
 	while ((index = dmp_queue_peek(&endpoint->waiting)) != DMP_QUEUE_NONE) {
 		operation = &endpoint->operations[index];
 		if (needs_credit(operation)) {
