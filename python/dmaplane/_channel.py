@@ -62,6 +62,8 @@ if TYPE_CHECKING:
     from dmaplane._listener import Listener
     from dmaplane._plane import Plane
 
+_LINGER_NS: Final = 300_000
+"""Who submits and waits in one call keeps other threads from submitting for so long."""
 _LEAVE_NS: Final = 200_000_000
 """close() waits so long for what it cancelled; a peer that is silent does not hold it up."""
 
@@ -149,7 +151,9 @@ class Channel:
         nowait: bool,
         operands: bytes = _operands.NONE,
         endpoint: Endpoint | None = None,
+        wait: int = 0,
     ) -> Operation:
+        """Submits one; with @wait, lingers a moment for so many completions to come."""
         deadline = deadline_of(timeout) if timeout is not None else 0
         user_data = next(self._numbers)
         started = Operation(self, user_data, endpoint)
@@ -173,12 +177,16 @@ class Channel:
                 )
                 operations[user_data] = started
                 try:
-                    answer = rings.push_row()
+                    if not wait:
+                        answer = rings.push_row()
+                    else:
+                        until = time.monotonic_ns() + _LINGER_NS
+                        answer = self._taker.push_and_take(wait, until)
                 except BaseException:  # of a signal handler
                     if not rings.row_pushed.value:
                         operations.pop(user_data, None)
                     raise
-                if answer >= 0:
+                if answer >= 0 or rings.row_pushed.value:
                     return started
                 del operations[user_data]
             if answer not in NOTHING:

@@ -245,9 +245,16 @@ class Endpoint:
 
         @timeout limits the whole; a write that failed is raised.
         """
-        deadline = 0 if timeout is None else deadline_of(timeout)
         inbox = self._inbox
-        operation = self.write_imm(src, remote, imm, timeout=timeout)
+        if inbox.refusal is not None:
+            raise ClosedError(inbox.refusal)
+        deadline = 0 if timeout is None else deadline_of(timeout)
+        flags, operands = _operands.of_write(
+            self, src, remote, imm, link=False, checksum=False, verify=None
+        )
+        operation = self.channel._start(
+            _abi.OP_WRITE_IMM, flags, timeout, False, operands, self, 1 if inbox.parts else 2
+        )
         while True:
             completion = operation._completion
             if completion is not None and completion[1]:

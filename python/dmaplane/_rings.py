@@ -103,6 +103,16 @@ class Rings:
             self.completion_slots,
         )
         """Waits for a count until a deadline, pops into `popped`; how many, or -errno."""
+        self.push_row_and_pop = functools.partial(
+            exchange_waiting,
+            client_at,
+            ctypes.c_void_p(ctypes.addressof(self.row)),
+            1,
+            ctypes.c_void_p(ctypes.addressof(self.row_pushed)),
+            ctypes.c_void_p(self.popped.ctypes.data),
+            self.completion_slots,
+        )
+        """push_row() and pop() in one call; needs the lock and the turn."""
         self._arm: Callable[..., int] = functools.partial(library.quick.dmp_client_arm, client_at)
 
     def push(self, rows: npt.NDArray[np.void]) -> int:

@@ -53,7 +53,7 @@ def checked(rows: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
     if len(rows):
         # One pass over the memory settles the common cases: everything is a NOP, every
         # row is a plain COPY, or every row is the same operation of an endpoint.
-        bits = np.bitwise_or.reduce(rows.view(np.uint64).reshape(-1, 8), axis=0).tolist()
+        bits = _bits(rows)
         header, user_data = bits[0], bits[1]
         if (
             user_data >> 63
@@ -64,6 +64,19 @@ def checked(rows: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
         ) and not _transfers(rows, bits):
             _examine(rows)
     return rows
+
+
+def _bits(rows: npt.NDArray[np.void]) -> list[int]:
+    """All rows or-ed together, as eight 64-bit words."""
+    words, count = rows.view(np.uint64), len(rows)
+    while count > 32:  # in halves: numpy is quick along memory, not across rows
+        half = count // 2
+        folded = words[: 8 * half] | words[8 * half : 16 * half]
+        if count & 1:
+            folded[:8] |= words[16 * half :]
+        words, count = folded, half
+    bits: list[int] = np.bitwise_or.reduce(words.reshape(-1, 8), axis=0).tolist()
+    return bits
 
 
 def _plain(rows: npt.NDArray[np.void], bits: list[int]) -> bool:

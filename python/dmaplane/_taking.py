@@ -115,6 +115,34 @@ class Taker:
                     with self._news:
                         self._news.notify_all()
 
+    def push_and_take(self, wait_count: int, deadline: int) -> int:
+        """Pushes the rings' row and waits for completions, in one call of the plane.
+
+        What the push answered. By who holds the push lock, and so for a short time only; if
+        another thread is taking, it pushes and does not wait.
+        """
+        mine = False
+        try:
+            try:
+                del self._turn[_TURN]
+                mine = True
+            except KeyError:
+                return self._rings.push_row()
+            if self._control.complete_head != self._taken:
+                self._hand_out()
+            self._popped_from = self._taken
+            self._until.value = deadline
+            answer = self._rings.push_row_and_pop(wait_count, self._until)
+            if answer > 0:
+                self._hand_out()
+            return 0 if self._rings.row_pushed.value else answer
+        finally:
+            if mine:
+                self._turn[_TURN] = True
+                if self._followers:
+                    with self._news:
+                        self._news.notify_all()
+
     def _follow(self, deadline: int, awaited: Awaited | None) -> None:
         """Another thread is taking: waits until it has handed something out, or stops."""
         with self._news:

@@ -166,5 +166,5 @@ def test_plane_says_which_it_is_and_why(plane: dmaplane.Plane) -> None:
 
 
 def test_missing_capability_is_named(plane: dmaplane.Plane) -> None:
-    with pytest.raises(dmaplane.UnsupportedError, match="ENDPOINT on the embedded plane"):
-        plane.require(dmaplane.Capability.ENDPOINT)
+    with pytest.raises(dmaplane.UnsupportedError, match="COHERENT on the embedded plane"):
+        plane.require(dmaplane.Capability.COHERENT)
