@@ -221,6 +221,7 @@ static void *keep_door(void *argument)
 
 	while (!is_stopped(listener)) {
 		lose_patience(listener, now_ns);
+		dmp_visitor_sift(listener, now_ns);
 		let_through(listener, now_ns);
 		announce(listener, now_ns);
 		watch_doors(listener, now_ns);

@@ -4,12 +4,13 @@
  *
  * A visitor has a slot from the moment he is accepted:
  *
- *	SILENT -> BOXED -> QUEUED -> (taken by ACCEPT)
- *	   \---------------^
+ *	SILENT -> QUEUED -> (taken by ACCEPT)
+ *	   \-----> BOXED <-> QUEUED
  *
  * SILENT: no whole HELLO yet; a second to say it. BOXED: his origin has failed too often
- * (origin.h); waits for his time. QUEUED: waits for ACCEPT, in order. He may be sent away in
- * any state; hanging up does it.
+ * (origin.h); waits for his time. QUEUED: waits for ACCEPT, in order; if others of his origin
+ * fail too often meanwhile, he goes to the box like one who comes now, and is announced again
+ * when he is back. He may be sent away in any state; hanging up does it.
  *
  * Bounds. SILENT and BOXED together hold half_open_max visitors: a new one takes the place of
  * the one who has been silent longest. While `backlog` are QUEUED nobody is accepted: the
@@ -50,6 +51,7 @@ struct dmp_visitor {
 	bool local;			/* came through the unix door */
 	bool rests;			/* the fabric was told that we sleep */
 	bool announced;
+	bool waited;			/* he has been BOXED, once is enough */
 	__u64 due_ns;			/* SILENT: patience ends; BOXED: he may pass */
 	struct dmp_arrival arrival;
 };
@@ -87,6 +89,7 @@ struct dmp_listener {
 
 	pthread_mutex_t lock;
 	/* protected by lock */
+	bool suspicion;			/* an origin fails: look through the queue */
 	bool open;			/* it has its id: visitors may come */
 	bool stop;
 	struct dmp_visitors queue;
@@ -111,6 +114,9 @@ void dmp_visitor_receive(struct dmp_listener *listener, int socket, bool local,
 
 /* A SILENT visitor may have said something. */
 void dmp_visitor_look(struct dmp_listener *listener, struct dmp_visitor *visitor, __u64 now_ns);
+
+/* Those QUEUED whose origin has failed too often since they came: boxed, or sent away. */
+void dmp_visitor_sift(struct dmp_listener *listener, __u64 now_ns);
 
 /* Closes what he came with, and his slot is free. Not for QUEUED ones while takers are there. */
 void dmp_visitor_dismiss(struct dmp_listener *listener, struct dmp_visitor *visitor);

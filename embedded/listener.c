@@ -242,10 +242,15 @@ __u32 dmp_listener_channel(const struct dmp_listener *listener)
 
 void dmp_listener_judge(struct dmp_listener *listener, __u64 origin, bool proved)
 {
+	bool suspicion;
+
 	pthread_mutex_lock(&listener->lock);
 	dmp_origin_judge(&listener->origins, origin, proved, dmp_now_ns());
+	suspicion = !dmp_origin_is_clean(&listener->origins, origin);
+	if (suspicion)
+		listener->suspicion = true;
 	pthread_mutex_unlock(&listener->lock);
-	/* Others of that origin need not wait any longer. */
-	if (proved)
+	/* Others of that origin need not wait any longer, or have to. */
+	if (proved || suspicion)
 		dmp_doorkeeper_poke(listener);
 }

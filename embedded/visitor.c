@@ -13,6 +13,8 @@
 #include "wait.h"
 #include "wire.h"
 
+#define SIFTED 64u	/* sent away between two looks at the queue */
+
 /* ---- chains of slots */
 
 static __u32 index_of(const struct dmp_listener *listener, const struct dmp_visitor *visitor)
@@ -124,6 +126,27 @@ void dmp_visitor_enqueue_locked(struct dmp_listener *listener, struct dmp_visito
 	dmp_futex_wake_all(&listener->sequence);
 }
 
+/*
+ * He is complete: 0 with *until_ns 0 if he may be queued, 0 if he has been boxed, -EAGAIN if
+ * too many wait in the box already. Lock held.
+ */
+static int sort_locked(struct dmp_listener *listener, struct dmp_visitor *visitor, __u64 now_ns,
+		       __u64 *until_ns)
+{
+	int error = dmp_origin_arrive(&listener->origins, visitor->arrival.origin, now_ns, until_ns);
+
+	if (error || *until_ns == 0)
+		return error;
+	unchain(listener, chain_of(listener, visitor->state), visitor);
+	visitor->state = DMP_VISITOR_BOXED;
+	visitor->waited = true;
+	visitor->announced = false;
+	visitor->due_ns = *until_ns;
+	append(listener, &listener->boxed, visitor);
+	/* Origins that are punished share half of the room. */
+	return listener->boxed.count > listener->half_open_max / 2 ? -EAGAIN : 0;
+}
+
 /* He has said HELLO: to the queue, or into the box. From here on only hanging up matters. */
 static void admit(struct dmp_listener *listener, struct dmp_visitor *visitor, __u64 now_ns)
 {
@@ -133,22 +156,47 @@ static void admit(struct dmp_listener *listener, struct dmp_visitor *visitor, __
 	error = watch(listener, visitor, EPOLL_CTL_MOD, visitor->arrival.fabric->fd, EPOLLRDHUP);
 	pthread_mutex_lock(&listener->lock);
 	if (!error)
-		error = dmp_origin_arrive(&listener->origins, visitor->arrival.origin, now_ns,
-					  &until_ns);
-	if (!error && until_ns == 0) {
+		error = sort_locked(listener, visitor, now_ns, &until_ns);
+	if (!error && until_ns == 0)
 		dmp_visitor_enqueue_locked(listener, visitor);
-	} else if (!error) {
-		unchain(listener, &listener->silent, visitor);
-		visitor->state = DMP_VISITOR_BOXED;
-		visitor->due_ns = until_ns;
-		append(listener, &listener->boxed, visitor);
-		/* Origins that are punished share half of the room. */
-		if (listener->boxed.count > listener->half_open_max / 2)
-			error = -EAGAIN;
-	}
 	pthread_mutex_unlock(&listener->lock);
 	if (error)
 		dmp_visitor_dismiss(listener, visitor);
+}
+
+/* As many as fit into @fabrics are taken out of the queue, for the caller to close. */
+static unsigned int sift_some(struct dmp_listener *listener, __u64 now_ns,
+			      struct dmp_fabric *fabrics[SIFTED])
+{
+	struct dmp_visitor *visitor, *next;
+	unsigned int count = 0;
+	__u64 until_ns;
+
+	pthread_mutex_lock(&listener->lock);
+	visitor = listener->suspicion ? dmp_visitor_first(listener, &listener->queue) : NULL;
+	for (; visitor && count < SIFTED; visitor = next) {
+		next = dmp_visitor_next(listener, visitor);
+		if (visitor->waited || sort_locked(listener, visitor, now_ns, &until_ns) == 0)
+			continue;
+		fabrics[count++] = visitor->arrival.fabric;
+		dmp_visitor_vacate_locked(listener, visitor);
+	}
+	if (!visitor)
+		listener->suspicion = false;
+	pthread_mutex_unlock(&listener->lock);
+	return count;
+}
+
+void dmp_visitor_sift(struct dmp_listener *listener, __u64 now_ns)
+{
+	struct dmp_fabric *fabrics[SIFTED];
+	unsigned int count, i;
+
+	do {
+		count = sift_some(listener, now_ns, fabrics);
+		for (i = 0; i < count; i++)
+			fabrics[i]->type->close(fabrics[i]);
+	} while (count == SIFTED);
 }
 
 /* Is there a whole HELLO on the socket? 0, -EAGAIN not yet, else: send him away. */
@@ -284,6 +332,7 @@ void dmp_visitor_receive(struct dmp_listener *listener, int socket, bool local,
 	visitor->local = local;
 	visitor->rests = false;
 	visitor->announced = false;
+	visitor->waited = false;
 	visitor->due_ns = now_ns + DMP_SILENCE_NS;
 	visitor->arrival.fabric = NULL;
 	append(listener, &listener->silent, visitor);

@@ -483,6 +483,52 @@ static void test_who_waits_in_the_box_gets_his_turn(void)
 	session_close(&session);
 }
 
+/* Guesses that were queued before the first of them failed are no way around the box. */
+static void test_L12_a_burst_of_guesses_is_sifted(void)
+{
+	struct dmp_listener *listener;
+	struct dmp_fabric *fabric;
+	struct dmp_arrival arrival;
+	struct dmp_listen listen;
+	struct session session;
+	unsigned int i;
+	__u64 since_ns;
+	int fds[16];
+
+	session_open(&session, 64);
+	listen = listening(&session, "127.0.0.1:0", 0);
+	for (i = 0; i < 15; i++)
+		fds[i] = come_and_speak(&listen);
+	fabric = dial_and_speak(&session, &listen, DMP_PATH_SHM);
+	for (i = 0; i < 16; i++)
+		wait_event(&session, listen.listener_id);
+	CHECK(take(&session, listen.listener_id, dmp_now_ns() + PATIENCE_NS, &listener,
+		   &arrival) == 0);
+	since_ns = dmp_now_ns();
+	for (i = 0; i < 3; i++)
+		dmp_listener_judge(listener, arrival.origin, false);
+	hang_up(arrival.fabric);
+	dmp_listener_put(session.plane, listener);
+	/* Some wait in the box, the others are gone. */
+	for (i = 1 + DMP_BOXED_MAX; i < 15; i++)
+		wait_sent_away(fds[i]);
+	CHECK(take(&session, listen.listener_id, dmp_now_ns() + PATIENCE_NS, &listener,
+		   &arrival) == 0);
+	CHECK(arrival.fabric->type->path == DMP_PATH_SHM);
+	hang_up(arrival.fabric);
+	dmp_listener_put(session.plane, listener);
+	hang_up(fabric);
+	/* Who has waited is announced anew. */
+	for (i = 0; i < DMP_BOXED_MAX; i++) {
+		wait_event(&session, listen.listener_id);
+		take_and_judge(&session, &listen, false);
+		CHECK(dmp_now_ns() - since_ns >= (i + 1) * DMP_PENALTY_MIN_NS);
+	}
+	for (i = 0; i < 1 + DMP_BOXED_MAX; i++)
+		close(fds[i]);
+	session_close(&session);
+}
+
 /* ---- nothing is left behind */
 
 static void *keep_coming(void *argument)
@@ -582,6 +628,7 @@ int main(void)
 	test_a_wait_has_an_end();
 	test_L12_who_fails_often_waits_and_others_do_not();
 	test_who_waits_in_the_box_gets_his_turn();
+	test_L12_a_burst_of_guesses_is_sifted();
 	test_L4_listeners_come_and_go_under_load();
 	test_L4_closing_the_plane_returns_every_descriptor();
 	return 0;
