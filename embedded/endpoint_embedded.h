@@ -86,6 +86,7 @@ struct dmp_embedded_endpoint {
 
 	/* protected by channel->lock */
 	struct dmp_endpoint *machine;
+	uint64_t now_ns;			/* of this round: never behind what the machine saw */
 	struct dmp_lane lanes[2];		/* operations, RECVs: the machine has no slot now */
 	struct dmp_channel_counters counters;
 	struct dmp_histogram_counts *latency;	/* NULL: not observed */

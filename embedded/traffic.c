@@ -17,11 +17,6 @@
 #include "libdmaplane.h"
 #include "network.h"
 
-static uint64_t observed_now(void)
-{
-	return DMP_OBSERVE ? dmp_now_ns() : 0;
-}
-
 static struct dmp_submission *submission_of(struct dmp_embedded_channel *channel, uint32_t index)
 {
 	return &channel->machine.operations[index].submission;
@@ -82,7 +77,7 @@ static void finish(struct dmp_embedded_endpoint *endpoint, uint32_t index,
 	const struct dmp_submission *submission = submission_of(channel, index);
 	struct dmp_channel_counters *counters = &endpoint->counters;
 	struct dmp_holds *holds = &channel->holds[index];
-	uint64_t now_ns = observed_now();
+	uint64_t now_ns = endpoint->now_ns;
 
 	outcome->path = outcome->length_bytes != 0 ? endpoint->path : DMP_PATH_NONE;
 	if (is_checked(submission) && outcome->result == 0) {
@@ -139,10 +134,11 @@ static int submit(struct dmp_embedded_endpoint *endpoint, uint32_t index)
 		own.key_bytes = holds->remote->key_bytes;
 		memcpy(own.key, holds->remote->key, holds->remote->key_bytes);
 	}
-	return dmp_endpoint_submit(endpoint->machine, dmp_now_ns(), &own, &holds->tag);
+	return dmp_endpoint_submit(endpoint->machine, endpoint->now_ns, &own, &holds->tag);
 }
 
-void dmp_traffic_start_locked(struct dmp_embedded_endpoint *endpoint, uint32_t index)
+void dmp_traffic_start_locked(struct dmp_embedded_endpoint *endpoint, uint32_t index,
+			      uint64_t now_ns)
 {
 	struct dmp_embedded_channel *channel = endpoint->channel;
 	const struct dmp_operation *operation = &channel->machine.operations[index];
@@ -151,6 +147,7 @@ void dmp_traffic_start_locked(struct dmp_embedded_endpoint *endpoint, uint32_t i
 	struct dmp_holds *holds = &channel->holds[index];
 	int error = operation->error;
 
+	endpoint->now_ns = now_ns;
 	endpoint->counters.submissions++;
 	if (!error && operation->cancel)
 		error = -ECANCELED;
@@ -216,7 +213,6 @@ static bool deliver_locked(struct dmp_embedded_endpoint *endpoint)
 {
 	struct dmp_channel *machine = &endpoint->channel->machine;
 	struct dmp_endpoint_completion from;
-	uint64_t now_ns = dmp_now_ns();
 	bool any = false;
 	__u32 room = 0;
 
@@ -242,7 +238,8 @@ static bool deliver_locked(struct dmp_embedded_endpoint *endpoint)
 	/* Before it is attached nobody knows it: what comes early waits in the machine. */
 	if (!endpoint->attached || dmp_channel_event_room(machine, &room) != 0)
 		return any;
-	for (; room != 0 && dmp_endpoint_next_event(endpoint->machine, now_ns, &from) == 0; room--) {
+	for (; room != 0 && dmp_endpoint_next_event(endpoint->machine, endpoint->now_ns,
+							    &from) == 0; room--) {
 		deliver_event(endpoint, &from);
 		any = true;
 	}
@@ -255,7 +252,7 @@ static bool deliver_locked(struct dmp_embedded_endpoint *endpoint)
 void dmp_traffic_answer(struct dmp_embedded_endpoint *endpoint,
 			const struct dmp_endpoint_answer *answer)
 {
-	dmp_endpoint_answer(endpoint->machine, dmp_now_ns(), answer);
+	dmp_endpoint_answer(endpoint->machine, endpoint->now_ns, answer);
 }
 
 static void authenticate(struct dmp_embedded_endpoint *endpoint,
@@ -397,7 +394,7 @@ static bool feed_locked(struct dmp_embedded_endpoint *endpoint)
 	while (endpoint->fabric) {
 		int placed = 0;
 		int got = dmp_stream_feed_locked(&endpoint->stream, endpoint->machine,
-						 dmp_now_ns(), &placed);
+						 endpoint->now_ns, &placed);
 
 		if (placed && endpoint->landing.active)
 			dmp_landing_finish(endpoint);
@@ -434,6 +431,7 @@ static void settle_end_locked(struct dmp_embedded_endpoint *endpoint)
 
 void dmp_traffic_abort_locked(struct dmp_embedded_endpoint *endpoint, int reason)
 {
+	endpoint->now_ns = dmp_now_ns();
 	let_go(endpoint);
 	dmp_endpoint_abort(endpoint->machine, reason);
 	deliver_locked(endpoint);
@@ -446,7 +444,8 @@ bool dmp_traffic_round_locked(struct dmp_embedded_endpoint *endpoint)
 	bool moved = false, more;
 	uint32_t finished;
 
-	dmp_endpoint_tick(endpoint->machine, dmp_now_ns());
+	endpoint->now_ns = dmp_now_ns();
+	dmp_endpoint_tick(endpoint->machine, endpoint->now_ns);
 	/* An error of drain is one of receive too, once all that had come is taken. */
 	if (endpoint->has_event && endpoint->fabric && endpoint->fabric->type->drain) {
 		endpoint->fabric->type->drain(endpoint->fabric);
@@ -458,11 +457,12 @@ bool dmp_traffic_round_locked(struct dmp_embedded_endpoint *endpoint)
 	if (endpoint->fabric) {
 		endpoint->stream.unwritable =
 			__atomic_load_n(&endpoint->plane->regions_writable, __ATOMIC_RELAXED) == 0;
-		dmp_stream_load_locked(&endpoint->stream, endpoint->machine, dmp_now_ns());
+		dmp_stream_load_locked(&endpoint->stream, endpoint->machine, endpoint->now_ns);
 		pthread_mutex_unlock(&channel->lock);
 		finished = dmp_errand_run(endpoint, &moved);
 		moved |= dmp_stream_move(&endpoint->stream);
 		pthread_mutex_lock(&channel->lock);
+		endpoint->now_ns = dmp_now_ns();
 		dmp_errand_finish_locked(endpoint, finished);
 		moved |= feed_locked(endpoint);
 	}
@@ -470,7 +470,7 @@ bool dmp_traffic_round_locked(struct dmp_embedded_endpoint *endpoint)
 		dmp_traffic_abort_locked(endpoint, -ECONNRESET);
 	answer_requests_locked(endpoint);
 	more = endpoint->fabric && dmp_stream_load_locked(&endpoint->stream, endpoint->machine,
-							  dmp_now_ns());
+							  endpoint->now_ns);
 	moved |= deliver_locked(endpoint);
 	settle_end_locked(endpoint);
 	return (moved || more || endpoint->errand_count != 0) && !endpoint->ended;

@@ -21,7 +21,8 @@ int dmp_traffic_init(struct dmp_embedded_endpoint *endpoint);
 void dmp_traffic_free(struct dmp_embedded_endpoint *endpoint);
 
 /* Hands the channel's running operation @index to the machine, or parks or finishes it. */
-void dmp_traffic_start_locked(struct dmp_embedded_endpoint *endpoint, uint32_t index);
+void dmp_traffic_start_locked(struct dmp_embedded_endpoint *endpoint, uint32_t index,
+			      uint64_t now_ns);
 
 /* Does starting @index want the checksum of its bytes first? */
 bool dmp_traffic_wants_checksum(const struct dmp_embedded_channel *channel, uint32_t index);

@@ -296,6 +296,7 @@ static uint32_t part_transfers(const struct dmp_embedded_channel *channel, uint3
 static void start_transfers_locked(struct dmp_embedded_channel *channel, const uint32_t *indices,
 				   uint32_t count, bool checksums)
 {
+	uint64_t now_ns;
 	uint32_t number;
 
 	if (checksums) {
@@ -305,9 +306,10 @@ static void start_transfers_locked(struct dmp_embedded_channel *channel, const u
 				dmp_traffic_checksum(channel, indices[number]);
 		pthread_mutex_lock(&channel->lock);
 	}
+	now_ns = count != 0 ? dmp_now_ns() : 0;
 	for (number = 0; number < count; number++)
 		dmp_traffic_start_locked(channel->holds[indices[number]].endpoint,
-					 indices[number]);
+					 indices[number], now_ns);
 }
 
 uint32_t dmp_executor_round_locked(struct dmp_embedded_channel *channel, bool *woke)
