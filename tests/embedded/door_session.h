@@ -189,6 +189,34 @@ static inline void take_and_judge(struct session *session, const struct dmp_list
 	dmp_listener_put(session->plane, listener);
 }
 
+/* Somebody comes over tcp, is taken, and fails to prove the secret @times over. */
+static inline void fail(struct session *session, const struct dmp_listen *listen, unsigned int times)
+{
+	struct dmp_listener *listener;
+	struct dmp_arrival arrival;
+	int fd = come_and_speak(listen);
+
+	CHECK(take(session, listen->listener_id, dmp_now_ns() + PATIENCE_NS, &listener,
+		   &arrival) == 0);
+	while (times-- != 0)
+		dmp_listener_judge(listener, arrival.origin, false);
+	hang_up(arrival.fabric);
+	dmp_listener_put(session->plane, listener);
+	close(fd);
+}
+
+/* Waits until the next event of the channel; it must be of @listener_id. */
+static inline void wait_event(struct session *session, __u32 listener_id)
+{
+	struct dmp_completion event;
+	__u32 pushed;
+
+	CHECK(dmp_client_exchange(&session->client, NULL, 0, &pushed, &event, 1, 1,
+				  dmp_now_ns() + PATIENCE_NS) == 1);
+	CHECK(event.operation == DMP_EVENT_CONNECTION && event.flags == DMP_COMPLETE_EVENT);
+	CHECK(event.user_data == listener_id && event.result == 0);
+}
+
 static inline bool nobody_is_there(struct session *session, const struct dmp_listen *listen)
 {
 	struct dmp_listener *listener;
