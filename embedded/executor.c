@@ -225,7 +225,9 @@ int dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted, uint6
 		channel->executing = true;
 		channel->worker_watches = true;
 		channel->watching = true;
-		left = left || dmp_network_is_due_locked(channel);
+		/* Fabrics that we kept awake have to ring from here on. */
+		left = dmp_network_settle_locked(channel) || left ||
+		       dmp_network_is_due_locked(channel);
 	}
 	if (left)
 		wake = dmp_channel_claim_wake_locked(channel);

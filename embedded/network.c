@@ -75,6 +75,12 @@ static void deactivate_all(struct dmp_embedded_channel *channel)
 	}
 }
 
+bool dmp_network_settle_locked(struct dmp_embedded_channel *channel)
+{
+	deactivate_all(channel);
+	return channel->network->dirty_first != NULL;
+}
+
 static void forget_active(struct dmp_network *network, struct dmp_embedded_endpoint *endpoint)
 {
 	uint32_t number;

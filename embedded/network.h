@@ -62,6 +62,12 @@ int dmp_network_rest_locked(struct dmp_embedded_channel *channel, uint64_t until
 /* Is there something, as far as can be told without a system call? For those who spin. */
 bool dmp_network_is_busy_locked(struct dmp_embedded_channel *channel);
 
+/*
+ * A caller leaves the place to one who sleeps in the network already: fabrics ring from
+ * here on. True: something has come meanwhile, wake him.
+ */
+bool dmp_network_settle_locked(struct dmp_embedded_channel *channel);
+
 /* Is something due before the time until which the one who sleeps in the network does? */
 bool dmp_network_is_due_locked(const struct dmp_embedded_channel *channel);
 
