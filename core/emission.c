@@ -82,7 +82,8 @@ static void emit_operation(struct dmp_endpoint *endpoint, struct dmp_frame *fram
 	operation->state = OPERATION_SENT;
 	if (submission->operation == DMP_OP_READ)
 		return;
-	if (endpoint->config.direct && submission->operation == DMP_OP_WRITE_IMM) {
+	if ((endpoint->config.direct || submission->placed) &&
+	    submission->operation == DMP_OP_WRITE_IMM) {
 		wire->flags |= DMP_WIRE_PLACED;
 		return;
 	}

@@ -98,6 +98,7 @@ struct dmp_endpoint_submission {
 	__u16 operation;	/* DMP_OP_SEND, RECV, WRITE, WRITE_IMM, READ */
 	__u16 flags;		/* DMP_SUBMIT_NOWAIT, DMP_SUBMIT_CHECKSUM */
 	__u32 key_bytes;
+	bool placed;		/* WRITE_IMM: earlier WRITEs, all complete, have brought its bytes */
 	__u8 key[DMP_WIRE_KEY_BYTES];
 };
 

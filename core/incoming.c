@@ -152,9 +152,6 @@ static int accept_record(struct dmp_endpoint *endpoint, const struct dmp_frame *
 
 	if (endpoint->peer_drained || index >= endpoint->config.incoming_max)
 		return -EPROTO;
-	/* Only a fabric that lets the peer write our memory may claim it did. */
-	if (wire->flags & DMP_WIRE_PLACED && !endpoint->config.direct)
-		return -EPROTO;
 	incoming = &endpoint->incoming[index];
 	if (incoming->state != INCOMING_FREE)
 		return -EPROTO;

@@ -39,6 +39,8 @@ struct dmp_embedded_endpoint;
 struct dmp_network;
 struct dmp_remote;
 
+#define DMP_PIECES_MAX 4	/* of one large transfer, with the machine at once */
+
 /*
  * What an operation in flight holds; same index as the machine's operation. An operation of
  * an endpoint has one local buffer (source or target) and, for WRITE and READ, a remote.
@@ -48,9 +50,13 @@ struct dmp_holds {
 	struct dmp_buffer *target;
 	struct dmp_embedded_endpoint *endpoint;
 	struct dmp_remote *remote;
-	__u64 tag;			/* of the endpoint's machine, 0 before it is there */
+	__u64 tags[DMP_PIECES_MAX];	/* with the endpoint's machine: its pieces; 0: none */
+	__u64 begun;			/* bytes handed to the machine so far */
+	__u64 done;			/* of these, answered well */
+	__s32 error;			/* of the first piece that failed */
 	__u32 checksum;			/* CRC32C of the bytes, where checksum_known */
 	bool checksum_known;
+	bool announced;			/* a large WRITE_IMM: its frame is with the machine */
 };
 
 /* One entry of memory for each look-up: a batch mostly names the same few objects. */

@@ -50,11 +50,11 @@ struct dmp_errand {
 /* The payload that comes in now, and what is to be said when it is there. */
 struct dmp_landing {
 	struct dmp_region *region;	/* held, or NULL */
+	__u64 local;			/* LOCAL: see DMP_LOCAL_NAME */
 	__u64 tag;
 	__u64 length;
 	__u32 target;			/* DMP_TARGET_* */
 	__u32 stage;
-	__u32 index;			/* LOCAL: the channel's operation */
 	__u32 checksum;			/* to compare with */
 	__s32 error;			/* known before the bytes came */
 	bool compare;

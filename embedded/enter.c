@@ -13,6 +13,7 @@
 #include "endpoint_embedded.h"
 #include "lifetime.h"
 #include "network.h"
+#include "traffic.h"
 
 #define BRIEF_COUNT 16u
 #define BRIEF_BYTES (64u << 10)
@@ -333,9 +334,9 @@ static void cancel_transfers_locked(struct dmp_embedded_channel *channel)
 		struct dmp_holds *holds = &channel->holds[index];
 
 		if (operation->state != DMP_OPERATION_RUNNING || !operation->cancel ||
-		    !holds->endpoint || holds->tag == 0)
+		    !holds->endpoint)
 			continue;
-		dmp_endpoint_cancel(holds->endpoint->machine, dmp_now_ns(), holds->tag);
+		dmp_piece_cancel(holds->endpoint, index);
 		dmp_network_mark_locked(channel, holds->endpoint);
 	}
 }

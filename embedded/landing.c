@@ -57,7 +57,7 @@ void dmp_landing_place(struct dmp_embedded_endpoint *endpoint,
 		.length = request->length_bytes,
 		.target = request->target,
 		.stage = request->stage,
-		.index = (uint32_t)request->local,
+		.local = request->local,
 		.checksum = request->checksum,
 		.compare = request->flags & DMP_WIRE_CHECKSUM,
 		.checked = request->flags & DMP_WIRE_CHECKSUM,
@@ -71,10 +71,11 @@ void dmp_landing_place(struct dmp_embedded_endpoint *endpoint,
 						  &landing->region, &address);
 		break;
 	case DMP_TARGET_LOCAL:
-		if (landing->index != (uint32_t)DMP_TRAFFIC_PROBE) {
-			address = dmp_traffic_local(endpoint->channel, landing->index);
+		if (landing->local != DMP_TRAFFIC_PROBE) {
+			address = dmp_traffic_local(endpoint->channel, landing->local);
 			landing->checked |=
-				dmp_traffic_is_checked(endpoint->channel, landing->index);
+				dmp_traffic_is_checked(endpoint->channel,
+								   (uint32_t)landing->local);
 		}
 		break;
 	case DMP_TARGET_STAGE:
@@ -129,7 +130,7 @@ int dmp_landing_divert(struct dmp_embedded_endpoint *endpoint,
 	stage = stage_for(endpoint, request->stage, landing->length);
 	if (!stage)
 		return -ENOMEM;
-	memcpy(stage, dmp_traffic_local(endpoint->channel, landing->index), done);
+	memcpy(stage, dmp_traffic_local(endpoint->channel, landing->local), done);
 	landing->stage = request->stage;
 	dmp_stream_replace_locked(&endpoint->stream, stage);
 	return 0;

@@ -33,14 +33,16 @@ static bool is_checked(const struct dmp_submission *submission)
 	return submission->flags & (DMP_SUBMIT_CHECKSUM | DMP_SUBMIT_VERIFY);
 }
 
-char *dmp_traffic_local(struct dmp_embedded_channel *channel, uint32_t index)
+char *dmp_traffic_local(struct dmp_embedded_channel *channel, __u64 local)
 {
+	uint32_t index = (uint32_t)local;
 	const struct dmp_submission *submission = submission_of(channel, index);
 	const struct dmp_holds *holds = &channel->holds[index];
+	__u64 offset = (local >> 32) * DMP_PIECE_BYTES;
 
 	if (holds->source)
-		return (char *)holds->source->memory.address + submission->source_offset;
-	return (char *)holds->target->memory.address + submission->target_offset;
+		return (char *)holds->source->memory.address + submission->source_offset + offset;
+	return (char *)holds->target->memory.address + submission->target_offset + offset;
 }
 
 bool dmp_traffic_is_checked(const struct dmp_embedded_channel *channel, uint32_t index)
@@ -109,34 +111,6 @@ static void finish_with(struct dmp_embedded_endpoint *endpoint, uint32_t index, 
 	finish(endpoint, index, &outcome);
 }
 
-static int submit(struct dmp_embedded_endpoint *endpoint, uint32_t index)
-{
-	struct dmp_embedded_channel *channel = endpoint->channel;
-	const struct dmp_submission *submission = submission_of(channel, index);
-	struct dmp_holds *holds = &channel->holds[index];
-	struct dmp_endpoint_submission own = {
-		.user_data = index,
-		.deadline_ns = submission->deadline_ns,
-		.local = index,
-		.length_bytes = submission->length_bytes,
-		.immediate = submission->immediate,
-		.operation = submission->operation,
-		.flags = submission->flags & DMP_SUBMIT_NOWAIT,
-	};
-
-	if (holds->checksum_known && is_outgoing(submission)) {
-		own.flags |= DMP_SUBMIT_CHECKSUM;
-		own.checksum = holds->checksum;
-	}
-	if (holds->remote) {
-		own.offset = submission->operation == DMP_OP_READ ? submission->source_offset :
-								    submission->target_offset;
-		own.key_bytes = holds->remote->key_bytes;
-		memcpy(own.key, holds->remote->key, holds->remote->key_bytes);
-	}
-	return dmp_endpoint_submit(endpoint->machine, endpoint->now_ns, &own, &holds->tag);
-}
-
 void dmp_traffic_start_locked(struct dmp_embedded_endpoint *endpoint, uint32_t index,
 			      uint64_t now_ns)
 {
@@ -156,7 +130,7 @@ void dmp_traffic_start_locked(struct dmp_embedded_endpoint *endpoint, uint32_t i
 	    holds->checksum != operation->submission.checksum)
 		error = -EBADMSG;
 	if (!error)
-		error = lane->count != 0 ? -EAGAIN : submit(endpoint, index);
+		error = lane->count != 0 ? -EAGAIN : dmp_piece_submit(endpoint, index);
 	if (error == -EAGAIN && !(operation->submission.flags & DMP_SUBMIT_NOWAIT))
 		error = dmp_channel_park(&channel->machine, lane, index);
 	if (error)
@@ -176,7 +150,7 @@ static void unpark_locked(struct dmp_embedded_endpoint *endpoint)
 		struct dmp_lane *lane = &endpoint->lanes[which];
 
 		while (lane->count != 0) {
-			error = submit(endpoint, lane->first);
+			error = dmp_piece_submit(endpoint, lane->first);
 			if (error == -EAGAIN)
 				break;
 			dmp_channel_unpark(machine, lane, &index);
@@ -217,19 +191,13 @@ static bool deliver_locked(struct dmp_embedded_endpoint *endpoint)
 	__u32 room = 0;
 
 	while (dmp_endpoint_next_completion(endpoint->machine, &from) == 0) {
-		struct dmp_outcome outcome = {
-			.length_bytes = from.length_bytes,
-			.result = from.result,
-			.checksum = from.checksum,
-			.immediate = from.immediate,
-			.flags = from.flags,
-		};
+		struct dmp_outcome outcome = { 0 };
 
 		any = true;
 		if (from.user_data == DMP_TRAFFIC_PROBE) {
 			endpoint->probe_result = from.result;
 			dmp_channel_nudge_locked(endpoint->channel);
-		} else {
+		} else if (dmp_piece_completed(endpoint, &from, &outcome)) {
 			finish(endpoint, (uint32_t)from.user_data, &outcome);
 		}
 	}
@@ -285,7 +253,7 @@ static void stop(struct dmp_embedded_endpoint *endpoint,
 
 	if (!dmp_errand_drop(endpoint, request->tag)) {
 		if (endpoint->landing.active && endpoint->landing.target == DMP_TARGET_LOCAL &&
-		    endpoint->landing.index == (uint32_t)request->local)
+		    endpoint->landing.local == request->local)
 			error = dmp_landing_divert(endpoint, request);
 		else
 			error = dmp_stream_stop_locked(&endpoint->stream, request->tag);
@@ -369,7 +337,7 @@ static const char *payload_of(void *owner, const struct dmp_endpoint_frame *fram
 		return endpoint->admitted[frame->local % DMP_OPERATIONS_MAX].address;
 	if (frame->local == DMP_TRAFFIC_PROBE)
 		return NULL;
-	return dmp_traffic_local(endpoint->channel, (uint32_t)frame->local);
+	return dmp_traffic_local(endpoint->channel, frame->local);
 }
 
 /* The stream tells the machine itself of local payloads; a region is ours to release. */

@@ -52,11 +52,27 @@ int dmp_landing_divert(struct dmp_embedded_endpoint *endpoint,
 void dmp_landing_admit(struct dmp_embedded_endpoint *endpoint,
 		       const struct dmp_endpoint_request *request);
 
+/*
+ *	piece.c		operations in the machine: whole, or large ones in pieces
+ * submit: 0, -EAGAIN nothing of it is with the machine and there is no slot, or the error it
+ * completes with. completed: true when the operation is over, with what it gave; else it
+ * goes on, or is parked.
+ */
+int dmp_piece_submit(struct dmp_embedded_endpoint *endpoint, uint32_t index);
+bool dmp_piece_completed(struct dmp_embedded_endpoint *endpoint,
+			 const struct dmp_endpoint_completion *from, struct dmp_outcome *outcome);
+void dmp_piece_cancel(struct dmp_embedded_endpoint *endpoint, uint32_t index);
+
 void dmp_traffic_answer(struct dmp_embedded_endpoint *endpoint,
 			const struct dmp_endpoint_answer *answer);
 
-/* The local bytes of the channel's operation @index, and whether they are to be checked. */
-char *dmp_traffic_local(struct dmp_embedded_channel *channel, uint32_t index);
+/*
+ * The bytes the machine calls @local (the channel's operation, and which piece of it), and
+ * whether those of an operation are to be checked.
+ */
+#define DMP_PIECE_BYTES (1ull << 20)
+#define DMP_LOCAL_NAME(index, offset) ((index) | (offset) / DMP_PIECE_BYTES << 32)
+char *dmp_traffic_local(struct dmp_embedded_channel *channel, __u64 local);
 bool dmp_traffic_is_checked(const struct dmp_embedded_channel *channel, uint32_t index);
 
 /* Ends the connection without a word; everything completes. */
