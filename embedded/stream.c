@@ -179,9 +179,15 @@ static void advance(struct dmp_stream *stream, __u64 bytes)
 	}
 }
 
+/*
+ * A PING waits behind the payload that is being sent, for longer than a peer may be
+ * silent if the link is slow. But where the fabric was full and is not any more, the other
+ * side has taken something: so it is heard.
+ */
 static bool move_out(struct dmp_stream *stream)
 {
 	struct iovec vectors[VECTORS_MAX];
+	bool was_full = stream->out_full;
 	__u64 wanted, moved = 0;
 	ssize_t sent;
 	int count;
@@ -201,6 +207,8 @@ static bool move_out(struct dmp_stream *stream)
 		if (stream->out_full)
 			break;
 	}
+	if (was_full && moved)
+		stream->heard = true;
 	return moved != 0;
 }
 

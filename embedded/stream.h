@@ -91,7 +91,7 @@ struct dmp_stream {
 	bool writing;		/* and it belongs to a WRITE */
 	bool checked;
 	bool dry;		/* the last call took all there was */
-	bool heard;		/* bytes of a payload have come since the last feed */
+	bool heard;		/* the peer gave or took bytes since the last feed */
 	int error;		/* the connection is lost */
 };
 

@@ -30,6 +30,7 @@
 #define KEEPALIVE_INTERVAL_S	5
 #define KEEPALIVE_PROBES	3
 #define UNANSWERED_MS		30000u
+#define UNSENT_BYTES		(512 << 10)	/* on a slow link a frame waits behind so much */
 #define CLOSE_CALLS_MAX		1024
 #define LAST_WORD_BYTES_MAX	4096
 
@@ -159,6 +160,7 @@ int dmp_tcp_fabric(int socket, struct dmp_fabric **fabric)
 		return -ENOMEM;
 	set(socket, IPPROTO_TCP, TCP_NODELAY, 1);
 	set(socket, IPPROTO_TCP, TCP_USER_TIMEOUT, UNANSWERED_MS);
+	set(socket, IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES);
 	set(socket, IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE_IDLE_S);
 	set(socket, IPPROTO_TCP, TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S);
 	set(socket, IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_PROBES);

@@ -199,6 +199,7 @@ static void test_stop_frees_the_buffer_and_the_bytes_arrive_all_the_same(void)
 	tags[1] = submit(&pair.a, DMP_OP_WRITE, second, BIG, BIG, START_NS + MS);
 	round_of(&pair.a);
 	CHECK(pair.a.stream.out_count == 2 && pair.a.stream.pieces[0].sent == BIG / 2);
+	CHECK(!dmp_stream_stop_locked(&pair.a.stream, 12345) && !pair.a.sent_count);
 	pair.a.now_ns += 2 * MS;
 	round_of(&pair.a);
 	CHECK(pair.a.completed == 2 && pair.a.failed == 2 && pair.a.last_result == -ETIMEDOUT);
@@ -213,16 +214,6 @@ static void test_stop_frees_the_buffer_and_the_bytes_arrive_all_the_same(void)
 	free(first);
 	free(second);
 	free(kept);
-}
-
-static void test_stop_of_what_is_not_waiting_changes_nothing(void)
-{
-	struct pair pair;
-
-	pair_on_torture(&pair, 0);
-	CHECK(!dmp_stream_stop_locked(&pair.a.stream, 12345));
-	CHECK(!pair.a.sent_count);
-	pair_end(&pair);
 }
 
 /* Half of a WRITE is there; the rest must go nowhere, and what follows is understood. */
@@ -508,6 +499,33 @@ static void test_a_broken_way_out_does_not_hide_what_came_in(void)
 	free(bytes);
 }
 
+/* A payload takes three times as long as a peer may be silent, and nothing comes back meanwhile. */
+static void test_a_slow_link_is_not_a_silent_peer(void)
+{
+	char *bytes = filled(50000, 15);
+	struct pair pair;
+
+	pair_on_torture(&pair, 0);
+	region_for(&pair.b, 50000);
+	pair.pipes[0].room = 1000;
+	submit(&pair.a, DMP_OP_WRITE, bytes, 50000, 0, 0);
+	while (!pair.a.completed) {
+		pair.a.now_ns += 20 * MS;
+		pair.b.now_ns += 20 * MS;
+		round_of(&pair.a);
+		round_of(&pair.b);
+	}
+	CHECK(!pair.a.failed && pair.a.now_ns > START_NS + 900 * MS);
+	submit(&pair.a, DMP_OP_WRITE, bytes, 50000, 0, 0);
+	while (pair.a.completed < 2) {		/* the peer stops: that is silence */
+		pair.a.now_ns += 20 * MS;
+		round_of(&pair.a);
+	}
+	CHECK(pair.a.failed == 1 && pair.a.last_result == -ECONNRESET);
+	pair_end(&pair);
+	free(bytes);
+}
+
 static const char *no_payload(void *owner, const struct dmp_endpoint_frame *frame)
 {
 	(void)owner;
@@ -558,7 +576,6 @@ int main(void)
 	test_an_unwritable_plane_reads_far_and_loses_nothing();
 	test_the_limit_of_reading_ahead_is_an_operation_frame();
 	test_stop_frees_the_buffer_and_the_bytes_arrive_all_the_same();
-	test_stop_of_what_is_not_waiting_changes_nothing();
 	test_discard_in_the_middle_touches_nothing_more();
 	test_a_message_moves_from_its_receive_to_its_stage();
 	test_what_came_before_a_loss_is_fed_first();
@@ -572,5 +589,6 @@ int main(void)
 	test_a_broken_way_out_does_not_hide_what_came_in();
 	test_a_payload_that_is_gone_ends_the_connection_with_its_name();
 	test_answers_are_taken_in_bulk_without_reading_too_far();
+	test_a_slow_link_is_not_a_silent_peer();
 	return 0;
 }
