@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from typing import Any
 
 import numpy as np
@@ -14,20 +14,6 @@ import pytest
 import dmaplane
 
 SOON = 20.0
-
-
-@pytest.fixture(params=["shm", "tcp"])
-def far_plane(request: pytest.FixtureRequest, plane: dmaplane.Plane) -> Iterator[dmaplane.Plane]:
-    if not plane.capabilities & dmaplane.Capability.ENDPOINT:
-        pytest.skip("this plane has no endpoints")
-    with dmaplane.open(plane="embedded") as opened:
-        yield opened
-
-
-@pytest.fixture
-def listener(far_plane: dmaplane.Plane, request: pytest.FixtureRequest) -> Iterator[Any]:
-    with far_plane.listen(require=request.node.callspec.params["far_plane"]) as opened:
-        yield opened
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
