@@ -36,7 +36,8 @@ DETECT_MS: Final = int(500 * _rig.SLOWNESS)
 DETECTED_S: Final = 8 * DETECT_MS / 1000
 """A silent peer counts as never found out after this: eight times what was asked for."""
 
-WINDOW: Final = {"window_slots": 16, "window_bytes": MIB}
+WINDOW: Final = {"window_slots": 16, "window_bytes": MIB, "detect_ms": 600_000}
+"""So patient that no ping comes to the rescue of a plane that forgot to wake somebody."""
 
 
 def blob(room: Any, content: bytes) -> None:
@@ -223,6 +224,17 @@ class Side:
         taken, self._done = self._done[:count], self._done[count:]
         return np.array(taken, dtype=_abi.COMPLETION)
 
+    def wait_for(self, user_data: int) -> np.void:
+        """The next completion with this number, whatever else has come before it."""
+
+        def place() -> int:
+            numbers = [int(entry["user_data"]) for entry in self._done]
+            return numbers.index(user_data) if user_data in numbers else -1
+
+        self.sort()
+        self._until(lambda: place() >= 0, f"number {user_data} never completed")
+        return self._done.pop(place())
+
     def event(self, kind: int) -> np.void:
         """The next event of @kind; fails if it never comes."""
         self.sort()
@@ -306,6 +318,10 @@ class Side:
         """REGION_DESTROY and its answer."""
         return _rig.destroy(self.plane, _abi.REGION_DESTROY, identity, drain_until=drain_until)
 
+    def revoke(self, made: _abi.RegionCreate) -> None:
+        """Ends a grant. An answer the peer has read may still be leaving here, so it waits."""
+        expect(self.destroy_region(made.region_id, drain_until=later()), 0)
+
 
 def key_of(made: _abi.RegionCreate) -> bytes:
     """What a peer is told of a region."""
@@ -379,11 +395,12 @@ def join(
     far_fields: dict[str, int] | None = None,
 ) -> tuple[Side, Side]:
     """Connects @near to @far; the listener is gone afterwards."""
-    listener, bound = listen(far[0], far[1].id, address, path=path, secret=secret)
-    try:
-        return meet(near, far, path, listener, bound, secret, near_fields, far_fields)
-    finally:
-        expect(_rig.destroy(far[0], _abi.LISTENER_DESTROY, listener), 0)
+    with Rings(far[0], slots=1) as door:  # what it says of the listener is not for @far
+        listener, bound = listen(far[0], door.id, address, path=path, secret=secret)
+        try:
+            return meet(near, far, path, listener, bound, secret, near_fields, far_fields)
+        finally:
+            expect(_rig.destroy(far[0], _abi.LISTENER_DESTROY, listener), 0)
 
 
 def meet(

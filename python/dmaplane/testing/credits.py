@@ -154,7 +154,9 @@ def statistics_of_an_endpoint_are_its_own(make_plane: MakePlane, path: Path) -> 
             expect(_rig.ask(side.plane, _abi.STATISTICS, statistics), 0)
             told.append(statistics)
             assert statistics.submissions == statistics.completions
-        assert (told[0].submissions, told[0].errors, told[0].bytes) == (4, 1, 128 + 8192)
+        # One that is wrong in itself need not have reached the endpoint.
+        assert told[0].submissions - told[0].errors == 3
+        assert told[0].bytes == 128 + 8192
         assert (told[1].submissions, told[1].errors) == (2, 0)
         latency = _abi.Histogram(
             scope=_abi.SCOPE_ENDPOINT, id=near.endpoint, kind=_abi.HISTOGRAM_LATENCY

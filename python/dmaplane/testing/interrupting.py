@@ -201,24 +201,26 @@ def cancel_all_on_one_channel_leaves_others_alone(make_plane: MakePlane, path: P
 
 @case_over_fabrics("L4")
 def destroyed_channel_takes_its_endpoints_with_it(make_plane: MakePlane, path: Path) -> None:
-    """Or it says that they hold it; either way the peer hears of it when it is gone."""
+    """Nothing of theirs is touched when it is gone, and the peers hear of it."""
     with _pair.connected(make_plane, path) as (near, far):
         mine, target = near.memory(LONG), far.memory(LONG)
-        remote = near.import_region(far.region(target))
+        made = far.region(target)
+        remote = near.import_region(made)
         near.submit(*(write(mine, remote, LONG) for _ in range(4)), recv(mine, 64))
         far.submit(recv(target, 64, user_data=9))
         near.rings.unmap()
-        answer = _rig.destroy(near.plane, _abi.CHANNEL_DESTROY, near.rings.id)
-        expect(answer, 0, errno.EBUSY)
-        if answer:
-            assert near.query().operations, "nothing held it"
-            expect(near.destroy(), 0)
-            expect(_rig.destroy(near.plane, _abi.CHANNEL_DESTROY, near.rings.id), 0)
+        expect(_rig.destroy(near.plane, _abi.CHANNEL_DESTROY, near.rings.id), 0)
         mine.bytes[::64] = POISON
         lost = far.event(_abi.EVENT_ENDPOINT_LOST)
         assert int(lost["result"]) == -errno.ECONNRESET
         assert _rig.results(far.wait()) == {9: -errno.ECONNRESET}
         time.sleep(0.02)
         assert not (target.bytes[::64] == POISON).any()
-        assert near.plane.statistics().endpoints == 0
-        assert near.plane.statistics().channels == 0
+        # What is left of it can be asked, and has to be destroyed, as anything has.
+        found = near.query()
+        assert (found.state, found.operations) == (_abi.STATE_DEAD, 0)
+        expect(near.try_import(_pair.key_of(made))[0], errno.ECONNRESET, errno.ESTALE)
+        expect(near.destroy_region(remote), 0)
+        expect(near.destroy(), 0)
+        found_all = near.plane.statistics()
+        assert (found_all.endpoints, found_all.channels, found_all.regions) == (0, 0, 0)

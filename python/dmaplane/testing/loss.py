@@ -110,7 +110,7 @@ def endpoint_in_use_is_busy_or_ends_what_uses_it(make_plane: MakePlane, path: Pa
         assert (memory.bytes[::64] == 0xAA).all(), "it still writes"
         assert not (target.bytes[::64] == 0xAA).any(), "it still reads"
         target.bytes[::64] = 1
-        expect(far.destroy_region(made.region_id), 0)
+        far.revoke(made)
 
 
 @case_over_fabrics("L1")
@@ -133,16 +133,23 @@ def drained_endpoint_finishes_what_it_began(make_plane: MakePlane, path: Path) -
 
 @case_over_fabrics("L3")
 def draining_endpoint_refuses_the_new_and_keeps_the_old(make_plane: MakePlane, path: Path) -> None:
-    with _pair.connected(make_plane, path) as (near, far):
-        memory = near.memory(4096)
-        near.submit(recv(memory, 64, user_data=1))
+    """A SEND that waits for credit is waited for; a RECV, which might wait for ever, is not."""
+    window = {"window_slots": 1, "window_bytes": 4096}
+    with _pair.connected(make_plane, path, far_fields=window) as (near, far):
+        memory, target = near.memory(4096, fill=4), far.memory(4096)
+        near.submit(*(send(memory, 64, user_data=n) for n in (1, 2)), recv(memory, 64, user_data=3))
+        assert _rig.results(near.wait()) == {1: 0}
         expect(near.destroy(drain_until=_rig.later(0.03)), errno.ETIMEDOUT)
+        assert _rig.results(near.wait()) == {3: -errno.ECANCELED}
         assert near.query().state == _abi.STATE_DRAINING
         assert near.query().operations == 1
         assert near.result(send(memory, 64)) == -errno.ESTALE
-        assert far.result(send(far.memory(64, fill=4), 64)) == 0
-        assert _rig.results(near.wait()) == {1: 0}
-        assert (memory.bytes[:64] == 4).all()
+        far.submit(recv(target, 64, user_data=1), recv(target, 64, 2048, user_data=2))
+        expect(near.destroy(drain_until=_rig.later()), 0)
+        assert _rig.results(near.wait()) == {2: 0}
+        assert _rig.results(far.wait(2)) == {1: 0, 2: 0}
+        assert (target.bytes[2048:2112] == 4).all()
+        expect(near.try_query()[0], errno.ENOENT)
 
 
 @case_over_fabrics("L4")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import random
+import time
 from typing import TYPE_CHECKING
 
 from dmaplane import _abi
@@ -12,7 +13,7 @@ from dmaplane._library import crc32c
 from dmaplane._plane import PATHS, Capability
 from dmaplane.testing import _pair, _rig
 from dmaplane.testing._case import MakePlane, case_over_fabrics
-from dmaplane.testing._pair import recv, send
+from dmaplane.testing._pair import recv, send, write_imm
 from dmaplane.testing._rig import MIB
 
 if TYPE_CHECKING:
@@ -60,9 +61,8 @@ def message_arrives_exactly(make_plane: MakePlane, path: Path) -> None:
 def empty_message_arrives(make_plane: MakePlane, path: Path) -> None:
     with _pair.connected(make_plane, path) as (near, far):
         target = far.memory(64, fill=9)
-        empty = {"operation": _abi.OP_SEND}
         far.submit(recv(target, 64))
-        assert near.result(empty) == 0
+        assert near.result(send(near.memory(64), 0)) == 0
         came = far.wait()[0]
         assert (int(came["result"]), int(came["length_bytes"])) == (0, 0)
         assert (target.bytes[:64] == 9).all()
@@ -159,6 +159,29 @@ def both_directions_at_once(make_plane: MakePlane, path: Path) -> None:
             used = large + 12 * small
             assert (ends[0][1].bytes[:used] == ends[1][2].bytes[:used]).all()
             assert (ends[1][1].bytes[:used] == ends[0][2].bytes[:used]).all()
+
+
+@case_over_fabrics("L1")
+def who_sleeps_is_woken(make_plane: MakePlane, path: Path) -> None:
+    """Whoever waits, or does not, at either end, for however long: what is sent is noticed."""
+    chance = random.Random(13)
+    with _pair.connected(make_plane, path) as (near, far):
+        source, target = near.memory(4096), far.memory(4096)
+        remote = near.import_region(far.region(target))
+        for _ in range(150):
+            far.submit(recv(target, 64, user_data=1))
+            time.sleep(chance.choice((0, 0, 0.0005, 0.002)))
+            entry = chance.choice((send(source, 64), write_imm(source, remote, 64, 1)))
+            near.submit(entry)
+            time.sleep(chance.choice((0, 0, 0.0005, 0.002)))
+            first, second = chance.choice(((near, far), (far, near)))
+            for side in (first, second):
+                if side is far and entry["operation"] != _abi.OP_SEND:
+                    far.event(_abi.EVENT_WRITE_IMM)
+                    assert far.cancel(1) == (0, 1)
+                    far.wait()
+                else:
+                    assert int(side.wait()["result"][0]) == 0
 
 
 def _wrong_rows(near: Side) -> tuple[tuple[dict[str, int], tuple[int, ...]], ...]:

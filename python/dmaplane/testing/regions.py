@@ -231,7 +231,7 @@ def right_that_was_not_granted_is_eacces(make_plane: MakePlane, path: Path) -> N
             if access & WRITE:
                 far.event(_abi.EVENT_WRITE_IMM)
             expect(near.destroy_region(remote), 0)
-            expect(far.destroy_region(made.region_id), 0)
+            far.revoke(made)
         assert not far.events
 
 
@@ -316,7 +316,7 @@ def imported_region_is_a_holder_of_its_endpoint(make_plane: MakePlane, path: Pat
             got = near.result(read(near.memory(64), identity, 64))
             expect(got, errno.ENOENT)
         assert far.plane.statistics().regions == 1
-        expect(far.destroy_region(made.region_id), 0)
+        far.revoke(made)
 
 
 @case_over_fabrics("L12")
@@ -342,7 +342,7 @@ def neighbours_of_a_region_are_out_of_reach(make_plane: MakePlane, path: Path) -
                     got = near.result(entry)
                     expect(got, 0 if good else errno.EINVAL)
             expect(near.destroy_region(remote), 0)
-            expect(far.destroy_region(made.region_id), 0)
+            far.revoke(made)
         blocks = target.bytes[: 16 * size].reshape(16, size)
         assert (blocks[::2] == 7).all()
         assert not blocks[1::2].any()
