@@ -148,6 +148,27 @@ static void set_buffers(int socket)
 		set(socket, SOL_SOCKET, SO_SNDBUF, BUFFER_BYTES);
 }
 
+/* Both ends have the same address: no link is slow there, and a bound would only cost. */
+static bool is_on_this_host(int socket)
+{
+	struct sockaddr_storage here = { 0 }, there = { 0 };
+	socklen_t length = sizeof(here);
+
+	if (getsockname(socket, (struct sockaddr *)&here, &length))
+		return false;
+	length = sizeof(there);
+	if (getpeername(socket, (struct sockaddr *)&there, &length))
+		return false;
+	if (here.ss_family != there.ss_family)
+		return false;
+	if (here.ss_family == AF_INET)
+		return ((struct sockaddr_in *)&here)->sin_addr.s_addr ==
+		       ((struct sockaddr_in *)&there)->sin_addr.s_addr;
+	return here.ss_family == AF_INET6 &&
+	       IN6_ARE_ADDR_EQUAL(&((struct sockaddr_in6 *)&here)->sin6_addr,
+				  &((struct sockaddr_in6 *)&there)->sin6_addr);
+}
+
 int dmp_tcp_fabric(int socket, struct dmp_fabric **fabric)
 {
 	struct dmp_fabric *fresh;
@@ -160,7 +181,8 @@ int dmp_tcp_fabric(int socket, struct dmp_fabric **fabric)
 		return -ENOMEM;
 	set(socket, IPPROTO_TCP, TCP_NODELAY, 1);
 	set(socket, IPPROTO_TCP, TCP_USER_TIMEOUT, UNANSWERED_MS);
-	set(socket, IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES);
+	if (!is_on_this_host(socket))
+		set(socket, IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES);
 	set(socket, IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE_IDLE_S);
 	set(socket, IPPROTO_TCP, TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S);
 	set(socket, IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_PROBES);
