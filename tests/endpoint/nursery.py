@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import traceback
@@ -51,11 +52,13 @@ class Peer:
 
     def kill(self) -> None:
         """kill -9; when it returns the process is gone, and its fds are closed."""
-        os.kill(self.pid, signal.SIGKILL)
-        with contextlib.suppress(ConnectionError):
-            while self._talk.recv(1 << 16):
-                pass
-        self._talk.close()
+        gone = os.pidfd_open(self.pid)
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+            assert select.select([gone], [], [], PATIENCE_S)[0], "it does not die"
+        finally:
+            os.close(gone)
+            self._talk.close()
 
     def __enter__(self) -> Peer:
         return self
