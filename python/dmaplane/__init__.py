@@ -13,7 +13,7 @@ from dmaplane._abi import COMPLETION, SUBMISSION
 from dmaplane._buffer import Buffer, BufferRange
 from dmaplane._channel import Channel
 from dmaplane._completion import Completion, Event
-from dmaplane._endpoint import Endpoint, Immediate
+from dmaplane._endpoint import Endpoint
 from dmaplane._errors import (
     AddressInUseError,
     BusyError,
@@ -36,6 +36,7 @@ from dmaplane._errors import (
     WouldBlock,
 )
 from dmaplane._export import Export
+from dmaplane._immediate import Immediate
 from dmaplane._ledger import Ledger
 from dmaplane._library import crc32c, now_ns
 from dmaplane._listener import Listener

@@ -45,7 +45,7 @@ from dmaplane._errors import (
 from dmaplane._loops import Loops
 from dmaplane._operation import OPERATION_BIT, Operation
 from dmaplane._plane import Capability, Visit, deadline_of
-from dmaplane._rings import ROW, Rings
+from dmaplane._rings import ROW, WRITE_ROW, Rings
 from dmaplane._rows import KeptRows, checked
 from dmaplane._statistics import Histogram, Statistics, read_histogram, read_statistics
 from dmaplane._taking import ENDPOINT_BIT, NOTHING, Taker
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from dmaplane._buffer import Buffer, BufferRange
-    from dmaplane._completion import Event
+    from dmaplane._completion import Completion, Event
     from dmaplane._endpoint import Endpoint
     from dmaplane._listener import Listener
     from dmaplane._plane import Plane
@@ -151,9 +151,7 @@ class Channel:
         nowait: bool,
         operands: bytes = _operands.NONE,
         endpoint: Endpoint | None = None,
-        wait: int = 0,
     ) -> Operation:
-        """Submits one; with @wait, lingers a moment for so many completions to come."""
         deadline = deadline_of(timeout) if timeout is not None else 0
         user_data = next(self._numbers)
         started = Operation(self, user_data, endpoint)
@@ -177,21 +175,52 @@ class Channel:
                 )
                 operations[user_data] = started
                 try:
-                    if not wait:
-                        answer = rings.push_row()
-                    else:
-                        until = time.monotonic_ns() + _LINGER_NS
-                        answer = self._taker.push_and_take(wait, until)
+                    answer = rings.push_row()
                 except BaseException:  # of a signal handler
                     if not rings.row_pushed.value:
                         operations.pop(user_data, None)
                     raise
-                if answer >= 0 or rings.row_pushed.value:
+                if answer >= 0:
                     return started
                 del operations[user_data]
             if answer not in NOTHING:
                 raise error_from(answer, "ENTER", f"channel {self.id}")
             self._make_room(deadline, nowait)
+
+    def _exchange(
+        self, endpoint: Endpoint, operands: bytes, imm: int, deadline: int
+    ) -> Completion | Operation:
+        """Submits a WRITE_IMM and lingers for what comes back.
+
+        The peer's next immediate, if that came and the write succeeded; else the operation.
+        """
+        rings, taker = self._rings, self._taker
+        number = next(self._numbers)
+        while True:
+            with rings.push_lock:
+                if rings.refusal is not None:
+                    raise ClosedError(rings.refusal)
+                WRITE_ROW.pack_into(
+                    rings.row,
+                    0,
+                    _abi.OP_WRITE_IMM,
+                    0,
+                    endpoint.id,
+                    number,
+                    deadline,
+                    operands,
+                    imm,
+                    0,
+                    0,
+                    0,
+                )
+                until = time.monotonic_ns() + _LINGER_NS
+                answer = taker.push_and_take((endpoint, number), 2, until)
+            if not isinstance(answer, int):
+                return answer
+            if answer not in NOTHING:
+                raise error_from(answer, "ENTER", f"channel {self.id}")
+            self._make_room(deadline, nowait=False)
 
     def _make_room(self, deadline: int, nowait: bool) -> None:
         """Takes completions, so that a slot gets free; waits for one unless @nowait."""

@@ -12,15 +12,14 @@ Regions imported on it die with it.
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import errno
 import time
 import warnings
 import weakref
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
-from dmaplane import _abi, _operands, _region, _rows
+from dmaplane import _abi, _buffer, _operands, _region, _rows
 from dmaplane._errors import (
     ClosedError,
     DmaplaneError,
@@ -29,12 +28,13 @@ from dmaplane._errors import (
     TimedOutError,
     error_from,
 )
+from dmaplane._immediate import Immediate
 from dmaplane._ledger import Ledger, ledger_of
 from dmaplane._plane import PATHS, SLICE_NS, Path, Visit, deadline_of, slice_of
 from dmaplane._statistics import Histogram, Statistics, read_histogram, read_statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable
     from types import TracebackType
 
     import numpy as np
@@ -61,46 +61,26 @@ _CAUSES: Final = {
 }
 
 
-class Immediate:
-    """The next WRITE_IMM of a peer that nobody was given yet: wait() for it, or `await` it."""
+class Ready:
+    """Operands of exchange() that were checked: it is called again and again with the same."""
 
-    __slots__ = ("_endpoint",)
+    __slots__ = ("buffer", "operands", "region", "remote", "src")
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-
-    def wait(self, timeout: float | None = None) -> Completion:
-        """Blocks until it has landed; its number is Completion.immediate.
-
-        PeerLostError once the connection has ended and all that had landed was given.
-        """
-        arrived = self._endpoint._inbox.take_one()
-        if arrived is not None:
-            return arrived
-        deadline = 0 if timeout is None else deadline_of(timeout)
-        while (arrived := self._endpoint._inbox.take_one()) is None:
-            self._endpoint._wait(1, deadline)
-            if deadline and not self._endpoint._inbox.parts and time.monotonic_ns() >= deadline:
-                raise TimedOutError("no immediate landed in time", errno=errno.ETIMEDOUT)
-        return arrived
-
-    def __await__(self) -> Generator[Any, None, Completion]:
-        """Waits in asyncio."""
-        endpoint, inbox = self._endpoint, self._endpoint._inbox
-        loops = endpoint.channel._loops
-        while (arrived := inbox.take_one()) is None:
-            endpoint._check_alive()
-            loop = asyncio.get_running_loop()
-            future: asyncio.Future[None] = loop.create_future()
-            inbox.futures.append(future)
-            try:
-                loops.watch(loop)
-                if not inbox.settled():
-                    yield from future
-            finally:
-                inbox.futures.remove(future)
-                loops.unwatch(loop)
-        return arrived
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        src: Buffer | BufferRange,
+        remote: RemoteRegion | RemoteRange,
+        imm: int,
+    ) -> None:
+        packed = _operands.of_write(
+            endpoint, src, remote, imm, link=False, checksum=False, verify=None
+        )[1]
+        self.operands = packed[: _operands.RANGES_BYTES]
+        self.src = src
+        self.remote = remote
+        self.buffer = _buffer.range_of(endpoint.plane, src, "src").buffer
+        self.region = _operands.range_there(endpoint, remote, "write").region
 
 
 class Endpoint:
@@ -123,6 +103,7 @@ class Endpoint:
         self.window_bytes: int = made.window_bytes
         self._inbox = seat.inbox
         self._is_private = seat.is_private
+        self._ready: Ready | None = None
         self._regions: weakref.WeakSet[RemoteRegion] = weakref.WeakSet()
         self._open = [True]  # popped by whoever closes it: list.pop() happens once
         channel._children.add(self)
@@ -249,17 +230,24 @@ class Endpoint:
         if inbox.refusal is not None:
             raise ClosedError(inbox.refusal)
         deadline = 0 if timeout is None else deadline_of(timeout)
-        flags, operands = _operands.of_write(
-            self, src, remote, imm, link=False, checksum=False, verify=None
-        )
-        operation = self.channel._start(
-            _abi.OP_WRITE_IMM, flags, timeout, False, operands, self, 1 if inbox.parts else 2
-        )
+        ready = self._ready
+        if (
+            ready is None
+            or ready.src is not src
+            or ready.remote is not remote
+            or ready.buffer._refusal is not None
+            or ready.region._refusal is not None
+            or not 0 <= imm < 1 << 32
+        ):
+            ready = self._ready = Ready(self, src, remote, imm)
+        started = self.channel._exchange(self, ready.operands, imm, deadline)
+        if isinstance(started, tuple):
+            return started
         while True:
-            completion = operation._completion
-            if completion is not None and completion[1]:
-                raise operation._failure(completion)
-            if completion is not None and inbox.parts:
+            completion = started._completion
+            if completion is not None:
+                if completion[1]:
+                    raise started._failure(completion)
                 arrived = inbox.take_one()
                 if arrived is not None:
                     return arrived

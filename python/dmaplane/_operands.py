@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _PACKED: Final = struct.Struct("<IIQQQII")
 """The fields of struct dmp_submission from source_id to checksum."""
 NONE: Final = bytes(_PACKED.size)
+RANGES_BYTES: Final = 32
+"""Of these, what names source and target; the immediate and the checksum follow."""
 
 
 def of_copy(

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 ROW: Final = struct.Struct("<HHIQQ40sII")
 """struct dmp_submission, its operands as one, and the count pushed."""
+WRITE_ROW: Final = struct.Struct("<HHIQQ32sIIII")
+"""The same, with the immediate and the checksum apart from the rest of the operands."""
 NO_DEADLINE: Final = ctypes.c_uint64(0)
 _PROT_BOTH: Final = PROT_READ | PROT_WRITE
 

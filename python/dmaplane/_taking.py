@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import errno
 import math
+import struct
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -37,6 +38,7 @@ from dmaplane._rings import NO_DEADLINE
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from dmaplane._endpoint import Endpoint
     from dmaplane._inbox import Inbox
     from dmaplane._rings import Rings
     from dmaplane._rows import KeptRows
@@ -45,6 +47,7 @@ NOTHING: Final = (-errno.EINTR, -errno.ETIMEDOUT, -errno.EAGAIN)
 """Answers of an exchange that moved nothing and is worth another."""
 _tuple_of: Final = tuple.__new__  # what Completion._make does, less a look at the length
 _unpack: Final = ENTRY.unpack_from
+_unpack_pair: Final = struct.Struct("<QiBBHQIIQiBBHQII").unpack_from
 _TURN: Final = 0
 _FOLLOW_S: Final = 0.05
 _OPERATION_BIT: Final = np.uint64(OPERATION_BIT)
@@ -115,27 +118,54 @@ class Taker:
                     with self._news:
                         self._news.notify_all()
 
-    def push_and_take(self, wait_count: int, deadline: int) -> int:
+    def push_and_take(
+        self, operation: tuple[Endpoint, int], wait_count: int, deadline: int
+    ) -> Completion | Operation | int:
         """Pushes the rings' row and waits for completions, in one call of the plane.
 
-        What the push answered. By who holds the push lock, and so for a short time only; if
-        another thread is taking, it pushes and does not wait.
+        By who holds the push lock, and so for a short time only. @operation: the endpoint and
+        number of the row. What comes, if nothing else does, is its completion and then an
+        immediate of the same peer: that is given, and nothing had to be kept anywhere.
+        Else the operation, or the errno of a row that was not pushed.
         """
+        endpoint, number = operation
+        rings = self._rings
         mine = False
         try:
             try:
                 del self._turn[_TURN]
                 mine = True
             except KeyError:
-                return self._rings.push_row()
+                self.operations[number] = started = Operation(endpoint.channel, number, endpoint)
+                answer = rings.push_row()
+                if answer >= 0:
+                    return started
+                del self.operations[number]
+                return answer
             if self._control.complete_head != self._taken:
                 self._hand_out()
             self._popped_from = self._taken
             self._until.value = deadline
-            answer = self._rings.push_row_and_pop(wait_count, self._until)
+            answer = rings.push_row_and_pop(wait_count, self._until)
+            if answer == 2:
+                pair = _unpack_pair(self._bytes)
+                if (
+                    pair[0] == number
+                    and not pair[1]
+                    and pair[12] & _abi.COMPLETE_EVENT
+                    and pair[10] == _abi.EVENT_WRITE_IMM
+                    and pair[8] == endpoint.user_data
+                    and not endpoint._inbox.parts
+                ):
+                    arrived = _tuple_of(Completion, pair[8:])
+                    self._taken = (self._taken + 2) & 0xFFFFFFFF
+                    return arrived
+            if rings.row_pushed.value:
+                # Nobody else can have taken its completion: it is our turn.
+                self.operations[number] = started = Operation(endpoint.channel, number, endpoint)
             if answer > 0:
                 self._hand_out()
-            return 0 if self._rings.row_pushed.value else answer
+            return started if rings.row_pushed.value else min(answer, 0) or -errno.EAGAIN
         finally:
             if mine:
                 self._turn[_TURN] = True
