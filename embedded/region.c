@@ -216,12 +216,11 @@ int dmp_region_query(struct dmp_plane *plane, void *argument)
 
 bool dmp_region_is_touched_locked(struct dmp_plane *plane, const struct dmp_region *region)
 {
-	bool touched;
+	bool touched = false;
 	uint32_t slot;
 
 	if (!__atomic_load_n(&region->shared, __ATOMIC_SEQ_CST))
 		return false;
-	touched = dmp_shm_left_touching(plane, region->slot);
 	for (slot = 0; slot < plane->table.capacity && !touched; slot++) {
 		struct dmp_embedded_endpoint *endpoint =
 			(struct dmp_embedded_endpoint *)dmp_table_at(&plane->table, slot);
@@ -233,7 +232,7 @@ bool dmp_region_is_touched_locked(struct dmp_plane *plane, const struct dmp_regi
 			  dmp_shm_is_touching(endpoint->fabric, region->slot);
 		pthread_mutex_unlock(&endpoint->channel->lock);
 	}
-	/* One that was closed meanwhile has moved from the walk to those that were left. */
+	/* After the walk: a fabric that is closed meanwhile moves to those that were left. */
 	return touched || dmp_shm_left_touching(plane, region->slot);
 }
 

@@ -17,6 +17,8 @@
 #include "wait.h"
 
 #define BYTES 65536u
+#define LARGE_BYTES (64u << 20)
+#define HALF_BYTES (64u << 10)	/* what each of two writers fills */
 #define PAGE ((size_t)sysconf(_SC_PAGESIZE))
 
 static struct dmp_plane *plane_open(void)
@@ -306,6 +308,44 @@ static void wait_until_drained_by_others(struct dmp_plane *plane)
 		sched_yield();
 }
 
+/* Begins to drain a buffer as soon as a region holds it. */
+static void *drain_begin(void *argument)
+{
+	struct ending *ending = argument;
+
+	while (buffer_ask(ending->plane, ending->id).regions == 0)
+		sched_yield();
+	ending->error = buffer_end(ending->plane, ending->id, DMP_DESTROY_DRAIN, 1);
+	return NULL;
+}
+
+static void test_a_buffer_that_drains_during_the_canary_gets_no_region(void)
+{
+	struct dmp_plane *plane = plane_open();
+	char *own = mmap(NULL, LARGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+			 -1, 0);
+	int error = 0;
+
+	CHECK(own != MAP_FAILED);
+	/* The other thread nearly always comes before the canary has brought the pages back. */
+	for (int turn = 0; turn < 100 && !error; turn++) {
+		uint32_t id = buffer_of_user(plane, own, LARGE_BYTES, 0);
+		struct ending ending = { .plane = plane, .id = id };
+
+		CHECK(!madvise(own, LARGE_BYTES, MADV_DONTNEED));
+		CHECK(!pthread_create(&ending.thread, NULL, drain_begin, &ending));
+		error = region_try(plane, id, 0, LARGE_BYTES, WRITE);
+		pthread_join(ending.thread, NULL);
+		CHECK(ending.error == -ETIMEDOUT || (error && !ending.error));
+		CHECK(error == -ESTALE || (!error && buffer_ask(plane, id).regions == 1));
+		if (error && ending.error)
+			CHECK(!buffer_end(plane, id, 0, 0));
+	}
+	CHECK(error == -ESTALE);
+	CHECK(!dmp_close(plane));
+	munmap(own, LARGE_BYTES);
+}
+
 static void test_L3_a_region_holds_its_buffer(void)
 {
 	struct dmp_plane *plane = plane_open();
@@ -406,58 +446,68 @@ struct writer {
 static void *writer_run(void *argument)
 {
 	struct writer *writer = argument;
-	uint32_t turn = 0;
+	uint32_t done = 0;
 
 	while (!__atomic_load_n(&writer->stop, __ATOMIC_ACQUIRE)) {
 		struct dmp_region *region;
+		uint32_t turn = __atomic_load_n(&writer->turn, __ATOMIC_ACQUIRE);
 		char *address;
 		int error;
 
-		if (__atomic_load_n(&writer->turn, __ATOMIC_ACQUIRE) == turn) {
+		if (turn == done) {
 			sched_yield();
 			continue;
 		}
 		error = dmp_region_admit(writer->plane, writer->grant.create.key,
-					 writer->grant.create.key_bytes, writer->offset, BYTES / 2,
+					 writer->grant.create.key_bytes, writer->offset, HALF_BYTES,
 					 WRITE, &region, &address);
 		if (error) {
 			CHECK(error == -ESTALE);
-			turn++;
+			done = turn;
 			__atomic_store_n(&writer->refused, turn, __ATOMIC_RELEASE);
 			continue;
 		}
-		memset(address, (int)(turn & 63) + 1, BYTES / 2);
+		memset(address, (int)(turn & 63) + 1, HALF_BYTES);
 		dmp_region_release(writer->plane, region);
-		__atomic_store_n(&writer->begun, turn + 1, __ATOMIC_RELEASE);
+		__atomic_store_n(&writer->begun, turn, __ATOMIC_RELEASE);
 	}
 	return NULL;
 }
 
-static void test_L7_nothing_is_written_once_the_drain_is_over(void)
+static void test_L7_nothing_is_written_once_a_region_is_destroyed(void)
 {
 	struct dmp_plane *plane = plane_open();
 	char *bytes;
-	uint32_t buffer = buffer_make(plane, BYTES, &bytes);
+	uint32_t buffer = buffer_make(plane, 2 * HALF_BYTES, &bytes);
 	struct writer writers[2] = { { .plane = plane },
-				     { .plane = plane, .offset = BYTES / 2 } };
+				     { .plane = plane, .offset = HALF_BYTES } };
 
 	for (int index = 0; index < 2; index++)
 		CHECK(!pthread_create(&writers[index].thread, NULL, writer_run, &writers[index]));
 	for (uint32_t turn = 1; turn <= 200; turn++) {
-		struct grant grant = region_make(plane, buffer, 0, BYTES, WRITE);
+		struct grant grant = region_make(plane, buffer, 0, 2 * HALF_BYTES, WRITE);
+		uint32_t flags = turn % 4 / 2 ? DMP_DESTROY_DRAIN : 0;
+		/* Two of them would hardly ever be idle both at once. */
+		int error, count = flags ? 2 : 1;
+		uint32_t tries = 0;
 
-		for (int index = 0; index < 2; index++) {
+		for (int index = 0; index < count; index++) {
 			writers[index].grant = grant;
 			__atomic_store_n(&writers[index].turn, turn, __ATOMIC_RELEASE);
 		}
-		while (__atomic_load_n(&writers[turn % 2].begun, __ATOMIC_ACQUIRE) != turn)
+		while (__atomic_load_n(&writers[0].begun, __ATOMIC_ACQUIRE) != turn)
 			sched_yield();
-		CHECK(!region_end(plane, grant.create.region_id, DMP_DESTROY_DRAIN, 0));
-		memset(bytes, 0x7f, BYTES);
-		for (int index = 0; index < 2; index++)
+		do {
+			error = region_end(plane, grant.create.region_id, flags, 0);
+			if (++tries % 256 == 0)
+				sched_yield();
+		} while (error == -EBUSY && !flags);
+		CHECK(!error);
+		memset(bytes, 0x7f, 2 * HALF_BYTES);
+		for (int index = 0; index < count; index++)
 			while (__atomic_load_n(&writers[index].refused, __ATOMIC_ACQUIRE) != turn)
 				sched_yield();
-		for (uint32_t byte = 0; byte < BYTES; byte++)
+		for (uint32_t byte = 0; byte < 2 * HALF_BYTES; byte++)
 			CHECK(bytes[byte] == 0x7f);
 	}
 	for (int index = 0; index < 2; index++) {
@@ -537,10 +587,11 @@ int main(void)
 	test_L9_the_canary_finds_rights_that_are_missing();
 	test_L9_the_canary_raises_no_signal_behind_the_end_of_a_file();
 	test_limit_of_regions_is_an_error_and_all_come_back();
+	test_a_buffer_that_drains_during_the_canary_gets_no_region();
 	test_L3_a_region_holds_its_buffer();
 	test_L3_a_region_in_use_is_busy_and_unchanged();
 	test_L3_drain_refuses_at_once_and_waits_for_the_admitted();
-	test_L7_nothing_is_written_once_the_drain_is_over();
+	test_L7_nothing_is_written_once_a_region_is_destroyed();
 	test_L4_a_plane_closes_with_regions_in_every_state();
 	test_L3_a_peers_region_is_held_by_operations();
 	return 0;

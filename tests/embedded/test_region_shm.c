@@ -18,6 +18,7 @@
 #include "wait.h"
 
 #define BYTES 65536u
+#define LARGE_BYTES (128u << 10)
 
 /* ---- the board */
 
@@ -359,24 +360,26 @@ struct peer {
 	struct end *end;
 	struct grant *grant;
 	char *theirs;
+	char *bytes;
 };
 
 static void *peer_run(void *argument)
 {
 	struct peer *peer = argument;
 	struct dmp_shm *shm = peer->end->shm;
-	char bytes[4096];
+	uint32_t moves = 0;
 	struct dmp_remote remote = { .slot = peer->grant->key.slot,
 				     .generation = peer->grant->key.generation,
-				     .access = WRITE, .length = BYTES, .address = peer->theirs };
-	struct dmp_move move = { .remote = &remote, .local = bytes, .length = sizeof(bytes),
-				 .sweep = BYTES, .write = true };
+				     .access = WRITE, .length = LARGE_BYTES, .address = peer->theirs };
+	struct dmp_move move = { .remote = &remote, .local = peer->bytes, .length = LARGE_BYTES,
+				 .sweep = LARGE_BYTES, .write = true };
 
-	memset(bytes, 0x33, sizeof(bytes));
+	/* Between its moves an executor looks for what came in. */
 	while (!peer->end->fabric->type->move(&shm->fabric, &move)) {
-		move.offset = (move.offset + sizeof(bytes)) % BYTES;
-		/* Between its moves an executor looks for what came in. */
 		peer->end->fabric->type->ready(peer->end->fabric);
+		/* A pause, or the owner would hardly ever find the region idle. */
+		if (++moves % 64 == 0)
+			sched_yield();
 	}
 	return NULL;
 }
@@ -385,19 +388,21 @@ static void test_L7_a_busy_peer_and_a_destroy_that_does_not_wait(void)
 {
 	struct pair pair = pair_open();
 	struct owner owner = owner_make(&pair.acceptor);
+	static char written[LARGE_BYTES];
 	uint32_t busy = 0;
 	int turn;
 
-	for (turn = 0; turn < 200; turn++) {
+	memset(written, 0x33, sizeof(written));
+	for (turn = 0; turn < 300; turn++) {
 		char *bytes;
-		uint32_t buffer = buffer_make(owner.plane, BYTES, &bytes);
-		struct grant grant = region_make(owner.plane, buffer, 0, BYTES, WRITE);
-		struct peer peer = { .end = &pair.connector, .grant = &grant };
+		uint32_t buffer = buffer_make(owner.plane, LARGE_BYTES, &bytes);
+		struct grant grant = region_make(owner.plane, buffer, 0, LARGE_BYTES, WRITE);
+		struct peer peer = { .end = &pair.connector, .grant = &grant, .bytes = written };
 		uint64_t offset, length;
 		int fd, error;
 
 		CHECK(!share(owner.plane, &grant, &fd, &offset, &length));
-		peer.theirs = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+		peer.theirs = mmap(NULL, LARGE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 		CHECK(peer.theirs != MAP_FAILED);
 		close(fd);
 		CHECK(!pthread_create(&peer.thread, NULL, peer_run, &peer));
@@ -406,13 +411,15 @@ static void test_L7_a_busy_peer_and_a_destroy_that_does_not_wait(void)
 		do {
 			error = region_end(owner.plane, grant.create.region_id, 0, 0);
 			busy += error == -EBUSY;
+			if (busy % 256 == 0)
+				sched_yield();
 		} while (error == -EBUSY);
 		CHECK(!error);
-		memset(bytes, 0x44, BYTES);
+		memset(bytes, 0x44, LARGE_BYTES);
 		pthread_join(peer.thread, NULL);
-		for (uint32_t byte = 0; byte < BYTES; byte++)
+		for (uint32_t byte = 0; byte < LARGE_BYTES; byte++)
 			CHECK(bytes[byte] == 0x44);
-		munmap(peer.theirs, BYTES);
+		munmap(peer.theirs, LARGE_BYTES);
 		CHECK(!dmp_munmap(owner.plane, bytes));
 		CHECK(!buffer_end(owner.plane, buffer, 0, 0));
 	}
