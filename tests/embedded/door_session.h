@@ -144,16 +144,23 @@ static inline int dial(struct session *session, const struct dmp_listen *listen,
 	return dmp_dial(session->plane, &address, path, dmp_now_ns() + PATIENCE_NS, fabric);
 }
 
+/* How much of it went is the answer. */
+static inline ssize_t say_hello(struct dmp_fabric *fabric)
+{
+	__u8 hello[HELLO_BYTES];
+	struct iovec piece = { .iov_base = hello, .iov_len = sizeof(hello) };
+
+	make_hello(hello);
+	return fabric->type->send(fabric, &piece, 1);
+}
+
 static inline struct dmp_fabric *dial_and_speak(struct session *session,
 						const struct dmp_listen *listen, __u32 path)
 {
 	struct dmp_fabric *fabric;
-	__u8 hello[HELLO_BYTES];
-	struct iovec piece = { .iov_base = hello, .iov_len = sizeof(hello) };
 
 	CHECK(dial(session, listen, path, &fabric) == 0);
-	make_hello(hello);
-	CHECK(fabric->type->send(fabric, &piece, 1) == HELLO_BYTES);
+	CHECK(say_hello(fabric) == HELLO_BYTES);
 	return fabric;
 }
 
@@ -170,22 +177,30 @@ static inline int take(struct session *session, __u32 listener_id, __u64 deadlin
 	return dmp_listener_take(session->plane, listener_id, deadline_ns, listener, arrival);
 }
 
-/* Takes the next one, who has said exactly HELLO, and judges him. */
-static inline void take_and_judge(struct session *session, const struct dmp_listen *listen,
-				  bool proved)
+/* Takes the next one, who has said exactly HELLO, and hangs up; not judged yet. */
+static inline __u64 take_one(struct session *session, const struct dmp_listen *listen,
+			     struct dmp_listener **listener)
 {
 	__u8 hello[HELLO_BYTES], heard[HELLO_BYTES + 1];
 	struct iovec piece = { .iov_base = heard, .iov_len = sizeof(heard) };
-	struct dmp_listener *listener;
 	struct dmp_arrival arrival;
 
-	CHECK(take(session, listen->listener_id, dmp_now_ns() + PATIENCE_NS, &listener,
+	CHECK(take(session, listen->listener_id, dmp_now_ns() + PATIENCE_NS, listener,
 		   &arrival) == 0);
 	make_hello(hello);
 	CHECK(arrival.fabric->type->receive(arrival.fabric, &piece, 1) == HELLO_BYTES);
 	CHECK(memcmp(hello, heard, HELLO_BYTES) == 0);
-	dmp_listener_judge(listener, arrival.origin, proved);
 	hang_up(arrival.fabric);
+	return arrival.origin;
+}
+
+static inline void take_and_judge(struct session *session, const struct dmp_listen *listen,
+				  bool proved)
+{
+	struct dmp_listener *listener;
+	__u64 origin = take_one(session, listen, &listener);
+
+	dmp_listener_judge(listener, origin, proved);
 	dmp_listener_put(session->plane, listener);
 }
 

@@ -11,6 +11,7 @@
 #include "child.h"
 #include "door.h"
 #include "door_session.h"
+#include "shm.h"
 
 static char directory[] = P_tmpdir "/door-test-XXXXXX";
 static char path_text[DMP_ADDRESS_BYTES];	/* "unix:" and an absolute path in `directory` */
@@ -339,7 +340,7 @@ static void wait_stranger(pid_t child)
 	}
 }
 
-/* Holds the door's name, and answers there. */
+/* Holds the door's name, and a path, and answers there. */
 static void squat(const struct dmp_listen *listen_at)
 {
 	struct dmp_address address = bound(listen_at);
@@ -350,6 +351,11 @@ static void squat(const struct dmp_listen *listen_at)
 
 	dmp_address_door(&address, &name, &length);
 	CHECK(bind(fd, (struct sockaddr *)&name, length) == 0 && listen(fd, 8) == 0);
+	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	memset(&name, 0, sizeof(name));
+	name.sun_family = AF_UNIX;
+	memcpy(name.sun_path, path, strlen(path));
+	CHECK(bind(fd, (struct sockaddr *)&name, sizeof(name)) == 0 && listen(fd, 8) == 0);
 	CHECK(write(heard[1], "s", 1) == 1);
 	CHECK(read(told[0], &byte, 1) == 1);
 }
@@ -362,6 +368,7 @@ static void test_a_stranger_at_our_door_is_passed_by(void)
 	struct dmp_listen listen;
 	char byte;
 
+	CHECK(chmod(directory, 0777) == 0);
 	session_open(&session, 8);
 	listen = listening(&session, "127.0.0.1:0", DMP_PATH_TCP);
 	CHECK(unlisten(&session, listen.listener_id) == 0);
@@ -374,6 +381,10 @@ static void test_a_stranger_at_our_door_is_passed_by(void)
 	CHECK(dmp_ioctl(session.plane, DMP_LISTEN, &listen) == 0);
 	connects(&session, &listen, 0, DMP_PATH_TCP);
 	CHECK(dial(&session, &listen, DMP_PATH_SHM, &fabric) == -ENODEV);
+	CHECK(dial_text(&session, path_text, 0) == -EPERM);
+	listen = listen_on(&session, path_text);
+	CHECK(dmp_ioctl(session.plane, DMP_LISTEN, &listen) == -EADDRINUSE);
+	CHECK(unlink(path) == 0 && chmod(directory, 0755) == 0);
 	CHECK(write(told[1], "x", 1) == 1);
 	wait_stranger(child);
 	session_close(&session);
@@ -383,17 +394,20 @@ static void test_a_stranger_at_our_door_is_passed_by(void)
 static void visit(const struct dmp_listen *listen)
 {
 	struct dmp_address address = bound(listen);
+	struct dmp_fabric *fabric;
 	struct sockaddr_un name;
 	struct session session;
 	socklen_t length;
 	int fd;
 
+	session_open(&session, 8);
 	dmp_address_door(&address, &name, &length);
 	fd = dmp_door_knock(&name, length);
 	CHECK(fd >= 0);
 	CHECK(!dmp_door_is_ours(fd));
-	wait_sent_away(fd);
-	session_open(&session, 8);
+	/* As if he did not care; he may have been sent away by now. */
+	if (dmp_shm_offer(session.plane, fd, &fabric) == 0)
+		say_hello(fabric);
 	CHECK(dial_text(&session, path_text, 0) == -EPERM);
 	CHECK(dial_and_speak(&session, listen, 0)->type->path == DMP_PATH_TCP);
 	CHECK(write(heard[1], "s", 1) == 1);
@@ -413,6 +427,7 @@ static void test_a_stranger_comes_over_tcp_only(void)
 	send_stranger(&listen);
 	CHECK(read(heard[0], &byte, 1) == 1);
 	take_and_judge(&session, &listen, true);
+	CHECK(nobody_is_there(&session, &listen));
 	CHECK(write(told[1], "x", 1) == 1);
 	wait_stranger(child);
 	session_close(&session);
