@@ -78,6 +78,20 @@ static void run_slice(struct dmp_embedded_endpoint *endpoint, struct dmp_errand 
 	errand->done += length;
 }
 
+/* The next errand's source comes from memory while this one is copied. */
+static void fetch_source(const struct dmp_embedded_endpoint *endpoint,
+			 const struct dmp_errand *errand)
+{
+	const struct dmp_holds *holds;
+
+	if (errand->kind != DMP_REQUEST_MOVE || errand->index == (uint32_t)DMP_TRAFFIC_PROBE)
+		return;
+	holds = &endpoint->channel->holds[errand->index];
+	if (holds->source)
+		dmp_copy_prefetch(dmp_traffic_local(endpoint->channel, errand->index),
+				  errand->length);
+}
+
 uint32_t dmp_errand_run(struct dmp_embedded_endpoint *endpoint, bool *moved)
 {
 	uint64_t room = DMP_TRAFFIC_BURST;
@@ -90,6 +104,10 @@ uint32_t dmp_errand_run(struct dmp_embedded_endpoint *endpoint, bool *moved)
 		uint64_t before = errand->done;
 
 		*moved = true;
+		if (number + 1 < endpoint->errand_count)
+			fetch_source(endpoint, &endpoint->errands[(endpoint->errand_first +
+								   number + 1) %
+								  DMP_ERRANDS_MAX]);
 		run_slice(endpoint, errand, room);
 		room -= errand->done - before;
 		if (!errand->result && errand->done != errand->length)

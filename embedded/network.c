@@ -81,6 +81,20 @@ bool dmp_network_settle_locked(struct dmp_embedded_channel *channel)
 	return channel->network->dirty_first != NULL;
 }
 
+/*
+ * No room among the active: it goes on by its descriptor alone, and says after each turn
+ * that it sleeps, since what it took and sent in that turn makes an earlier word void.
+ */
+static void arm_inactive(struct dmp_embedded_channel *channel,
+			 struct dmp_embedded_endpoint *endpoint)
+{
+	struct dmp_fabric *fabric = endpoint->fabric;
+
+	if (!endpoint->active && !endpoint->dirty && fabric && fabric->type->rest &&
+	    !fabric->type->rest(fabric))
+		dmp_network_mark_locked(channel, endpoint);
+}
+
 static void forget_active(struct dmp_network *network, struct dmp_embedded_endpoint *endpoint)
 {
 	uint32_t number;
@@ -284,6 +298,8 @@ bool dmp_network_round_locked(struct dmp_embedded_channel *channel)
 		}
 		if (endpoint->ended)
 			forget_active(network, endpoint);
+		else
+			arm_inactive(channel, endpoint);
 		set_timer(network, endpoint);
 		detach_if_dropped(channel, endpoint);
 		if (was_last)
@@ -371,6 +387,13 @@ int dmp_network_attach_locked(struct dmp_embedded_channel *channel,
 	return 0;
 }
 
+void dmp_network_unwatch_locked(struct dmp_embedded_channel *channel,
+				const struct dmp_embedded_endpoint *endpoint)
+{
+	if (endpoint->attached)
+		epoll_ctl(channel->network->epoll, EPOLL_CTL_DEL, endpoint->fabric->fd, NULL);
+}
+
 static void forget_dirty(struct dmp_network *network, struct dmp_embedded_endpoint *endpoint)
 {
 	struct dmp_embedded_endpoint **link = &network->dirty_first;
@@ -395,7 +418,6 @@ void dmp_network_detach_locked(struct dmp_embedded_channel *channel,
 
 	if (!endpoint->attached)
 		return;
-	/* Its descriptor left epoll when the fabric closed it. */
 	forget_dirty(network, endpoint);
 	forget_active(network, endpoint);
 	if (endpoint->timer_ns != 0)

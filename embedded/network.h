@@ -42,6 +42,10 @@ struct dmp_network {
 int dmp_network_attach_locked(struct dmp_embedded_channel *channel,
 			      struct dmp_embedded_endpoint *endpoint);
 
+/* Its descriptor is about to be closed; a copy of it may live on elsewhere. */
+void dmp_network_unwatch_locked(struct dmp_embedded_channel *channel,
+				const struct dmp_embedded_endpoint *endpoint);
+
 /* Executor: the endpoint has ended and is forgotten. */
 void dmp_network_detach_locked(struct dmp_embedded_channel *channel,
 			       struct dmp_embedded_endpoint *endpoint);

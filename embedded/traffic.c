@@ -279,6 +279,7 @@ static void let_go(struct dmp_embedded_endpoint *endpoint)
 		endpoint->admitted[number].region = NULL;
 	}
 	if (endpoint->fabric) {
+		dmp_network_unwatch_locked(endpoint->channel, endpoint);
 		endpoint->fabric->type->close(endpoint->fabric);
 		endpoint->fabric = NULL;
 	}
