@@ -242,10 +242,16 @@ static void *keep_door(void *argument)
 
 int dmp_doorkeeper_pop_locked(struct dmp_listener *listener, struct dmp_arrival *arrival)
 {
-	struct dmp_visitor *visitor = dmp_visitor_first(listener, &listener->queue);
+	struct dmp_visitor *oldest = dmp_visitor_first(listener, &listener->queue);
+	struct dmp_visitor *visitor = oldest;
 
 	if (!visitor)
 		return -EAGAIN;
+	while (visitor && !dmp_origin_is_next(&listener->origins, visitor->arrival.origin))
+		visitor = dmp_visitor_next(listener, visitor);
+	if (!visitor)
+		visitor = oldest;
+	dmp_origin_serve(&listener->origins, visitor->arrival.origin);
 	*arrival = visitor->arrival;
 	epoll_ctl(listener->epoll, EPOLL_CTL_DEL, arrival->fabric->fd, NULL);
 	dmp_visitor_vacate_locked(listener, visitor);

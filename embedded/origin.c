@@ -125,3 +125,14 @@ bool dmp_origin_is_clean(struct dmp_origins *origins, __u64 name)
 
 	return !row || row->failures < DMP_FAILURES_FREE;
 }
+
+void dmp_origin_serve(struct dmp_origins *origins, __u64 name)
+{
+	origins->served = name;
+	origins->served_any = true;
+}
+
+bool dmp_origin_is_next(const struct dmp_origins *origins, __u64 name)
+{
+	return !origins->served_any || origins->served != name;
+}

@@ -36,6 +36,8 @@ struct dmp_origin {
 
 struct dmp_origins {
 	struct dmp_origin rows[DMP_ORIGINS];
+	__u64 served;		/* the last one whom ACCEPT took; valid if served_any */
+	bool served_any;
 };
 
 __u64 dmp_origin_of(const struct sockaddr_storage *socket);
@@ -55,5 +57,12 @@ void dmp_origin_judge(struct dmp_origins *origins, __u64 name, bool proved, __u6
 
 /* Nobody who comes from there has to wait. */
 bool dmp_origin_is_clean(struct dmp_origins *origins, __u64 name);
+
+/*
+ * ACCEPT takes one of them. Next it is the turn of others, if any wait: who says HELLO and
+ * then lets ACCEPT wait, many times over, delays others by one such wait, not by all.
+ */
+void dmp_origin_serve(struct dmp_origins *origins, __u64 name);
+bool dmp_origin_is_next(const struct dmp_origins *origins, __u64 name);
 
 #endif /* DMP_ORIGIN_H */

@@ -72,6 +72,42 @@ static void test_who_waits_in_the_box_gets_his_turn(void)
 	session_close(&session);
 }
 
+/* Whoever came first: origins take turns, and each keeps its order. */
+static void test_L12_many_of_one_origin_do_not_keep_another_waiting(void)
+{
+	static const __u32 order[] = { DMP_PATH_TCP, DMP_PATH_SHM, DMP_PATH_TCP, DMP_PATH_SHM,
+				       DMP_PATH_TCP, DMP_PATH_TCP, DMP_PATH_TCP, DMP_PATH_TCP };
+	struct dmp_listener *listener;
+	struct dmp_fabric *fabrics[2];
+	struct dmp_arrival arrival;
+	struct dmp_listen listen;
+	struct session session;
+	unsigned int i;
+	int fds[6];
+
+	session_open(&session, 8);
+	listen = listening(&session, "127.0.0.1:0", 0);
+	for (i = 0; i < 6; i++) {
+		fds[i] = come_and_speak(&listen);
+		wait_event(&session, listen.listener_id);
+	}
+	for (i = 0; i < 2; i++) {
+		fabrics[i] = dial_and_speak(&session, &listen, DMP_PATH_SHM);
+		wait_event(&session, listen.listener_id);
+	}
+	for (i = 0; i < 8; i++) {
+		CHECK(take(&session, listen.listener_id, NOW, &listener, &arrival) == 0);
+		CHECK(arrival.fabric->type->path == order[i]);
+		hang_up(arrival.fabric);
+		dmp_listener_put(session.plane, listener);
+	}
+	for (i = 0; i < 6; i++)
+		close(fds[i]);
+	for (i = 0; i < 2; i++)
+		hang_up(fabrics[i]);
+	session_close(&session);
+}
+
 /* Guesses that were queued before the first of them failed are no way around the box. */
 static void test_L12_a_burst_of_guesses_is_sifted(void)
 {
@@ -122,6 +158,7 @@ int main(void)
 {
 	test_L12_who_fails_often_waits_and_others_do_not();
 	test_who_waits_in_the_box_gets_his_turn();
+	test_L12_many_of_one_origin_do_not_keep_another_waiting();
 	test_L12_a_burst_of_guesses_is_sifted();
 	return 0;
 }
