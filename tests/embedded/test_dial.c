@@ -43,15 +43,27 @@ static int dial_text(struct session *session, const char *text, __u32 required)
 	return error;
 }
 
+/* Some containers have none, not even for loopback. */
+static bool has_ipv6(void)
+{
+	struct sockaddr_in6 name = { .sin6_family = AF_INET6, .sin6_addr = in6addr_loopback };
+	int fd = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	bool has = fd >= 0 && bind(fd, (struct sockaddr *)&name, sizeof(name)) == 0;
+
+	if (fd >= 0)
+		close(fd);
+	return has;
+}
+
 static void test_the_same_user_on_the_same_machine_gets_shm(void)
 {
-	static const char *const rows[] = { "127.0.0.1:0", "[::1]:0", "localhost:0", "127.0.0.9:0" };
+	static const char *const rows[] = { "127.0.0.1:0", "localhost:0", "127.0.0.9:0", "[::1]:0" };
+	unsigned int row, count = has_ipv6() ? 4 : 3;
 	struct session session;
 	struct dmp_listen listen;
-	unsigned int row;
 
 	session_open(&session, 8);
-	for (row = 0; row < 4; row++) {
+	for (row = 0; row < count; row++) {
 		listen = listening(&session, rows[row], 0);
 		connects(&session, &listen, 0, DMP_PATH_SHM);
 		connects(&session, &listen, DMP_PATH_SHM, DMP_PATH_SHM);
@@ -189,7 +201,7 @@ static void test_what_LISTEN_refuses(void)
 		{ "unix:/run/x", DMP_REQUIRE_PATH, DMP_PATH_TCP, 0, 0, -ENODEV },
 		{ "127.0.0.1:0", 0, 0, 1025, 0, -EINVAL },
 		{ "127.0.0.1:0", 0, 0, 0, DMP_SECRET_BYTES + 1, -EINVAL },
-		{ "127.0.0.1:0", DMP_ENCRYPT, 0, 0, 0, -EOPNOTSUPP },
+		{ "127.0.0.1:0", DMP_ENCRYPT, 0, 0, 0, -EPERM },
 		{ "0.0.0.0:0", 0, 0, 0, 0, -EPERM },
 		{ "[::]:0", 0, 0, 0, 0, -EPERM },
 		{ "0.0.0.0:0", DMP_REQUIRE_PATH, DMP_PATH_SHM, 0, 0, -EPERM },

@@ -147,7 +147,7 @@ static void test_each_arrival_is_announced_once(void)
 
 	session_open(&session, 16);
 	first = listening(&session, "127.0.0.1:0", DMP_PATH_TCP);
-	second = listening(&session, "[::1]:0", DMP_PATH_TCP);
+	second = listening(&session, "127.0.0.2:0", DMP_PATH_TCP);
 	for (i = 0; i < 8; i++) {
 		fds[i] = come_and_speak(i % 2 ? &first : &second);
 		wait_event(&session, i % 2 ? first.listener_id : second.listener_id);
