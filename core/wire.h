@@ -64,6 +64,9 @@
 #define DMP_FRAME_GOODBYE	14	/* nothing follows from my side */
 #define DMP_FRAME_TYPES		15
 
+/* Features, in HELLO and WELCOME. Numbers are never reused. */
+#define DMP_WIRE_ENCRYPT	(1U << 0)	/* on a wire nothing behind WELCOME and CONFIRM is clear */
+
 /* Flags of an OPERATION. */
 #define DMP_WIRE_PLACED		(1U << 0)	/* WRITE_IMM: the bytes are there already */
 #define DMP_WIRE_CHECKSUM	(1U << 1)	/* `checksum` is the CRC32C of the bytes */

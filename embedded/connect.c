@@ -16,6 +16,7 @@
 #include "lifetime.h"
 #include "listener.h"
 #include "network.h"
+#include "tls.h"
 #include "traffic.h"
 
 #define CONNECT_NS	10000000000ull	/* without a deadline of the caller's */
@@ -39,6 +40,7 @@ struct wishes {
 	__u32 window_slots;
 	__u32 detect_ms;
 	bool connector;
+	bool encrypt;
 };
 
 static void free_unpublished(struct dmp_plane *plane, struct dmp_embedded_endpoint *endpoint)
@@ -52,6 +54,8 @@ static int make_machine(struct dmp_embedded_endpoint *endpoint, const struct wis
 	bool direct = endpoint->fabric->type->direct;
 	struct dmp_endpoint_config config = {
 		.incarnation = wishes->plane->incarnation,
+		.features = wishes->encrypt ? DMP_WIRE_ENCRYPT : 0,
+		.features_required = wishes->encrypt ? DMP_WIRE_ENCRYPT : 0,
 		.window_bytes = wishes->window_bytes,
 		.window_slots = wishes->window_slots,
 		.detect_ns = endpoint->detect_ns,
@@ -105,6 +109,9 @@ static int make(const struct wishes *wishes, struct dmp_fabric *fabric,
 		goto err_free;
 #endif
 	error = make_machine(endpoint, wishes);
+	/* Shared memory leaves no machine. */
+	if (!error && wishes->encrypt && endpoint->path != DMP_PATH_SHM)
+		error = dmp_tls_prepare(endpoint);
 	if (error)
 		goto err_free;
 	*made = endpoint;
@@ -156,6 +163,10 @@ static int greet_locked(struct dmp_embedded_endpoint *endpoint, __u32 epoch, uin
 	for (;;) {
 		bool more = dmp_traffic_round_locked(endpoint);
 
+		error = dmp_tls_switch_locked(endpoint);
+		if (error < 0)
+			return error;
+		more |= error != 0;
 		/* A frame may wait to be sent: it is, before anybody sleeps. */
 		if (dmp_endpoint_state(endpoint->machine) == DMP_ENDPOINT_OPEN && !more)
 			return 0;
@@ -257,6 +268,13 @@ static int enter_channel(struct dmp_plane *plane, __u32 id, struct dmp_embedded_
 	return error;
 }
 
+/* Is it sure, before anybody has called, that the way leads over a wire? */
+static bool is_wire(const struct dmp_address *address, __u32 path)
+{
+	return path == DMP_PATH_TCP || (path == DMP_PATH_NONE && !address->is_unix &&
+					!dmp_address_is_local(address));
+}
+
 int dmp_endpoint_connect_command(struct dmp_plane *plane, void *argument)
 {
 	struct dmp_connect *connect = argument;
@@ -271,6 +289,7 @@ int dmp_endpoint_connect_command(struct dmp_plane *plane, void *argument)
 		.window_slots = connect->window_slots,
 		.detect_ms = connect->detect_ms,
 		.connector = true,
+		.encrypt = connect->flags & DMP_ENCRYPT,
 	};
 	uint64_t deadline_ns = connect->deadline_ns ? connect->deadline_ns :
 						      dmp_now_ns() + CONNECT_NS;
@@ -282,12 +301,12 @@ int dmp_endpoint_connect_command(struct dmp_plane *plane, void *argument)
 	if (error || secret.count > DMP_SECRET_BYTES || connect->path > DMP_PATH_PEER ||
 	    required != (connect->path != DMP_PATH_NONE))
 		return -EINVAL;
-	if (connect->flags & DMP_ENCRYPT)
-		return -EOPNOTSUPP;
 	memcpy(secret.bytes, connect->secret, secret.count);
 	error = dmp_address_parse(connect->address, false, &address);
-	if (!error && !address.is_loopback && secret.count == 0)
+	if (!error && (!address.is_loopback || wishes.encrypt) && secret.count == 0)
 		error = -EPERM;
+	if (!error && wishes.encrypt && is_wire(&address, connect->path))
+		error = dmp_tls_probe();
 	if (!error)
 		error = enter_channel(plane, connect->channel_id, &wishes.channel);
 	if (error)
@@ -322,6 +341,7 @@ static int accept_one(const struct wishes *from, struct dmp_accept *accept,
 		if (error)
 			return error;
 		wishes.secret = dmp_listener_secret(listener);
+		wishes.encrypt = dmp_listener_encrypts(listener);
 		until_ns = dmp_now_ns() + GREETING_NS;
 		error = establish(&wishes, arrival.fabric, arrival.peer_address, until_ns,
 				  established);

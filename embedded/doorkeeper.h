@@ -70,6 +70,7 @@ struct dmp_listener {
 	struct dmp_doors doors;
 	struct dmp_secret secret;
 	__u32 channel_id;
+	bool encrypt;			/* only who encrypts is let in */
 	__u32 backlog;
 	__u32 half_open_max;
 	int epoll;

@@ -10,6 +10,7 @@
 
 #include "doorkeeper.h"
 #include "lifetime.h"
+#include "tls.h"
 #include "wait.h"
 
 #define LISTENERS_MAX	256u
@@ -19,6 +20,7 @@
 static int check(const struct dmp_listen *listen, const struct dmp_address *address)
 {
 	bool wire = !address->is_unix && listen->path != DMP_PATH_SHM;
+	bool encrypt = listen->flags & DMP_ENCRYPT;
 
 	if (listen->secret_bytes > DMP_SECRET_BYTES || listen->backlog > BACKLOG_MAX)
 		return -EINVAL;
@@ -26,12 +28,10 @@ static int check(const struct dmp_listen *listen, const struct dmp_address *addr
 		    listen->path == DMP_PATH_NONE || listen->path > DMP_PATH_PEER :
 		    listen->path != 0)
 		return -EINVAL;
-	if ((listen->flags & DMP_ENCRYPT) && wire)
-		return -EOPNOTSUPP;
-	/* Whoever reaches the port would be let in. */
-	if (listen->secret_bytes == 0 && !address->is_loopback)
+	/* Whoever reaches the port would be let in; and keys are made of the secret. */
+	if (listen->secret_bytes == 0 && (encrypt || !address->is_loopback))
 		return -EPERM;
-	return 0;
+	return encrypt && wire ? dmp_tls_probe() : 0;
 }
 
 static int check_channel(struct dmp_plane *plane, __u32 channel_id)
@@ -104,6 +104,7 @@ int dmp_listener_create(struct dmp_plane *plane, void *argument)
 	listener->plane = plane;
 	listener->references = 2;	/* one is ours, as long as we are in here */
 	listener->channel_id = listen->channel_id;
+	listener->encrypt = listen->flags & DMP_ENCRYPT;
 	listener->backlog = listen->backlog ? listen->backlog : BACKLOG_DEFAULT;
 	listener->half_open_max = listener->backlog * DMP_HALF_OPEN_FACTOR;
 	listener->secret.count = listen->secret_bytes;
@@ -233,6 +234,11 @@ int dmp_listener_take(struct dmp_plane *plane, __u32 listener_id, __u64 deadline
 const struct dmp_secret *dmp_listener_secret(const struct dmp_listener *listener)
 {
 	return &listener->secret;
+}
+
+bool dmp_listener_encrypts(const struct dmp_listener *listener)
+{
+	return listener->encrypt;
 }
 
 __u32 dmp_listener_channel(const struct dmp_listener *listener)

@@ -36,6 +36,7 @@ void dmp_listener_put(struct dmp_plane *plane, struct dmp_listener *listener);
 
 /* What both sides must know; valid while the listener is entered. */
 const struct dmp_secret *dmp_listener_secret(const struct dmp_listener *listener);
+bool dmp_listener_encrypts(const struct dmp_listener *listener);
 __u32 dmp_listener_channel(const struct dmp_listener *listener);
 
 /* An arrival proved the secret, or failed to: its address is slowed down after several. */

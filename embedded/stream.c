@@ -93,7 +93,8 @@ bool dmp_stream_load_locked(struct dmp_stream *stream, struct dmp_endpoint *mach
 {
 	struct dmp_stream_piece *piece;
 
-	while (stream->out_count < DMP_STREAM_FRAMES && stream->out_bytes < DMP_STREAM_BURST) {
+	while (stream->out_count < DMP_STREAM_FRAMES && stream->out_bytes < DMP_STREAM_BURST &&
+	       !stream->last_out.reached) {
 		piece = piece_at(stream, stream->out_count);
 		if (dmp_endpoint_next_frame(machine, now_ns, &piece->frame))
 			break;
@@ -106,6 +107,7 @@ bool dmp_stream_load_locked(struct dmp_stream *stream, struct dmp_endpoint *mach
 			if (!piece->payload)
 				stream->out_error = -EFAULT;
 		}
+		stream->last_out.reached = piece->frame.bytes[TYPE_OFFSET] == stream->last_out.type;
 		stream->out_prompt += is_prompt(piece);
 		stream->out_bytes += piece_bytes(piece);
 		stream->out_count += 1;
@@ -297,6 +299,19 @@ static const __u8 *first_unknown(const struct dmp_stream *stream, __u32 *have)
 	return stream->buffer + stream->in_first + stream->in_known;
 }
 
+/* How much of the frame at the front of the buffer, or of its header, is still to come. */
+static __u32 rest_of_frame(const struct dmp_stream *stream)
+{
+	const __u8 *frame = stream->buffer + stream->in_first;
+	__u32 length;
+
+	if (stream->last_in.reached || frame_length(frame, stream->in_have, &length))
+		return 0;
+	if (!length)
+		length = DMP_WIRE_HEADER_BYTES;
+	return length > stream->in_have ? length - stream->in_have : 0;
+}
+
 /*
  * How much may be read behind what is in the buffer: the rule of stream.h. 0 behind a whole
  * frame with payload, and behind what is no frame: that is the owner's to feed.
@@ -309,6 +324,8 @@ static __u32 ahead(struct dmp_stream *stream)
 	const __u8 *frame;
 	bool payload;
 
+	if (stream->last_in.type)
+		return rest_of_frame(stream);
 	for (;;) {
 		frame = first_unknown(stream, &have);
 		if (frame_length(frame, have, &length))
@@ -525,6 +542,7 @@ static int feed_frame(struct dmp_stream *stream, struct dmp_endpoint *machine, _
 	if (!error && sequence > stream->sequence) {
 		stream->sequence = sequence;
 		honoured = true;
+		stream->last_in.reached = frame[TYPE_OFFSET] == stream->last_in.type;
 	}
 	payload_bytes = load_le(frame + PAYLOAD_OFFSET, 8);
 	if (payload_bytes)

@@ -56,12 +56,24 @@ struct dmp_stream_piece {
 	__u64 sent;		/* of frame and payload together */
 };
 
+/*
+ * The bytes behind a frame of this type are of another form (tls.c). Once it is loaded, or
+ * handed in, nothing behind it is, until the owner has seen to it and clears this; and
+ * while there is a type for incoming frames, no byte is read behind the end of a frame.
+ */
+struct dmp_stream_last {
+	__u8 type;		/* 0: there is none */
+	bool reached;
+};
+
 struct dmp_stream {
 	struct dmp_fabric *fabric;
 	void *owner;
 	dmp_stream_source source;
 	dmp_stream_sent sent;
 	bool unwritable;	/* the executor's to set, see above; may be late */
+	struct dmp_stream_last last_out;	/* the owner's to set, before the first frame */
+	struct dmp_stream_last last_in;
 
 	/* out: a ring of DMP_STREAM_FRAMES; out_done of out_count are with the fabric */
 	struct dmp_stream_piece *pieces;
