@@ -47,7 +47,9 @@ class Rings:
         self.channel_id: int = made.channel_id
         self.refusal: str | None = None
         self.slots: int = made.slots
-        self.completion_slots: int = made.completion_slots or 2 * made.slots
+        self.completion_slots: int = made.completion_slots or min(
+            2 * made.slots, plane.limits.slots_max
+        )
         self._map_bytes: int = made.map_bytes
         address = plane._map(made.map_bytes, _PROT_BOTH, made.map_offset)
         if address < 0:

@@ -11,9 +11,11 @@ doors and the one buffer peers write into are this process's, until it ends.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import mmap
 import os
+import signal
 import socket
 import sys
 import time
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from dmaplane._region import RemoteRegion
 
 PATIENCE_S: Final = 30.0
+_PR_SET_PDEATHSIG: Final = 1
 
 
 class Door:
@@ -227,8 +230,14 @@ class Far:
         return self._connection
 
 
+def _end_with_parent() -> None:
+    """Nobody is left waiting for immediates of a bench that was interrupted."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main() -> None:
     """Serves until stdin ends."""
+    _end_with_parent()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what is printed by mistake is no answer
 

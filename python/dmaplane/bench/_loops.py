@@ -116,9 +116,11 @@ class RawChannel:
 
     def __init__(self, plane: Plane, slots: int, spin_us: int | None = None) -> None:
         self._plane = plane
+        completion_slots = min(2 * slots, plane.limits.slots_max)
         made = _abi.ChannelCreate(
             flags=0 if spin_us is None else _abi.CHANNEL_SPIN,
             slots=slots,
+            completion_slots=completion_slots,
             spin_us=spin_us or 0,
         )
         plane.call("CHANNEL_CREATE", _abi.CHANNEL_CREATE, made)
@@ -134,13 +136,13 @@ class RawChannel:
             submissions=self._address + made.submissions_offset,
             completions=self._address + made.completions_offset,
             slots=slots,
-            completion_slots=2 * slots,
+            completion_slots=completion_slots,
             channel_id=self._id,
         )
         self.client_at = ctypes.addressof(self._client)
         exchange = plane._attach(self._client).waiting.dmp_client_exchange
         self.exchange = ctypes.cast(exchange, _POINTER)
-        self.completions = np.zeros(2 * slots, dtype=_abi.COMPLETION)
+        self.completions = np.zeros(completion_slots, dtype=_abi.COMPLETION)
 
     def stream(self, rows: npt.NDArray[np.void], *, batch: int, window: int) -> int:
         """Nanoseconds for all @rows, @batch an exchange, at most @window in flight."""
