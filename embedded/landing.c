@@ -118,7 +118,6 @@ int dmp_landing_divert(struct dmp_embedded_endpoint *endpoint,
 			  const struct dmp_endpoint_request *request)
 {
 	struct dmp_landing *landing = &endpoint->landing;
-	__u64 done = endpoint->stream.payload_done;
 	char *stage;
 
 	landing->target = request->target;
@@ -130,7 +129,6 @@ int dmp_landing_divert(struct dmp_embedded_endpoint *endpoint,
 	stage = stage_for(endpoint, request->stage, landing->length);
 	if (!stage)
 		return -ENOMEM;
-	memcpy(stage, dmp_traffic_local(endpoint->channel, landing->local), done);
 	landing->stage = request->stage;
 	dmp_stream_replace_locked(&endpoint->stream, stage);
 	return 0;

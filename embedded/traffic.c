@@ -436,7 +436,7 @@ bool dmp_traffic_round_locked(struct dmp_embedded_endpoint *endpoint)
 		moved |= feed_locked(endpoint);
 	}
 	if (endpoint->fabric && endpoint->stream.error)
-		dmp_traffic_abort_locked(endpoint, -ECONNRESET);
+		dmp_traffic_abort_locked(endpoint, endpoint->stream.error);
 	answer_requests_locked(endpoint);
 	more = endpoint->fabric && dmp_stream_load_locked(&endpoint->stream, endpoint->machine,
 							  endpoint->now_ns);
