@@ -345,7 +345,8 @@ static int accept_one(const struct wishes *from, struct dmp_accept *accept,
 		until_ns = dmp_now_ns() + GREETING_NS;
 		error = establish(&wishes, arrival.fabric, arrival.peer_address, until_ns,
 				  established);
-		if (!error || error == -EACCES)
+		/* Who stalls or talks nonsense costs others as much as who guesses. */
+		if (!error || error == -EACCES || error == -ETIMEDOUT || error == -EPROTO)
 			dmp_listener_judge(listener, arrival.origin, !error);
 		dmp_listener_put(wishes.plane, listener);
 		/* What is ours to mend is told; what the arrival did wrong is not. */
