@@ -79,7 +79,13 @@ def refuse(failure: DmaplaneError, plane: Plane, request: _abi.Listen | _abi.Con
     if failure.errno == errno.EOPNOTSUPP and request.flags & _abi.ENCRYPT:
         raise UnsupportedError(
             f"encrypt=True for {address}",
-            "a plane that encrypts; this one does not, so take a network you trust, or a tunnel",
+            "a kernel with TLS on both sides (as root: modprobe tls), and encrypt=True on both",
+            errno=failure.errno,
+        ) from failure
+    if failure.errno == errno.EOPNOTSUPP and isinstance(request, _abi.Connect):
+        raise UnsupportedError(
+            f"a connection to {address} in the clear",
+            "encrypt=True: who listens there takes encrypted connections only",
             errno=failure.errno,
         ) from failure
     raise failure

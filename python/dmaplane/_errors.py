@@ -169,7 +169,9 @@ _NO_ROOM: Final = (
     "no completion slot of the channel is left for this endpoint and its window, or the plane has "
     "limits.endpoints_max endpoints: plane.channel(completion_slots=...), or a smaller window"
 )
-_SECRET: Final = "beyond loopback and unix: paths a secret is mandatory: secret= on both sides"
+_SECRET: Final = (
+    "beyond loopback and unix: paths, and to encrypt, a secret is mandatory: secret= on both sides"
+)
 _GONE: Final = "the peer destroyed that region, or its buffer was revoked; ask it for a new key"
 _NO_RIGHT: Final = "the peer's region does not grant this, or is not its own: plane.region(access=)"
 _NO_CREDIT: Final = "the peer has granted no credit now, or no slot is free; try again"

@@ -127,6 +127,7 @@ class Listener:
 
     async def _bell(self, bells: int) -> None:
         """Returns once somebody has come since @bells was read, or it is closed."""
+        self._check()  # it may have been closed while the greeting was on
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         self._door.futures.append(future)

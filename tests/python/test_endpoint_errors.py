@@ -160,8 +160,26 @@ def test_bad_argument_names_the_field_and_the_fix(
         assert caught.value.errno is None, "Python must refuse it before it asks the plane"
 
 
-def test_encryption_that_is_not_there_is_refused(
+def test_encryption_is_there_or_refused_with_the_reason(
     plane: dmaplane.Plane, far_plane: dmaplane.Plane
 ) -> None:
-    with pytest.raises(dmaplane.UnsupportedError, match="encrypt=True"):
-        plane.listen(encrypt=True)
+    with pytest.raises(dmaplane.NotAllowedError, match="secret"):
+        far_plane.listen(encrypt=True)
+    try:
+        listener = far_plane.listen(encrypt=True, secret="x", require="tcp")
+    except dmaplane.UnsupportedError as refused:
+        assert "modprobe tls" in refused.needs
+        with pytest.raises(dmaplane.UnsupportedError, match="encrypt=True"):
+            plane.connect("127.0.0.1:1", encrypt=True, secret="x", timeout=5)
+        return
+    with listener, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        accepting = pool.submit(listener.accept, timeout=SOON)
+        with pytest.raises(dmaplane.UnsupportedError, match="in the clear"):
+            plane.connect(listener.address, secret="x", timeout=SOON)
+        with plane.connect(listener.address, secret="x", encrypt=True, timeout=SOON) as near:
+            with accepting.result(SOON) as far, plane.buffer(64) as src, far_plane.buffer(64) as to:
+                src.numpy()[:] = 3
+                waiting = far.recv(to)
+                near.send(src).wait(SOON)
+                waiting.wait(SOON)
+                assert (to.numpy() == 3).all()
