@@ -4,10 +4,14 @@
  *
  * Deadlines of operations lie in a heap; those of the connection are few and compared
  * one by one. A silent peer is asked (PING) three times before detect_ns is over, then lost.
+ *
+ * Where there is time for it, PINGs go out on a grid that all endpoints share: an owner of many
+ * idle ones then wakes once for all of them, and so do their peers.
  */
 #include "endpoint_layout.h"
 
 #define PINGS_PER_DETECT 4	/* a power of two: no 64-bit division */
+#define PING_GRID_NS (1ULL << 26)	/* 67 ms; another one */
 
 static void tick_operations(struct dmp_endpoint *endpoint, __u64 now_ns)
 {
@@ -22,16 +26,27 @@ static void tick_operations(struct dmp_endpoint *endpoint, __u64 now_ns)
 	}
 }
 
-static void tick_peer(struct dmp_endpoint *endpoint, __u64 now_ns)
+/* When a peer that says nothing more is to be asked. */
+static __u64 ping_due(const struct dmp_endpoint *endpoint)
 {
 	__u64 interval_ns = endpoint->config.detect_ns / PINGS_PER_DETECT;
+	__u64 due_ns = endpoint->heard_ns > endpoint->pinged_ns ? endpoint->heard_ns :
+								  endpoint->pinged_ns;
 
+	due_ns += interval_ns;
+	/* Three times a grid is less than the quarter that is left of detect_ns. */
+	if (interval_ns >= 4 * PING_GRID_NS)
+		due_ns = (due_ns + PING_GRID_NS - 1) & ~(PING_GRID_NS - 1);
+	return due_ns;
+}
+
+static void tick_peer(struct dmp_endpoint *endpoint, __u64 now_ns)
+{
 	if (now_ns >= endpoint->heard_ns + endpoint->config.detect_ns) {
 		dmp_endpoint_break(endpoint, -ECONNRESET);
 		return;
 	}
-	if (now_ns >= endpoint->heard_ns + interval_ns &&
-	    now_ns >= endpoint->pinged_ns + interval_ns) {
+	if (now_ns >= ping_due(endpoint)) {
 		endpoint->ping = true;
 		endpoint->pinged_ns = now_ns;
 	}
@@ -66,9 +81,8 @@ static void earlier(__u64 *wakeup_ns, __u64 candidate_ns)
 
 __u64 dmp_endpoint_next_wakeup(const struct dmp_endpoint *endpoint)
 {
-	__u64 interval_ns = endpoint->config.detect_ns / PINGS_PER_DETECT;
 	__u64 wakeup_ns = ~0ULL;
-	__u64 deadline_ns, ping_ns;
+	__u64 deadline_ns;
 	__u32 index;
 
 	if (dmp_deadline_next(&endpoint->deadlines, &index, &deadline_ns))
@@ -79,9 +93,7 @@ __u64 dmp_endpoint_next_wakeup(const struct dmp_endpoint *endpoint)
 	if (!dmp_endpoint_is_up(endpoint))
 		return wakeup_ns;
 	earlier(&wakeup_ns, endpoint->heard_ns + endpoint->config.detect_ns);
-	ping_ns = endpoint->heard_ns > endpoint->pinged_ns ? endpoint->heard_ns :
-							     endpoint->pinged_ns;
-	earlier(&wakeup_ns, ping_ns + interval_ns);
+	earlier(&wakeup_ns, ping_due(endpoint));
 	if (endpoint->flush_ns)
 		earlier(&wakeup_ns, endpoint->flush_ns);
 	return wakeup_ns;
