@@ -307,6 +307,28 @@ static void test_silent_peer_is_asked_before_it_is_lost(void)
 	free_pair(&pair);
 }
 
+/* An owner of many idle endpoints wakes once for all: they ask at the same instants. */
+static void test_endpoints_with_time_for_it_ask_together(void)
+{
+	struct pair pair = make_open(false);
+	__u64 first, second, detect_ns = 2000 * MS;
+
+	pair.a->config.detect_ns = detect_ns;
+	dmp_endpoint_alive(pair.a, NOW + 3 * MS);
+	first = dmp_endpoint_next_wakeup(pair.a);
+	dmp_endpoint_alive(pair.a, NOW + 5 * MS);
+	second = dmp_endpoint_next_wakeup(pair.a);
+	CHECK(first == second);
+	CHECK(first >= NOW + 5 * MS + detect_ns / 4);
+	/* and still three times before the peer is lost */
+	CHECK(3 * (first - (NOW + 3 * MS)) < detect_ns);
+	dmp_endpoint_tick(pair.a, first - 1);
+	CHECK(!pair.a->ping);
+	dmp_endpoint_tick(pair.a, first);
+	CHECK(pair.a->ping);
+	free_pair(&pair);
+}
+
 static void test_both_drain_and_part_without_an_error(void)
 {
 	struct pair pair = make_open(false);
@@ -363,6 +385,7 @@ int main(void)
 	test_end_of_connection_completes_all_but_waits_for_held_buffers();
 	test_answer_to_a_move_frees_the_buffer_after_the_end_too();
 	test_silent_peer_is_asked_before_it_is_lost();
+	test_endpoints_with_time_for_it_ask_together();
 	test_both_drain_and_part_without_an_error();
 	test_wrong_proof_is_refused_with_its_reason();
 	return 0;
