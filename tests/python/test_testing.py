@@ -102,7 +102,7 @@ def test_missing_capability_is_a_skip_with_its_name() -> None:
 
 def test_check_plane_reports_every_case(monkeypatch: pytest.MonkeyPatch) -> None:
     quick = tuple(one for one in testing.cases() if one.group in ("placement", "staleness"))
-    monkeypatch.setattr(testing._case, "cases", lambda: quick)
+    monkeypatch.setattr(testing._case, "cases", lambda **_: quick)
     out = io.StringIO()
     report = testing.check_plane(lambda: dmaplane.open(plane="embedded"), out=out)
     assert len(report.passed) + len(report.skipped) == len(quick)
