@@ -200,6 +200,10 @@ _TEXTS: Final[dict[tuple[str, int], str]] = {
     ("REGION_IMPORT", numbers.ESTALE): _GONE,
     ("REGION_IMPORT", numbers.EINVAL): "this is no key; give the bytes of the peer's Region.key",
     ("REGION_IMPORT", numbers.ECONNRESET): _RESET,
+    ("REGION_IMPORT", numbers.EOPNOTSUPP): (
+        "a region of memory that has a descriptor: over shared memory a buffer of kind user has "
+        'none; take another buffer there, or require="tcp"'
+    ),
     ("send", numbers.EAGAIN): _NO_CREDIT,
     ("send", numbers.EOVERFLOW): _LONG,
     ("recv", numbers.EOVERFLOW): "the message is longer; it waits for a recv() with room for it",
@@ -226,7 +230,7 @@ def _invalid(command: str, errno: int, detail: str) -> DmaplaneError:
 
 
 def _unsupported(command: str, errno: int, detail: str) -> DmaplaneError:
-    needs = {
+    needs = _TEXTS.get((command, errno)) or {
         numbers.ENOTTY: "a newer plane: this one does not know the command",
         numbers.E2BIG: "a newer plane: the struct uses what was added after this one",
         numbers.ENODEV: "the device, NIC or fabric named in the request",

@@ -184,3 +184,18 @@ def test_encryption_is_there_or_refused_with_the_reason(
                 near.send(src).wait(SOON)
                 waiting.wait(SOON)
                 assert (to.numpy() == 3).all()
+
+
+def test_user_memory_is_reached_by_tcp_and_refused_by_shm_with_the_reason(
+    link: Any, path: str
+) -> None:
+    memory = np.zeros(4096, np.uint8)
+    with link.far_plane.buffer(user=memory) as buffer, buffer.region() as region:
+        if path == "shm":
+            with pytest.raises(dmaplane.UnsupportedError, match="kind user"):
+                link.near.region(region.key)
+            return
+        with link.near.region(region.key) as remote, link.near_plane.buffer(4096) as src:
+            src.numpy()[:] = 8
+            link.near.write(src, remote).wait(SOON)
+        assert (memory == 8).all()
