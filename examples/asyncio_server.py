@@ -34,7 +34,7 @@ async def ask(plane: dmaplane.Plane, address: str, name: str) -> int:
 
 
 async def main() -> None:
-    with dmaplane.open() as plane, plane.listen("127.0.0.1:0") as listener:
+    with dmaplane.open(plane="embedded") as plane, plane.listen("127.0.0.1:0") as listener:
         clients = [
             asyncio.create_task(ask(plane, listener.address, f"client {number}"))
             for number in range(CLIENTS)

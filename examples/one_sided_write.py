@@ -11,7 +11,7 @@ BLOCKS, BLOCK = 1024, 4096
 
 
 def writer(address: str, key: bytes) -> None:
-    with dmaplane.open() as plane, plane.channel(slots=BLOCKS) as channel:
+    with dmaplane.open(plane="embedded") as plane, plane.channel(slots=BLOCKS) as channel:
         with plane.connect(address, channel=channel) as endpoint, endpoint.region(key) as remote:
             with plane.buffer(BLOCKS * BLOCK) as source:
                 blocks = source.numpy((BLOCKS, BLOCK // 4), np.uint32)
@@ -32,7 +32,7 @@ def writer(address: str, key: bytes) -> None:
 
 
 def main() -> None:
-    with dmaplane.open() as plane, plane.buffer(BLOCKS * BLOCK) as buffer:
+    with dmaplane.open(plane="embedded") as plane, plane.buffer(BLOCKS * BLOCK) as buffer:
         ours = buffer.numpy((BLOCKS, BLOCK // 4), np.uint32)
         with buffer.region("write") as region, plane.listen("127.0.0.1:0") as listener:
             start = multiprocessing.get_context("spawn").Process

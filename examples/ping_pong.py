@@ -11,7 +11,7 @@ ROUNDS = 2000
 
 
 def far(address: str, key: bytes) -> None:
-    with dmaplane.open() as plane, plane.connect(address) as endpoint:
+    with dmaplane.open(plane="embedded") as plane, plane.connect(address) as endpoint:
         with plane.buffer(64) as ball, ball.region() as court:
             there = endpoint.region(key)
             size = len(court.key)
@@ -23,7 +23,7 @@ def far(address: str, key: bytes) -> None:
 
 
 def main() -> None:
-    with dmaplane.open() as plane, plane.buffer(64) as ball, ball.region() as court:
+    with dmaplane.open(plane="embedded") as plane, plane.buffer(64) as ball, ball.region() as court:
         with plane.listen("127.0.0.1:0") as listener:
             start = multiprocessing.get_context("spawn").Process
             other = start(target=far, args=(listener.address, court.key))

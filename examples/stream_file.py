@@ -12,7 +12,7 @@ CHUNK, DEPTH = 256 << 10, 8
 
 
 def receiver(address: str, size: int) -> None:
-    with dmaplane.open() as plane, plane.connect(address) as endpoint:
+    with dmaplane.open(plane="embedded") as plane, plane.connect(address) as endpoint:
         with plane.buffer(DEPTH * CHUNK) as room:
             slots = [room[at : at + CHUNK] for at in range(0, DEPTH * CHUNK, CHUNK)]
             waiting = [endpoint.recv(slot) for slot in slots]
@@ -43,7 +43,7 @@ def send(endpoint: dmaplane.Endpoint, plane: dmaplane.Plane, path: str) -> None:
 
 
 def main() -> None:
-    with tempfile.NamedTemporaryFile() as file, dmaplane.open() as plane:
+    with tempfile.NamedTemporaryFile() as file, dmaplane.open(plane="embedded") as plane:
         file.write(os.urandom(1 << 20) * 16)
         file.flush()
         with plane.listen("127.0.0.1:0") as listener:
