@@ -59,8 +59,8 @@ class Size(NamedTuple):
 
 SIZES: Final = (
     Size("4KiB", 4 << 10, 1024),
-    Size("64KiB", 64 << 10, 64),
-    Size("1MiB", 1 << 20, 16),
+    Size("64KiB", 64 << 10, 256),
+    Size("1MiB", 1 << 20, 32),
 )
 ORDERS: Final = ("in order", "at random")
 
