@@ -51,28 +51,13 @@ static bool offers_place_locked(struct dmp_embedded_channel *channel)
 	return true;
 }
 
-void dmp_executor_rest_locked(struct dmp_embedded_channel *channel)
+/* Sleeps as one who is not needed, until @until_ns or, parked, until somebody says so. */
+static void step_aside_locked(struct dmp_embedded_channel *channel, uint64_t until_ns)
 {
 	uint32_t seen = __atomic_load_n(&channel->work_sequence, __ATOMIC_RELAXED);
-	uint32_t place = channel->place;
-	uint64_t until_ns = 0;
 
-	if (channel->news && !channel->executing)
-		return;
-	if (!channel->executing) {
-		bool offer = offers_place_locked(channel);
-
-		if (!offer && (place == channel->place_seen || channel->waiters_any != 0 ||
-			       channel->handed_over)) {
-			channel->handed_over = false;
-			channel->place_offered = false;
-			watch_locked(channel);
-			return;
-		}
-		until_ns = dmp_now_ns() + LEASE_NS;
-	}
 	/* Parked: when the caller leaves he gets his lease, unless he hands the place over. */
-	channel->place_seen = until_ns != 0 ? place : place - 1;
+	channel->place_seen = until_ns != 0 ? channel->place : channel->place - 1;
 	channel->worker_sleeps = true;
 	channel->worker_parked = until_ns == 0;
 	pthread_mutex_unlock(&channel->lock);
@@ -81,6 +66,34 @@ void dmp_executor_rest_locked(struct dmp_embedded_channel *channel)
 	channel->worker_parked = false;
 	channel->worker_sleeps = false;
 	channel->worker_wakes = false;
+}
+
+/* Is there anything for an executor to do right now? */
+static bool is_wanted_locked(const struct dmp_embedded_channel *channel)
+{
+	return channel->news || channel->stop || channel->network->dirty_first ||
+	       channel->network->ending || dmp_network_is_due_locked(channel, dmp_now_ns());
+}
+
+void dmp_executor_rest_locked(struct dmp_embedded_channel *channel)
+{
+	do {
+		if (channel->executing) {
+			step_aside_locked(channel, 0);
+		} else if (channel->news) {
+			return;
+		} else if (!offers_place_locked(channel) &&
+			   (channel->place == channel->place_seen ||
+			    channel->waiters_any != 0 || channel->handed_over)) {
+			channel->handed_over = false;
+			channel->place_offered = false;
+			watch_locked(channel);
+			return;
+		} else {
+			step_aside_locked(channel, dmp_now_ns() + LEASE_NS);
+		}
+		/* Taking the place to find nothing would keep a caller out of it. */
+	} while (channel->executing || !is_wanted_locked(channel));
 }
 
 bool dmp_worker_can_help_locked(const struct dmp_embedded_channel *channel)
@@ -129,7 +142,10 @@ static int await_locked(struct dmp_embedded_channel *channel, uint64_t deadline_
 	bool stirred;
 	int error;
 
-	if (channel->network->active_count != 0) {
+	if (channel->network_spin.fixed && channel->network->active_count != channel->network->count) {
+		if (dmp_network_poll_locked(channel, channel->network_spin.budget_ns, deadline_ns))
+			return 0;
+	} else if (channel->network->active_count != 0) {
 		pthread_mutex_unlock(&channel->lock);
 		stirred = dmp_spin_until(&channel->network_spin, stirs, channel, deadline_ns);
 		pthread_mutex_lock(&channel->lock);
@@ -184,18 +200,18 @@ static bool must_hand_over_locked(struct dmp_embedded_channel *channel)
 		return true;
 	if (!channel->network)
 		return false;
-	channel->handed_over = channel->waiters_any != 0 || channel->network->dirty_first || channel->network->ending ||
+	channel->handed_over = channel->waiters_any != 0 || channel->network->ending ||
 			       (channel->eventfd >= 0 &&
 				__atomic_load_n(&channel->control->event_armed, __ATOMIC_RELAXED)) ||
 			       __atomic_load_n(&channel->plane->poll_waiters, __ATOMIC_RELAXED);
-	/* One that is parked has no time to look by itself; who waits is offered the place. */
-	return channel->handed_over || channel->worker_parked || channel->waiters != 0;
+	/* Who waits is offered the place. */
+	return channel->handed_over || channel->waiters != 0;
 }
 
 int dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted, uint64_t deadline_ns,
 		    bool promised)
 {
-	bool woke, wake = false, left;
+	bool woke, wake = false, left, unpark;
 	int error = 0;
 
 	pthread_mutex_lock(&channel->lock);
@@ -214,8 +230,11 @@ int dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted, uint6
 	channel->place_offered = false;
 	if (wanted != 0)
 		error = execute_locked(channel, wanted, deadline_ns);
-	/* What is left at once is done here too: answers, or the start of what was submitted. */
-	if (channel->network && (wanted == 0 || channel->network->dirty_first))
+	/*
+	 * What was submitted is started. Answers to the peer wait for company, up to a lease: who
+	 * got a message mostly sends one.
+	 */
+	if (channel->network && (wanted == 0 || channel->machine.queued != 0))
 		execute_briefly_locked(channel);
 	woke = dmp_channel_tell_locked(channel);
 	channel->executing = false;
@@ -227,16 +246,18 @@ int dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted, uint6
 		channel->watching = true;
 		/* Fabrics that we kept awake have to ring from here on. */
 		left = dmp_network_settle_locked(channel) || left ||
-		       dmp_network_is_due_locked(channel);
+		       dmp_network_is_due_locked(channel, channel->network->rest_until_ns);
 	}
+	/* One that is parked has no time of its own: from here on it has a lease's. */
+	unpark = channel->worker_parked && !left;
 	if (left)
 		wake = dmp_channel_claim_wake_locked(channel);
 	pthread_mutex_unlock(&channel->lock);
 	if (woke)
 		dmp_futex_wake_all(&channel->done_sequence);
 	/* Even if it does not sleep: it may spin, and would do so to the end of its budget. */
-	if (left)
-		dmp_channel_kick(channel, wake);
+	if (left || unpark)
+		dmp_channel_kick(channel, wake || unpark);
 	dmp_plane_released(channel->plane);
 	return error;
 }

@@ -232,15 +232,29 @@ int dmp_network_rest_locked(struct dmp_embedded_channel *channel, uint64_t until
 	return ask_epoll(channel, true, wait_ns);
 }
 
-bool dmp_network_is_due_locked(const struct dmp_embedded_channel *channel)
+bool dmp_network_poll_locked(struct dmp_embedded_channel *channel, uint64_t budget_ns,
+			     uint64_t deadline_ns)
 {
-	const struct dmp_network *network = channel->network;
+	uint64_t end_ns = dmp_now_ns() + budget_ns;
+
+	if (deadline_ns != 0 && deadline_ns < end_ns)
+		end_ns = deadline_ns;
+	while (dmp_now_ns() < end_ns) {
+		ask_epoll(channel, false, 0);
+		if (dmp_network_is_busy_locked(channel) || channel->news)
+			return true;
+	}
+	return false;
+}
+
+bool dmp_network_is_due_locked(const struct dmp_embedded_channel *channel, uint64_t until_ns)
+{
 	__u64 due_ns;
 	__u32 slot;
 
-	if (dmp_deadline_next(&network->timers, &slot, &due_ns) && due_ns < network->rest_until_ns)
+	if (dmp_deadline_next(&channel->network->timers, &slot, &due_ns) && due_ns < until_ns)
 		return true;
-	return dmp_channel_deadline(&channel->machine, &due_ns) && due_ns < network->rest_until_ns;
+	return dmp_channel_deadline(&channel->machine, &due_ns) && due_ns < until_ns;
 }
 
 /* ---- a round */

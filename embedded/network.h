@@ -72,8 +72,15 @@ bool dmp_network_is_busy_locked(struct dmp_embedded_channel *channel);
  */
 bool dmp_network_settle_locked(struct dmp_embedded_channel *channel);
 
-/* Is something due before the time until which the one who sleeps in the network does? */
-bool dmp_network_is_due_locked(const struct dmp_embedded_channel *channel);
+/*
+ * The user wants us to spin, and only epoll can ask some of the fabrics: asks it again and
+ * again for @budget_ns, or until @deadline_ns. True: there is something.
+ */
+bool dmp_network_poll_locked(struct dmp_embedded_channel *channel, uint64_t budget_ns,
+			     uint64_t deadline_ns);
+
+/* Is a timer or a deadline due before @until_ns? */
+bool dmp_network_is_due_locked(const struct dmp_embedded_channel *channel, uint64_t until_ns);
 
 /* Channel's end; nobody executes any more and all endpoints are detached. */
 void dmp_network_free(struct dmp_embedded_channel *channel);

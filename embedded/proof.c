@@ -18,9 +18,13 @@ void dmp_proof_make(const struct dmp_secret *secret, bool by_connector, const vo
 {
 	const char *label = by_connector ? connector_label : acceptor_label;
 	struct dmp_hmac hmac;
+	__u8 count;
 
 	dmp_hmac_init(&hmac, secret->bytes, secret->count);
 	dmp_hmac_update(&hmac, label, strlen(label));
+	/* HMAC fills short keys with zeroes: "s" and "s\0" would be the same secret. */
+	count = (__u8)secret->count;
+	dmp_hmac_update(&hmac, &count, 1);
 	dmp_hmac_update(&hmac, transcript, length);
 	dmp_hmac_final(&hmac, proof);
 }

@@ -2,7 +2,7 @@
 /*
  * proof.h - that a side knows the secret, without saying it
  *
- * HMAC-SHA256 under the secret, over a label of the direction and the transcript of the
+ * HMAC-SHA256 under the secret, over a label of the direction, the secret's length and the transcript of the
  * handshake (both nonces, incarnations, versions, features, limits). The label keeps a
  * proof from being sent back. No secret is the empty secret: the proof is made all the
  * same, so that a side which wants one refuses a side which has none.

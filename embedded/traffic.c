@@ -407,11 +407,32 @@ void dmp_traffic_abort_locked(struct dmp_embedded_endpoint *endpoint, int reason
 	settle_end_locked(endpoint);
 }
 
+/* Errands first: the frame that tells of one goes with the answers that wait. */
+static bool move_bytes_locked(struct dmp_embedded_endpoint *endpoint)
+{
+	struct dmp_embedded_channel *channel = endpoint->channel;
+	bool moved = false;
+	uint32_t finished;
+
+	if (endpoint->errand_count != 0) {
+		pthread_mutex_unlock(&channel->lock);
+		finished = dmp_errand_run(endpoint, &moved);
+		pthread_mutex_lock(&channel->lock);
+		endpoint->now_ns = dmp_now_ns();
+		dmp_errand_finish_locked(endpoint, finished);
+	}
+	dmp_stream_load_locked(&endpoint->stream, endpoint->machine, endpoint->now_ns);
+	pthread_mutex_unlock(&channel->lock);
+	moved |= dmp_stream_move(&endpoint->stream);
+	pthread_mutex_lock(&channel->lock);
+	endpoint->now_ns = dmp_now_ns();
+	return feed_locked(endpoint) || moved;
+}
+
 bool dmp_traffic_round_locked(struct dmp_embedded_endpoint *endpoint)
 {
 	struct dmp_embedded_channel *channel = endpoint->channel;
 	bool moved = false, more;
-	uint32_t finished;
 
 	endpoint->now_ns = dmp_now_ns();
 	dmp_endpoint_tick(endpoint->machine, endpoint->now_ns);
@@ -426,14 +447,7 @@ bool dmp_traffic_round_locked(struct dmp_embedded_endpoint *endpoint)
 	if (endpoint->fabric) {
 		endpoint->stream.unwritable =
 			__atomic_load_n(&endpoint->plane->regions_writable, __ATOMIC_RELAXED) == 0;
-		dmp_stream_load_locked(&endpoint->stream, endpoint->machine, endpoint->now_ns);
-		pthread_mutex_unlock(&channel->lock);
-		finished = dmp_errand_run(endpoint, &moved);
-		moved |= dmp_stream_move(&endpoint->stream);
-		pthread_mutex_lock(&channel->lock);
-		endpoint->now_ns = dmp_now_ns();
-		dmp_errand_finish_locked(endpoint, finished);
-		moved |= feed_locked(endpoint);
+		moved = move_bytes_locked(endpoint);
 	}
 	if (endpoint->fabric && endpoint->stream.error)
 		dmp_traffic_abort_locked(endpoint, endpoint->stream.error);

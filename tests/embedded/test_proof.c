@@ -138,17 +138,17 @@ static struct dmp_secret secret_of(const char *text)
 }
 
 /* Known answer: two builds, or two implementations, must agree for ever. */
-static void test_a_proof_is_the_hmac_of_label_and_transcript(void)
+static void test_a_proof_is_the_hmac_of_label_length_and_transcript(void)
 {
 	struct dmp_secret secret = secret_of("open sesame"), none = { .count = 0 };
 	__u8 proof[DMP_PROOF_BYTES];
 
 	dmp_proof_make(&secret, true, "transcript", 10, proof);
-	CHECK(is_hex(proof, "6f23d9cb188a7ba310527272c3c4bf52fe6de0f0f0dca781af422c3823626dc5"));
+	CHECK(is_hex(proof, "d0569f12940516ae5741a3f33d00f6c90aff116a937a2314e63c32857e5cabc2"));
 	dmp_proof_make(&secret, false, "transcript", 10, proof);
-	CHECK(is_hex(proof, "c54d77e9c7efaea809bb513bc2836135c918b01b9b2984caea81299460d9a8f9"));
+	CHECK(is_hex(proof, "b49b416c6192e3d187f8137ff3f37509324f83c921b033a7b0e887d4a098bf71"));
 	dmp_proof_make(&none, true, "transcript", 10, proof);
-	CHECK(is_hex(proof, "8659ba5cccdb03422806a510ea55ecdb18fd7e8ec0bb1a99fe3fcd30e45f9093"));
+	CHECK(is_hex(proof, "c4eb84f533e2dd6ab58a03ac940b97b39aa829460c18b7de5fa8e037d293377a"));
 }
 
 static void test_a_proof_serves_one_direction_one_secret_and_one_transcript(void)
@@ -167,6 +167,9 @@ static void test_a_proof_serves_one_direction_one_secret_and_one_transcript(void
 	CHECK(!dmp_proof_check(&other, true, "transcript", 10, proof, 32));
 	CHECK(!dmp_proof_check(&longer, true, "transcript", 10, proof, 32));
 	CHECK(!dmp_proof_check(&none, true, "transcript", 10, proof, 32));
+	/* HMAC alone would take it for the same key. */
+	longer.bytes[secret.count] = 0;
+	CHECK(!dmp_proof_check(&longer, true, "transcript", 10, proof, 32));
 	for (i = 0; i < 8 * DMP_PROOF_BYTES; i++) {
 		proof[i / 8] ^= (__u8)(1u << i % 8);
 		CHECK(!dmp_proof_check(&secret, true, "transcript", 10, proof, 32));
@@ -200,7 +203,7 @@ int main(void)
 	test_sha256_gives_the_examples_of_fips_180_4();
 	test_sha256_pads_every_length();
 	test_hmac_gives_the_examples_of_rfc_4231();
-	test_a_proof_is_the_hmac_of_label_and_transcript();
+	test_a_proof_is_the_hmac_of_label_length_and_transcript();
 	test_a_proof_serves_one_direction_one_secret_and_one_transcript();
 	test_a_proof_of_another_length_is_refused();
 	test_a_forgotten_secret_is_overwritten();
