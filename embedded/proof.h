@@ -2,10 +2,11 @@
 /*
  * proof.h - that a side knows the secret, without saying it
  *
- * HMAC-SHA256 under the secret, over a label of the direction, the secret's length and the transcript of the
- * handshake (both nonces, incarnations, versions, features, limits). The label keeps a
- * proof from being sent back. No secret is the empty secret: the proof is made all the
- * same, so that a side which wants one refuses a side which has none.
+ * HMAC-SHA256 under the secret, over a label of the direction, the length of the secret and
+ * the transcript of the handshake (both nonces, incarnations, versions, features, limits).
+ * The label keeps a proof from being sent back, the length keeps HMAC's padding from making
+ * two secrets equal. No secret is the empty secret: the proof is made all the same, so
+ * that a side which wants one refuses a side which has none.
  */
 #ifndef DMP_PROOF_H
 #define DMP_PROOF_H
