@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 #
 # One program per tests/core/test_*.c and tests/embedded/test_*.c, the simulator,
-# the fuzzer and the kill -9 soak. Tests see internals, so they link the sources
+# the fuzzers and the kill -9 soak. Tests see internals, so they link the sources
 # statically instead of the shared library.
 
 set(DMP_TEST_TIMEOUT_SECONDS 300)
@@ -65,6 +65,18 @@ if(DMP_EMBEDDED_SOURCES)
 			COMMAND fuzz --seed 1 --commands 100000 --ring-writes ${writes})
 		set_tests_properties(fuzz_short PROPERTIES LABELS fuzz
 			TIMEOUT ${DMP_TEST_TIMEOUT_SECONDS})
+	endif()
+
+	file(GLOB sources CONFIGURE_DEPENDS tests/fuzz/wire/*.c)
+	if(sources)
+		add_executable(fuzz_wire ${sources})
+		target_link_libraries(fuzz_wire PRIVATE dmp_embedded)
+		# Scribbling over shared memory is a race, and the point: see fuzz_short.
+		if(NOT DMP_SANITIZE STREQUAL "thread")
+			add_test(NAME fuzz_wire_short COMMAND fuzz_wire --seed 1 --frames 20000)
+			set_tests_properties(fuzz_wire_short PROPERTIES LABELS fuzz
+				TIMEOUT ${DMP_TEST_TIMEOUT_SECONDS})
+		endif()
 	endif()
 
 	file(GLOB sources CONFIGURE_DEPENDS tests/soak/*.c)
