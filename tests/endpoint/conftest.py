@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from dmaplane.testing._rig import Rings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from cable import Cable
 from nursery import Nursery
 
 
@@ -37,3 +40,20 @@ def rings(plane: dmaplane.Plane) -> Rings:
 @pytest.fixture(params=["shm", "tcp"])
 def path(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture
+def cable() -> Iterator[Cable]:
+    if not shutil.which("ip"):
+        pytest.skip("missing-tool: ip")
+    if os.geteuid():
+        pytest.skip("missing-right: network namespaces are made by root")
+    made = Cable()
+    try:
+        try:
+            made.lay()
+        except AssertionError as reason:
+            pytest.skip(f"missing-right: {reason}")
+        yield made
+    finally:
+        made.clear()

@@ -61,13 +61,16 @@ class Host:
         self.plane = dmaplane.open(plane="embedded")
         self.rings = Rings(self.plane, slots=128)
         self.fields = settings.get("fields", {})
-        self.listener, bound = _pair.listen(
+        answer, made = _pair.try_listen(
             self.plane,
             self.rings.id,
             settings.get("address", _pair.LOOPBACK),
             path=settings.get("path"),
             secret=self.secret,
+            fields=settings.get("listen"),
         )
+        _rig.expect(answer, 0)
+        self.listener, bound = made.listener_id, _pair.text(made.bound_address)
         self.memory = Memory(self.plane, settings.get("length_bytes", MIB))
         self.memory.bytes[:] = settings.get("fill", 0)
         talk.say({"bound": bound, "incarnation": self.plane.incarnation})

@@ -2,106 +2,24 @@
 """Two network namespaces and a cable between them: other hosts, as far as a plane can tell.
 
 The cable is pulled here. Delay and loss need the scheduler netem, which not every kernel
-has; tests/kernel/test_endpoint.py has them in a machine of its own.
+has: see test_netem.py.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import errno
-import os
-import shutil
-import subprocess
 import time
-from collections.abc import Iterator
 
-import pytest
+from cable import NEAR, SECRET, SERVER, Cable, inside
 from nursery import Nursery
-from peers import bytes_of, enter_namespace
-from reach import FIELDS, ask, grant, reach
+from peers import bytes_of
+from reach import ask, grant, reach
 
-import dmaplane
 from dmaplane import _abi
 from dmaplane._library import crc32c
 from dmaplane.testing import _pair, _rig
 from dmaplane.testing._pair import DETECTED_S, read, recv, send, write
 from dmaplane.testing._rig import MIB, Rings
-
-SECRET = "two namespaces, one secret"
-NEAR, FAR = "10.73.91.1", "10.73.91.2"
-
-
-def _ip(*words: str) -> None:
-    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"ip {' '.join(words)}: {done.stderr}"
-
-
-class Cable:
-    """Two namespaces, named after this process, and a pair of virtual devices between them."""
-
-    def __init__(self) -> None:
-        self.names = (f"dmp{os.getpid()}a", f"dmp{os.getpid()}b")
-
-    def lay(self) -> None:
-        near, far = self.names
-        for name in self.names:
-            _ip("netns", "add", name)
-            _ip("-n", name, "link", "set", "lo", "up")
-        _ip("-n", near, "link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns", far)
-        for name, address in ((near, NEAR), (far, FAR)):
-            _ip("-n", name, "address", "add", f"{address}/24", "dev", "wire")
-            _ip("-n", name, "link", "set", "wire", "up")
-
-    def pull(self) -> None:
-        """The link goes down: nothing is said to either end of a connection."""
-        _ip("-n", self.names[1], "link", "set", "wire", "down")
-
-    def plug(self) -> None:
-        """It comes back."""
-        _ip("-n", self.names[1], "link", "set", "wire", "up")
-
-    def clear(self) -> None:
-        for name in self.names:
-            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
-
-
-@pytest.fixture
-def cable() -> Iterator[Cable]:
-    if not shutil.which("ip"):
-        pytest.skip("missing-tool: ip")
-    if os.geteuid():
-        pytest.skip("missing-right: network namespaces are made by root")
-    made = Cable()
-    try:
-        try:
-            made.lay()
-        except AssertionError as reason:
-            pytest.skip(f"missing-right: {reason}")
-        yield made
-    finally:
-        made.clear()
-
-
-@contextlib.contextmanager
-def inside(name: str) -> Iterator[dmaplane.Plane]:
-    """A plane whose threads and sockets are in a namespace; this thread comes back out of it."""
-    with open("/proc/thread-self/ns/net", "rb") as own:
-        enter_namespace(name)
-        try:
-            with dmaplane.open(plane="embedded") as plane:
-                yield plane
-        finally:
-            assert ctypes.CDLL(None).setns(own.fileno(), 0) == 0
-
-
-SERVER = {
-    "address": f"{FAR}:0",
-    "secret": SECRET,
-    "length_bytes": 64 * MIB,
-    "fill": 3,
-    "fields": FIELDS,
-}
 
 
 def test_another_host_is_reached_by_tcp(nursery: Nursery, cable: Cable) -> None:
