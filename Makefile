@@ -17,7 +17,7 @@ help:
 	@echo "make bench           every benchmark, results in build/bench/, fails if a claim does not hold"
 	@echo "make tidy            the rules of the house"
 	@echo "make lint            mypy and ruff"
-	@echo "make fuzz SEED=n     the fuzzer at full length; a seed replays exactly"
+	@echo "make fuzz SEED=n     the fuzzers at full length; a seed replays the same requests"
 	@echo "make kernel          dmaplane.ko, built against KERNEL=6.12 (or 6.1, debug)"
 	@echo "make install-module  for this kernel (or RELEASE=r), as root; by DKMS where it is"
 	@echo "make vmtest          boots KERNEL=6.12 (or 6.1, debug) and runs tests/kernel in it;"
@@ -66,7 +66,7 @@ lint: setup-test
 	@$(PY) tools/verify.py --stage mypy --stage ruff
 
 fuzz: setup-test
-	@$(PY) tools/verify.py --stage fuzz --seed $(SEED)
+	@$(PY) tools/verify.py --stage fuzz --stage fuzz-wire --seed $(SEED)
 
 clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -40,6 +40,8 @@ SIMULATOR_STEPS = 1_000
 FUZZ_COMMANDS = 10_000_000
 FUZZ_RING_WRITES = 1_000_000
 SOAK_KILLS = 1_000
+WIRE_FRAMES = 1_000_000
+ENDPOINT_KILLS = 1_000
 
 
 @dataclass
@@ -221,6 +223,20 @@ def fuzz_stage(arguments: argparse.Namespace) -> list[Step]:
     return [*asan_build("fuzz"), step]
 
 
+def fuzz_wire_stage(arguments: argparse.Namespace) -> list[Step]:
+    seed = arguments.seed if arguments.seed is not None else random.randrange(1 << 32)
+    command = [BUILD / "asan/fuzz_wire", "--seed", str(seed), "--frames", str(WIRE_FRAMES)]
+    step = Step(command, one_check, tuple(SANITIZER_OPTIONS.items()))
+    return [*asan_build("fuzz_wire"), step]
+
+
+def restarts_stage(_: argparse.Namespace) -> list[Step]:
+    """Peers killed and restarted so often; `pytest` has a shorter run of the same tests."""
+    command = python("-m", "pytest", "-p", "no:cacheprovider", "-o", "timeout=1500")
+    environment = (("DMAPLANE_ENDPOINT_KILLS", str(ENDPOINT_KILLS)),)
+    return [Step([*command, "tests/endpoint/test_restarts.py"], pytest_tally, environment)]
+
+
 def soak_stage(arguments: argparse.Namespace) -> list[Step]:
     seed = arguments.seed if arguments.seed is not None else random.randrange(1 << 32)
     command = [BUILD / "gcc/soak", "--seed", str(seed), "--kills", str(SOAK_KILLS)]
@@ -300,7 +316,9 @@ STAGES = (
     ),
     Stage("simulator", simulator_stage, ("gcc",)),
     Stage("fuzz", fuzz_stage, ("gcc",)),
+    Stage("fuzz-wire", fuzz_wire_stage, ("gcc",)),
     Stage("soak", soak_stage, ("gcc",)),
+    Stage("restarts", restarts_stage),
 )
 
 
