@@ -305,8 +305,8 @@ int dmp_endpoint_connect_command(struct dmp_plane *plane, void *argument)
 	error = dmp_address_parse(connect->address, false, &address);
 	if (!error && (!address.is_loopback || wishes.encrypt) && secret.count == 0)
 		error = -EPERM;
-	if (!error && wishes.encrypt && is_wire(&address, connect->path))
-		error = dmp_tls_probe();
+	if (!error && wishes.encrypt && dmp_tls_probe() && is_wire(&address, connect->path))
+		error = -EOPNOTSUPP;
 	if (!error)
 		error = enter_channel(plane, connect->channel_id, &wishes.channel);
 	if (error)

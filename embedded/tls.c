@@ -30,6 +30,8 @@
 
 #define INFO_BYTES_MAX	(64u + 2 * DMP_WIRE_FRAME_BYTES_MAX)
 
+static const struct tls_crypto_info form = { .version = TLS_1_3_VERSION,
+					     .cipher_type = TLS_CIPHER_AES_GCM_256 };
 static const char salt[] = "dmaplane encryption v1";
 static const char connector_label[] = "dmaplane connector key v1";
 static const char acceptor_label[] = "dmaplane acceptor key v1";
@@ -66,6 +68,13 @@ void dmp_hkdf_expand(const __u8 key[DMP_SHA256_BYTES], const void *info, size_t 
 	explicit_bzero(digest, sizeof(digest));
 }
 
+static int set_keys(int socket, int direction, const struct tls12_crypto_info_aes_gcm_256 *keys)
+{
+	if (!setsockopt(socket, SOL_TLS, direction, keys, sizeof(*keys)))
+		return 0;
+	return errno == ENOMEM ? -ENOMEM : -EOPNOTSUPP;
+}
+
 /* 0: the socket may be switched. */
 static int take_tls(int socket)
 {
@@ -75,17 +84,46 @@ static int take_tls(int socket)
 	return errno == ENOTCONN ? -ECONNRESET : -EOPNOTSUPP;
 }
 
+/* A socket of loopback is encrypted for nobody: what the kernel needs for it is loaded now. */
+static int rehearse(int door, int caller)
+{
+	struct sockaddr_in here = { .sin_family = AF_INET,
+				    .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	const struct tls12_crypto_info_aes_gcm_256 keys = { .info = form };
+	const struct linger reset = { .l_onoff = 1 };
+	socklen_t length = sizeof(here);
+	int error;
+
+	/* Without loopback there is nobody to call: what TLS says without a connection has to do. */
+	setsockopt(caller, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
+	if (!bind(door, (struct sockaddr *)&here, length) && !listen(door, 1) &&
+	    !getsockname(door, (struct sockaddr *)&here, &length))
+		connect(caller, (struct sockaddr *)&here, length);
+	error = take_tls(caller);
+	if (error)
+		return error == -ECONNRESET ? 0 : error;
+	error = set_keys(caller, TLS_TX, &keys);
+	return error ? error : set_keys(caller, TLS_RX, &keys);
+}
+
 int dmp_tls_probe(void)
 {
-	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), error;
+	static bool proved;		/* atomic */
+	int door, caller, error = -EMFILE;
 
-	if (fd < 0)
-		fd = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (fd < 0)
-		return errno == EAFNOSUPPORT ? -EOPNOTSUPP : -errno;
-	error = take_tls(fd);
-	close(fd);
-	return error == -EOPNOTSUPP ? error : 0;
+	if (__atomic_load_n(&proved, __ATOMIC_RELAXED))
+		return 0;
+	door = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	caller = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (door >= 0 && caller >= 0)
+		error = rehearse(door, caller);
+	if (door >= 0)
+		close(door);
+	if (caller >= 0)
+		close(caller);
+	if (!error)
+		__atomic_store_n(&proved, true, __ATOMIC_RELAXED);
+	return error;
 }
 
 int dmp_tls_prepare(struct dmp_embedded_endpoint *endpoint)
@@ -104,10 +142,10 @@ static int install(struct dmp_embedded_endpoint *endpoint, int direction, bool b
 	size_t label_bytes = strlen(label);
 	__u8 info[INFO_BYTES_MAX], extracted[DMP_SHA256_BYTES];
 	struct tls12_crypto_info_aes_gcm_256 keys = {
-		.info = { .version = TLS_1_3_VERSION, .cipher_type = TLS_CIPHER_AES_GCM_256 },
+		.info = form,
 	};
 	__u8 output[sizeof(keys.key) + sizeof(keys.salt) + sizeof(keys.iv)];
-	int length, error = 0;
+	int length, error;
 
 	memcpy(info, label, label_bytes);
 	length = dmp_endpoint_transcript(endpoint->machine, info + label_bytes,
@@ -120,8 +158,7 @@ static int install(struct dmp_embedded_endpoint *endpoint, int direction, bool b
 	memcpy(keys.key, output, sizeof(keys.key));
 	memcpy(keys.salt, output + sizeof(keys.key), sizeof(keys.salt));
 	memcpy(keys.iv, output + sizeof(keys.key) + sizeof(keys.salt), sizeof(keys.iv));
-	if (setsockopt(endpoint->fabric->fd, SOL_TLS, direction, &keys, sizeof(keys)))
-		error = errno == ENOMEM ? -ENOMEM : -EOPNOTSUPP;
+	error = set_keys(endpoint->fabric->fd, direction, &keys);
 	explicit_bzero(extracted, sizeof(extracted));
 	explicit_bzero(output, sizeof(output));
 	explicit_bzero(&keys, sizeof(keys));

@@ -28,7 +28,10 @@ void dmp_hkdf_extract(const void *salt, size_t salt_bytes, const void *input, si
 void dmp_hkdf_expand(const __u8 key[DMP_SHA256_BYTES], const void *info, size_t info_bytes,
 		     __u8 *output, size_t length);
 
-/* -EOPNOTSUPP where the kernel has no TLS (`modprobe tls`). Needs no connection. */
+/*
+ * -EOPNOTSUPP where the kernel has no TLS (`modprobe tls`). Also loads what it needs for the first
+ * connection, which takes longer than a peer waits in the handshake if the machine is slow.
+ */
 int dmp_tls_probe(void);
 
 /*
