@@ -5,8 +5,7 @@
  * Out. A piece is a frame and its payload. Pieces leave in order; a send() that took
  * only a part is continued at the very byte. Answers that nobody is waiting for at
  * this moment, because more is coming in than we have looked at, wait for company: one
- * call then carries many. They wait for at most ANSWERS_HELD frames, HELD_BYTES_MAX
- * received bytes, or until there is nothing more to receive.
+ * call then carries many: ANSWERS_HELD frames, HELD_BYTES_MAX received bytes, or all there is.
  *
  * In. The buffer holds frames only, apart from the exceptions that stream.h states;
  * what is behind a frame with payload is taken out of it before anything else is received.
