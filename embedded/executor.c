@@ -139,6 +139,7 @@ static bool stirs(const void *context)
 /* Nothing to do, and more completions are wanted: spins, then sleeps in the network. */
 static int await_locked(struct dmp_embedded_channel *channel, uint64_t deadline_ns)
 {
+	uint64_t asleep_ns;
 	bool stirred;
 	int error;
 
@@ -152,8 +153,12 @@ static int await_locked(struct dmp_embedded_channel *channel, uint64_t deadline_
 		if (stirred)
 			return 0;
 	}
+	asleep_ns = dmp_now_ns();
 	error = dmp_network_rest_locked(channel, deadline_ns);
 	channel->watching = false;
+	/* It came so soon that spinning would have caught it: spin longer next time. */
+	if (!error && channel->network->dirty_first && dmp_now_ns() - asleep_ns < DMP_SPIN_MAX_NS)
+		dmp_spin_learn(&channel->network_spin, true);
 	return error;
 }
 
