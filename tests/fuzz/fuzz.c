@@ -103,6 +103,15 @@ static void forget_channel(struct fuzz *fuzz, uint32_t id)
 			fuzz->channels[i--] = fuzz->channels[--fuzz->channel_count];
 }
 
+static void forget_id(uint32_t *ids, uint32_t *count, uint32_t id)
+{
+	uint32_t i;
+
+	for (i = 0; i < *count; i++)
+		if (ids[i] == id)
+			ids[i--] = ids[--*count];
+}
+
 static int destroy(struct fuzz *fuzz, unsigned int command, uint32_t id)
 {
 	struct dmp_destroy request = { .size = sizeof(request), .id = id };
@@ -141,11 +150,24 @@ static void free_buffers(struct fuzz *fuzz)
 	}
 }
 
+/* Those a peer could have, but there is none. */
+static void free_ids(struct fuzz *fuzz, unsigned int command, const uint32_t *ids, uint32_t *count)
+{
+	while (*count) {
+		int status = destroy(fuzz, command, ids[--*count]);
+
+		if (status)
+			FAIL("destroy of %u answered %d", ids[*count], status);
+	}
+}
+
 /* Frees everything, and the plane has to agree that nothing is left. */
 static void free_all(struct fuzz *fuzz)
 {
 	struct dmp_statistics now = { .size = sizeof(now) };
 
+	free_ids(fuzz, DMP_LISTENER_DESTROY, fuzz->listeners, &fuzz->listener_count);
+	free_ids(fuzz, DMP_REGION_DESTROY, fuzz->regions, &fuzz->region_count);
 	while (fuzz->channel_count) {
 		uint32_t id = fuzz->channels[0].id;
 		int status = destroy(fuzz, DMP_CHANNEL_DESTROY, id);
@@ -177,6 +199,8 @@ static void learn(struct fuzz *fuzz, unsigned int command, const void *answer)
 	const struct dmp_buffer_import *import = answer;
 	const struct dmp_buffer_export *export = answer;
 	const struct dmp_channel_create *channel = answer;
+	const struct dmp_region_create *region = answer;
+	const struct dmp_listen *listen = answer;
 	const struct dmp_destroy *gone = answer;
 
 	if (command == DMP_BUFFER_CREATE)
@@ -190,12 +214,21 @@ static void learn(struct fuzz *fuzz, unsigned int command, const void *answer)
 	else if (command == DMP_CHANNEL_CREATE)
 		fuzz->channels[fuzz->channel_count++] = (struct fuzz_channel){
 			channel->channel_id, channel->map_offset, channel->map_bytes };
+	else if (command == DMP_REGION_CREATE)
+		fuzz->regions[fuzz->region_count++] = region->region_id;
+	else if (command == DMP_LISTEN)
+		fuzz->listeners[fuzz->listener_count++] = listen->listener_id;
+	else if (command == DMP_REGION_DESTROY)
+		forget_id(fuzz->regions, &fuzz->region_count, gone->id);
+	else if (command == DMP_LISTENER_DESTROY)
+		forget_id(fuzz->listeners, &fuzz->listener_count, gone->id);
 	else if (command == DMP_BUFFER_DESTROY)
 		forget_buffer(fuzz, gone->id);
 	else if (command == DMP_CHANNEL_DESTROY)
 		forget_channel(fuzz, gone->id);
 	if (fuzz->buffer_count == FUZZ_BUFFERS_MAX || fuzz->channel_count == FUZZ_CHANNELS_MAX ||
-	    fuzz->export_count == FUZZ_EXPORTS_MAX)
+	    fuzz->export_count == FUZZ_EXPORTS_MAX || fuzz->region_count == FUZZ_REGIONS_MAX ||
+	    fuzz->listener_count == FUZZ_LISTENERS_MAX)
 		free_all(fuzz);
 }
 

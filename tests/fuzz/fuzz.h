@@ -22,6 +22,8 @@
 #define FUZZ_CHANNELS_MAX	6
 #define FUZZ_MAPPINGS_MAX	32
 #define FUZZ_EXPORTS_MAX	32
+#define FUZZ_REGIONS_MAX	32
+#define FUZZ_LISTENERS_MAX	4
 #define FUZZ_ARENA_BYTES	(1u << 20)
 
 #define FAIL(...)								\
@@ -56,7 +58,10 @@ struct fuzz {
 	struct fuzz_channel channels[FUZZ_CHANNELS_MAX];
 	struct fuzz_mapping mappings[FUZZ_MAPPINGS_MAX];
 	int exports[FUZZ_EXPORTS_MAX];
+	uint32_t regions[FUZZ_REGIONS_MAX];
+	uint32_t listeners[FUZZ_LISTENERS_MAX];
 	uint32_t buffer_count, channel_count, mapping_count, export_count;
+	uint32_t region_count, listener_count;
 	uint8_t *arena;			/* memory for kind USER, between two guards */
 	uint8_t *guard;			/* structs end where this begins */
 	int eventfd;
@@ -69,6 +74,8 @@ uint32_t fuzz_below(struct fuzz *fuzz, uint32_t end);
 uint64_t fuzz_odd_value(struct fuzz *fuzz);
 uint32_t fuzz_buffer_id(struct fuzz *fuzz);
 uint32_t fuzz_channel_id(struct fuzz *fuzz);
+uint32_t fuzz_region_id(struct fuzz *fuzz);
+uint32_t fuzz_listener_id(struct fuzz *fuzz);
 uint64_t fuzz_near_deadline(struct fuzz *fuzz);
 unsigned int fuzz_make_request(struct fuzz *fuzz, uint8_t *request, size_t room,
 			       uint32_t *length_bytes);

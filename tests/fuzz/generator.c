@@ -4,9 +4,9 @@
  *
  * Half start from a request that would be served and are then damaged, so that the
  * damage is met deep inside; the rest are filled with values that tend to break code.
- * Three things are held back, because they would harm the fuzzer and not the plane:
- * waits are short, sizes are small (or too large to be tried), and memory and fds
- * that are named belong to the fuzzer or to nobody.
+ * Four things are held back, because they would harm the fuzzer and not the plane:
+ * waits are short, sizes are small (or too large to be tried), addresses are no names, and
+ * memory and fds that are named belong to the fuzzer or to nobody.
  */
 #include <string.h>
 #include <sys/eventfd.h>
@@ -66,6 +66,9 @@ union request {
 	struct dmp_channel_query channel;
 	struct dmp_enter enter;
 	struct dmp_cancel cancel;
+	struct dmp_region_create region_create;
+	struct dmp_region_query region;
+	struct dmp_listen listen;
 	struct dmp_connect connect;
 	struct dmp_accept accept;
 	uint32_t words[1024];
@@ -98,6 +101,20 @@ uint32_t fuzz_channel_id(struct fuzz *fuzz)
 	if (!fuzz->channel_count)
 		return 1;
 	return fuzz->channels[fuzz_below(fuzz, fuzz->channel_count)].id;
+}
+
+uint32_t fuzz_region_id(struct fuzz *fuzz)
+{
+	if (!fuzz->region_count)
+		return 1;
+	return fuzz->regions[fuzz_below(fuzz, fuzz->region_count)];
+}
+
+uint32_t fuzz_listener_id(struct fuzz *fuzz)
+{
+	if (!fuzz->listener_count)
+		return 1;
+	return fuzz->listeners[fuzz_below(fuzz, fuzz->listener_count)];
 }
 
 uint64_t fuzz_near_deadline(struct fuzz *fuzz)
@@ -175,6 +192,50 @@ static void good_channel(struct fuzz *fuzz, struct dmp_channel_create *create)
 		create->flags |= DMP_CHANNEL_BIND_CPU;
 }
 
+/* Regions, listeners and those who call; nobody answers a call, its time is short. */
+static void good_connection(struct fuzz *fuzz, unsigned int command, union request *request)
+{
+	static const char loopback[] = "127.0.0.1:0", port[] = "127.0.0.1:9";
+
+	switch (command) {
+	case DMP_REGION_CREATE:
+		request->region_create.buffer_id = fuzz_buffer_id(fuzz);
+		request->region_create.access = fuzz_below(fuzz, 8);
+		request->region_create.offset = fuzz_below(fuzz, 4096);
+		request->region_create.length_bytes = 1 + fuzz_below(fuzz, 8192);
+		break;
+	case DMP_REGION_QUERY:
+		request->region.region_id = fuzz_region_id(fuzz);
+		break;
+	case DMP_REGION_DESTROY:
+		request->destroy.id = fuzz_region_id(fuzz);
+		request->head.flags = fuzz_below(fuzz, 2);
+		break;
+	case DMP_LISTEN:
+		request->listen.channel_id = fuzz_channel_id(fuzz);
+		request->listen.secret_bytes = fuzz_below(fuzz, DMP_SECRET_BYTES);
+		memcpy(request->listen.address, loopback, sizeof(loopback));
+		break;
+	case DMP_LISTENER_DESTROY:
+		request->destroy.id = fuzz_listener_id(fuzz);
+		break;
+	case DMP_CONNECT:
+		request->connect.channel_id = fuzz_channel_id(fuzz);
+		request->connect.window_slots = 1 + fuzz_below(fuzz, 8);
+		request->connect.window_bytes = 4096;
+		memcpy(request->connect.address, port, sizeof(port));
+		break;
+	case DMP_ACCEPT:
+		request->accept.listener_id = fuzz_listener_id(fuzz);
+		request->accept.channel_id = fuzz_channel_id(fuzz);
+		request->accept.window_slots = 1 + fuzz_below(fuzz, 8);
+		request->accept.window_bytes = 4096;
+		break;
+	default:
+		break;
+	}
+}
+
 /* What would be served if nobody damaged it afterwards. */
 static void good_request(struct fuzz *fuzz, unsigned int command, union request *request)
 {
@@ -235,6 +296,7 @@ static void good_request(struct fuzz *fuzz, unsigned int command, union request 
 		request->head.flags = DMP_CANCEL_ALL;
 		break;
 	default:
+		good_connection(fuzz, command, request);
 		break;
 	}
 }
@@ -260,6 +322,16 @@ static void hold_back_buffer(struct fuzz *fuzz, struct dmp_buffer_create *create
 		create->user_addr = begin + create->user_addr % FUZZ_ARENA_BYTES;
 	if (create->user_addr && create->user_addr < 4096 && create->length_bytes > 4096)
 		create->length_bytes %= 4096 - create->user_addr;
+}
+
+/* No names: somebody would be asked what they mean, and he may take his time. */
+static void hold_back_address(uint8_t *address)
+{
+	uint32_t i;
+
+	for (i = 0; i < DMP_ADDRESS_BYTES; i++)
+		if (address[i] > ':' && address[i] != '[' && address[i] != ']')
+			address[i] = '0' + address[i] % 10;
 }
 
 static void hold_back_all(struct fuzz *fuzz, unsigned int command, union request *request)
@@ -292,7 +364,11 @@ static void hold_back_all(struct fuzz *fuzz, unsigned int command, union request
 	case DMP_CANCEL:
 		request->cancel.deadline_ns = hold_back(request->cancel.deadline_ns, fuzz);
 		break;
+	case DMP_LISTEN:
+		hold_back_address(request->listen.address);
+		break;
 	case DMP_CONNECT:
+		hold_back_address(request->connect.address);
 		request->connect.deadline_ns = hold_back(request->connect.deadline_ns, fuzz);
 		break;
 	case DMP_ACCEPT:
@@ -338,9 +414,9 @@ unsigned int fuzz_make_request(struct fuzz *fuzz, uint8_t *bytes, size_t room,
 	unsigned int command = commands[row].number;
 	union request request;
 
-	/* These three cost far more than the others and are asked for less. */
-	if ((command == DMP_CHANNEL_CREATE || command == DMP_TOPOLOGY ||
-	     command == DMP_BUFFER_CREATE) && fuzz_below(fuzz, 16)) {
+	/* These cost far more than the others and are asked for less. */
+	if ((command == DMP_CHANNEL_CREATE || command == DMP_TOPOLOGY || command == DMP_LISTEN ||
+	     command == DMP_CONNECT || command == DMP_BUFFER_CREATE) && fuzz_below(fuzz, 16)) {
 		command = DMP_ENTER;
 		row = 17;
 	}
