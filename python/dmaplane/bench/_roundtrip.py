@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Part of `bench endpoint`: a WRITE_IMM of 8 bytes to the other process, and one back.
 
-Python uses the public endpoint at both ends. "waiting" is a channel that never spins: both
-sides sleep until the other's write is there. "spinning" always does.
+Python uses the public endpoint at both ends. "waiting" is a channel as it comes: whoever waits
+spins for a moment (50 us at most, less where that did not pay), then sleeps. "asleep" never
+spins: each of the two writes wakes a process. "spinning" never sleeps.
 """
 
 from __future__ import annotations
@@ -32,16 +33,25 @@ WARM_UP: Final = 200
 class Trip(NamedTuple):
     """One way to go there and back."""
 
-    claim: str
+    how: str
+    claim: str | None
     path: _link.Path
-    spin: bool
+    spin_us: int | None
     peer: str
 
+    @property
+    def case(self) -> str:
+        return f"{self.path} round trip, Python, {self.how}"
 
+
+EVENTFD: Final = "C eventfd round trip"
+SOCKET: Final = "C, plain socket"
 PYTHON: Final = (
-    Trip("endpoint/shm-rtt-wait-us", "shm", False, "C eventfd round trip"),
-    Trip("endpoint/tcp-rtt-wait-us", "tcp", False, "C, plain socket"),
-    Trip("endpoint/shm-rtt-spin-us", "shm", True, "C threads spinning"),
+    Trip("waiting", "endpoint/shm-rtt-wait-us", "shm", None, EVENTFD),
+    Trip("asleep", None, "shm", 0, EVENTFD),
+    Trip("spinning", "endpoint/shm-rtt-spin-us", "shm", SPIN_US, "C threads spinning"),
+    Trip("waiting", "endpoint/tcp-rtt-wait-us", "tcp", None, SOCKET),
+    Trip("asleep", None, "tcp", 0, SOCKET),
 )
 
 
@@ -72,15 +82,14 @@ def _peer_us(trip: Trip, ground: Ground, count: int) -> float:
         each = _loops.socket_pingpong(connection.fileno(), count, first=True)
         ground.far.hear()
     else:
-        each = _loops.wakeups(spin=trip.spin, count=count)
+        each = _loops.wakeups(spin=trip.spin_us == SPIN_US, count=count)
     return float(np.median(each)) / 1e3
 
 
 def _python_row(trip: Trip, ground: Ground, blocks: int, count: int) -> _result.Row:
-    spin_us = SPIN_US if trip.spin else 0
-    seat = ground.far.ask("seat", path=trip.path, spin_us=spin_us, slots=SLOTS)
+    seat = ground.far.ask("seat", path=trip.path, spin_us=trip.spin_us, slots=SLOTS)
     with contextlib.ExitStack() as stack:
-        channel = stack.enter_context(ground.plane.channel(slots=SLOTS, spin_us=spin_us))
+        channel = stack.enter_context(ground.plane.channel(slots=SLOTS, spin_us=trip.spin_us))
         back = stack.enter_context(ground.plane.buffer(4096))
         key = _link.grant(ground.plane, back.id, 4096)
         stack.callback(ground.far.ask, "stand", seat=seat["seat"])
@@ -102,14 +111,11 @@ def _python_row(trip: Trip, ground: Ground, blocks: int, count: int) -> _result.
             return _result.median(each)
 
         mine, other = _result.interleaved(blocks, ours, lambda: _peer_us(trip, ground, count))
-        how = "spinning" if trip.spin else "waiting"
-        return _result.paired_row(
-            f"{trip.path} round trip, Python, {how}", "us p50", mine, trip.peer, other
-        )
+        return _result.paired_row(trip.case, "us p50", mine, trip.peer, other)
 
 
 def _c_samples(
-    ground: Ground, path: _link.Path, spin_us: int, blocks: int, count: int
+    ground: Ground, path: _link.Path, spin_us: int | None, blocks: int, count: int
 ) -> list[float]:
     """p50 of each of @blocks, C at both ends."""
     with (
@@ -147,7 +153,7 @@ def _measure_c(
             _result.single_row(
                 f"{path} round trip, C, waiting",
                 "us p50",
-                _c_samples(ground, path, 0, blocks, count // 5),
+                _c_samples(ground, path, None, blocks, count // 5),
             )
         )
     case, claim = "shm round trip, C, spinning", "endpoint/shm-rtt-c-spin-us"
@@ -175,10 +181,10 @@ def measure(
     blocks, count = (3, 1_000) if quick else (7, 5_000)
     cores = len(os.sched_getaffinity(0))
     for trip in PYTHON:
-        report(f"{trip.path} round trip, {'spinning' if trip.spin else 'waiting'}")
-        if trip.spin and cores < 2:
-            case = f"{trip.path} round trip, Python, spinning"
-            measured.skip(_result.empty_row(case, "us p50"), trip.claim, _alone(cores))
+        report(trip.case)
+        if trip.spin_us == SPIN_US and cores < 2:
+            assert trip.claim is not None
+            measured.skip(_result.empty_row(trip.case, "us p50"), trip.claim, _alone(cores))
             continue
         row = _python_row(trip, ground, blocks, count)
         measured.add(row, trip.claim, row["ours"])

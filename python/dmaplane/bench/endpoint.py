@@ -10,8 +10,9 @@ the blocks beforehand, libfabric's fi_writedata polling from C with as many in f
 installed, NIXL and Mooncake. After one round the bytes are compared. A claim about both
 orders is about the worse.
 
-Round trips. A WRITE_IMM of 8 bytes each way. "waiting" never spins, "spinning" always does, Python
-at both ends; the last ones have C at both ends. p50, the median of several blocks.
+Round trips. A WRITE_IMM of 8 bytes each way, Python at both ends, then C. "waiting" is a channel as
+it comes: whoever waits spins for 50 us at most, then sleeps. "asleep" never spins, so that each
+way wakes a process; "spinning" never sleeps. p50, the median of several blocks.
 
 Growth. WRITE_IMM of 64 bytes: on one of N endpoints against the only one; with N submissions in
 flight against 256. Idle: CPU time of both processes together while 64 endpoints do nothing.
