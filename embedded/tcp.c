@@ -52,6 +52,11 @@ static ssize_t failed(int error)
 	case EHOSTDOWN:
 	case ENETUNREACH:
 	case ENETDOWN:
+	/* With TLS (tls.c): a record that is none, or that was changed on the way. */
+	case EBADMSG:
+	case EMSGSIZE:
+	case EINVAL:
+	case EIO:
 		return -ECONNRESET;
 	default:
 		return -error;

@@ -3,7 +3,7 @@
  * test_tls.c - keys against their standard, who may ask for encryption, and that not one byte
  * of a stream is sent or read in the wrong form when the form changes
  *
- * What the kernel makes of it is tests/kernel/test_encryption.py.
+ * What the kernel makes of it is tests/kernel/test_encrypted.py.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
