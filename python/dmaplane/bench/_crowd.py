@@ -33,6 +33,8 @@ ENDPOINTS: Final = (10, 100, 1_000)
 OUTSTANDING: Final = (4_096, 32_768, 100_000)
 OUTSTANDING_PEER: Final = 256
 IDLE_ENDPOINTS: Final = 64
+IDLE_WINDOW: Final = 64
+"""What an endpoint has unless it asks for more; its memory grows with it."""
 BURST: Final = 16
 
 
@@ -46,6 +48,7 @@ class Crowd:
         far: _link.FarSide,
         path: _link.Path,
         count: int,
+        window: int = WINDOW,
     ) -> None:
         self._far = far
         self._buffer: Buffer = stack.enter_context(plane.buffer(MEMORY_BYTES))
@@ -54,16 +57,27 @@ class Crowd:
             stack.enter_context(plane.channel(slots=SLOTS)) for _ in range(2)
         ]
         self.link = stack.enter_context(
-            _link.Link(plane, far, path, self._channels[0], window=WINDOW, slots=SLOTS)
+            _link.Link(plane, far, path, self._channels[0], window=window, slots=SLOTS)
         )
-        self.link.connect(count)
         self.link.connect(1, self._channels[1])
+        self.link.connect(count)
+
+    def grow(self, count: int) -> tuple[float, float]:
+        """@count more endpoints; KiB that each of them takes, here and there."""
+        before = _link.memory_bytes(), self._far.ask("memory")["bytes"]
+        self.link.connect(count)
+        after = _link.memory_bytes(), self._far.ask("memory")["bytes"]
+        here, there = (
+            (late - early) / count / 1024 for late, early in zip(after, before, strict=True)
+        )
+        return here, there
 
     def rows(self, count: int, endpoints: list[int]) -> npt.NDArray[np.void]:
         """@count rows, BURST for one of @endpoints (by their place), then the next."""
         blocks = np.arange(count) % (MEMORY_BYTES // BLOCK_BYTES)
         rows = _link.rows_over(0, self._buffer.id, 0, BLOCK_BYTES, blocks, blocks)
-        chosen = np.asarray(endpoints)[np.arange(count) // BURST % len(endpoints)]
+        # The first endpoint of all is the second channel's.
+        chosen = 1 + np.asarray(endpoints)[np.arange(count) // BURST % len(endpoints)]
         rows["endpoint_id"] = np.asarray(self.link.endpoints)[chosen]
         rows["target_id"] = np.asarray(self.link.regions)[chosen]
         return rows
@@ -85,8 +99,8 @@ class Crowd:
         if len(rows) > SLOTS:
             # Half of them, on the endpoint that the second channel has.
             other = rows[len(rows) // 2 :].copy()
-            other["endpoint_id"] = self.link.endpoints[-1]
-            other["target_id"] = self.link.regions[-1]
+            other["endpoint_id"] = self.link.endpoints[0]
+            other["target_id"] = self.link.regions[0]
             parts = [(first, rows[: len(rows) // 2]), (second, other)]
         for channel, some in parts:
             channel.push(some)
@@ -102,7 +116,7 @@ def _measure_endpoints(
     quick: bool,
     report: Callable[[str], None],
 ) -> float:
-    """The worst ratio for traffic on one endpoint among many; with what each of them takes."""
+    """The worst ratio for traffic on one endpoint among many."""
     pairs, count = (3, 8_192) if quick else (5, 65_536)
     ratios = []
     with contextlib.ExitStack() as outer:
@@ -111,9 +125,7 @@ def _measure_endpoints(
         for many in ENDPOINTS[: 2 if quick else None]:
             report(f"{path}, {many:,} endpoints")
             with contextlib.ExitStack() as inner:
-                before = _link.memory_bytes(), far.ask("memory")["bytes"]
                 crowd = Crowd(inner, plane, far, path, many)
-                after = _link.memory_bytes(), far.ask("memory")["bytes"]
                 among, turns = crowd.rows(count, [many // 2]), crowd.rows(count, list(range(many)))
                 for what, rows in (("1", among), ("each in turn", turns)):
                     mine, other = _result.interleaved(
@@ -127,13 +139,6 @@ def _measure_endpoints(
                     measured.add(row)
                     if what == "1":
                         ratios.append(row["ratio"] or 0.0)
-                each = [
-                    (late - early) / many / 1024 for late, early in zip(after, before, strict=True)
-                ]
-        for side, kib in zip(("here", "there"), each, strict=True):
-            measured.add(
-                _result.single_row(f"{path}, memory of an idle endpoint, {side}", "KiB", [kib])
-            )
     return max(ratios)
 
 
@@ -171,21 +176,34 @@ def _measure_outstanding(
     return max(ratios)
 
 
-def _idle_percent(
-    plane: Plane, far: _link.FarSide, path: _link.Path, seconds: float, samples: int
-) -> list[float]:
-    """CPU time of both processes, in percent of one core, with IDLE_ENDPOINTS doing nothing."""
+def _measure_idle(
+    measured: _result.Measured,
+    plane: Plane,
+    far: _link.FarSide,
+    path: _link.Path,
+    quick: bool,
+    report: Callable[[str], None],
+) -> float:
+    """CPU time in percent of a core while IDLE_ENDPOINTS do nothing, of the side that needs more."""
+    seconds, samples = (1.0, 1) if quick else (5.0, 3)
+    report(f"{path}, {IDLE_ENDPOINTS} idle endpoints")
     percent = []
     with contextlib.ExitStack() as stack:
-        Crowd(stack, plane, far, path, IDLE_ENDPOINTS - 1)
+        crowd = Crowd(stack, plane, far, path, 1, IDLE_WINDOW)
+        for side, kib in zip(("here", "there"), crowd.grow(IDLE_ENDPOINTS - 2), strict=True):
+            measured.add(
+                _result.single_row(f"{path}, memory of an idle endpoint, {side}", "KiB", [kib])
+            )
         time.sleep(0.2)
         for _ in range(samples):
             far.tell("idle", seconds=seconds)
             before, begin = time.process_time_ns(), time.monotonic_ns()
             there = far.hear()["cpu_ns"]
-            spent = time.process_time_ns() - before + there
-            percent.append(100 * spent / (time.monotonic_ns() - begin))
-    return percent
+            here = time.process_time_ns() - before
+            percent.append(100 * max(here, there) / (time.monotonic_ns() - begin))
+    row = _result.single_row(f"{path}, {IDLE_ENDPOINTS} idle endpoints", "% of a core", percent)
+    measured.add(row)
+    return row["ours"] or 0.0
 
 
 def measure(
@@ -197,15 +215,7 @@ def measure(
         for path in _link.PATHS:
             endpoints.append(_measure_endpoints(measured, plane, far, path, quick, report))
             outstanding.append(_measure_outstanding(measured, plane, far, path, quick, report))
-            report(f"{path}, {IDLE_ENDPOINTS} idle endpoints")
-            seconds, samples = (1.0, 1) if quick else (5.0, 3)
-            row = _result.single_row(
-                f"{path}, {IDLE_ENDPOINTS} idle endpoints",
-                "% of a core",
-                _idle_percent(plane, far, path, seconds, samples),
-            )
-            measured.add(row)
-            idle.append(row["ours"] or 0.0)
+            idle.append(_measure_idle(measured, plane, far, path, quick, report))
     measured.claim("endpoint/flat-endpoints", max(endpoints))
     measured.claim("endpoint/flat-outstanding", max(outstanding))
     measured.claim("endpoint/idle-core", max(idle))

@@ -91,7 +91,11 @@ def succeeded(done: npt.NDArray[np.void]) -> None:
 
 
 def memory_bytes() -> int:
-    """Memory this process has, its part of what it shares with others included."""
+    """Memory this process has, its part of what it shares with others included.
+
+    What was freed is given back to the system before, so that it does not hide what comes.
+    """
+    ctypes.CDLL(None).malloc_trim(0)
     with open("/proc/self/smaps_rollup", encoding="ascii") as lines:
         for line in lines:
             if line.startswith("Pss:"):

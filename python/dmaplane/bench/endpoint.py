@@ -15,7 +15,8 @@ it comes: whoever waits spins for 50 us at most, then sleeps. "asleep" never spi
 way wakes a process; "spinning" never sleeps. p50, the median of several blocks.
 
 Growth. WRITE_IMM of 64 bytes: on one of N endpoints against the only one; with N submissions in
-flight against 256. Idle: CPU time of both processes together while 64 endpoints do nothing.
+flight against 256. Idle: CPU time of a process whose 64 endpoints do nothing, of the two
+that are connected the one that needs more.
 Lost: from kill -9 of the other process, in the middle of writes of 1 MiB, until the last of the
 submissions has completed with its error.
 """
