@@ -25,7 +25,7 @@ HEAD = """\
 <!-- Written by tools/benchmarks.py from bench/results/*.json; edit those, or the tool. -->
 # Benchmarks
 
-`make bench` measures all of this on your machine in about two minutes;
+`make bench` measures all of this on your machine in about six minutes, four of them `endpoint`;
 `dmaplane bench NAME --quick` answers one question in seconds, and `--check` exits 1 if a claim
 does not hold.
 
@@ -35,6 +35,9 @@ does not hold.
   C library, in interleaved pairs (A B, B A, A B, ...). Machines drift; the two halves of a
   pair drift together. **ratio** is the median of the pairwise ratios ours / peer, **spread** is
   (p90 - p10) / median of those ratios (of ours, where there is no peer).
+- The endpoint bench has two processes, and peers that are programs of their own (libfabric, NIXL,
+  Mooncake): all of them take turns over the same pages, which they are given by descriptor, and
+  the clock is the machine's. A peer that is not installed leaves its claim unjudged, and says so.
 - Memory is written before it is timed, one untimed round warms up, nothing is bound to a CPU, no
   priority is raised. The copy bench compares the bytes at the end.
 - Absolute figures belong to the machine below and to that hour. Ratios travel better.
@@ -53,6 +56,10 @@ TRUE_BY_CONSTRUCTION = """\
 - The kernel plane was measured in a machine that QEMU emulates instruction by instruction, on a CPU
   that others used too: compare its rows with each other, not with those above. What a system call
   and a switch between threads cost there is what a batch saves.
+- Peers that poll (libfabric, NIXL) lose more than we do when somebody else wants their CPU. Look at
+  the load before you believe a ratio to them.
+- memcpy between processes tells nobody. Ours tells the other side of every block, and learns that it
+  was told; that is what a ratio below 1 pays for.
 - On one NUMA node nothing here says anything about placement. In a virtual machine wake-ups and
   page faults cost more than on bare metal, for both sides.
 """

@@ -184,7 +184,7 @@ def _measure_idle(
     quick: bool,
     report: Callable[[str], None],
 ) -> float:
-    """CPU time in percent of a core while IDLE_ENDPOINTS do nothing, of the side that needs more."""
+    """CPU time in percent of a core while IDLE_ENDPOINTS do nothing; of the costlier side."""
     seconds, samples = (1.0, 1) if quick else (5.0, 3)
     report(f"{path}, {IDLE_ENDPOINTS} idle endpoints")
     percent = []
