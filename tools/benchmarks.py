@@ -58,8 +58,8 @@ TRUE_BY_CONSTRUCTION = """\
   and a switch between threads cost there is what a batch saves.
 - Peers that poll (libfabric, NIXL) lose more than we do when somebody else wants their CPU. Look at
   the load before you believe a ratio to them.
-- memcpy between processes tells nobody. Ours tells the other side of every block, and learns that it
-  was told; that is what a ratio below 1 pays for.
+- memcpy between processes tells nobody. Ours tells the other side of every block and learns that
+  it was told; that is what a ratio below 1 pays for.
 - On one NUMA node nothing here says anything about placement. In a virtual machine wake-ups and
   page faults cost more than on bare metal, for both sides.
 """
