@@ -336,28 +336,31 @@ static bool has_ended(struct dmp_embedded_channel *channel, void *context)
 	return endpoint->ended && !endpoint->attached;
 }
 
+static uint32_t unfinished(const struct dmp_embedded_endpoint *endpoint)
+{
+	uint32_t operations = __atomic_load_n(&endpoint->operations, __ATOMIC_SEQ_CST);
+
+	return operations - __atomic_load_n(&endpoint->receives, __ATOMIC_SEQ_CST);
+}
+
+/* All but RECVs, which may wait for ever: in the ring, in a lane, with the machine. */
 static bool has_finished(struct dmp_embedded_channel *channel, void *context)
 {
-	struct dmp_embedded_endpoint *endpoint = context;
-
 	(void)channel;
-	return endpoint->ended || dmp_endpoint_state(endpoint->machine) >= DMP_ENDPOINT_DRAINED;
+	return unfinished(context) == 0;
 }
 
 /* Says goodbye and lets the executor take it apart. channel->lock held. */
 static int end_locked(struct dmp_embedded_channel *channel, struct dmp_embedded_endpoint *endpoint,
 		      bool drain, uint64_t deadline_ns)
 {
-	uint64_t now_ns = dmp_now_ns();
 	int error = 0;
 
 	if (drain) {
-		dmp_endpoint_drain(endpoint->machine, now_ns, 0);
-		dmp_network_mark_locked(channel, endpoint);
-		wake_executor_locked(channel);
 		error = dmp_channel_wait_locked(channel, has_finished, endpoint, deadline_ns, true);
 		if (error)
 			return error;
+		dmp_endpoint_drain(endpoint->machine, dmp_now_ns(), 0);
 	}
 	endpoint->drop = true;
 	dmp_endpoint_goodbye(endpoint->machine, dmp_now_ns());

@@ -121,6 +121,7 @@ struct dmp_embedded_endpoint {
 	bool orphaned;				/* the channel has gone, or lets nobody in any more */
 	/* atomic; grow only under plane->lock */
 	uint32_t operations;			/* of the channel that name it, in flight */
+	uint32_t receives;			/* of these, RECVs */
 	uint32_t users;				/* calls inside */
 };
 

@@ -104,6 +104,8 @@ static int hold_transfer(struct dmp_plane *plane, struct dmp_embedded_channel *c
 		return error;
 	__atomic_add_fetch(&local->operations, 1, __ATOMIC_RELAXED);
 	__atomic_add_fetch(&endpoint->operations, 1, __ATOMIC_RELAXED);
+	if (submission->operation == DMP_OP_RECV)
+		__atomic_add_fetch(&endpoint->receives, 1, __ATOMIC_RELAXED);
 	if (remote)
 		__atomic_add_fetch(&remote->operations, 1, __ATOMIC_RELAXED);
 	*(inwards ? &holds->target : &holds->source) = local;
@@ -160,6 +162,8 @@ void dmp_holds_release(struct dmp_holds *holds)
 		__atomic_sub_fetch(&holds->target->operations, 1, __ATOMIC_SEQ_CST);
 	if (holds->remote)
 		__atomic_sub_fetch(&holds->remote->operations, 1, __ATOMIC_SEQ_CST);
+	if (holds->endpoint && holds->target && !holds->remote)
+		__atomic_sub_fetch(&holds->endpoint->receives, 1, __ATOMIC_SEQ_CST);
 	if (holds->endpoint)
 		__atomic_sub_fetch(&holds->endpoint->operations, 1, __ATOMIC_SEQ_CST);
 	*holds = (struct dmp_holds){ .source = NULL };
