@@ -55,16 +55,20 @@ def cancel_finds_by_user_data_only(make_plane: MakePlane) -> None:
             create_buffer(plane, length).buffer_id,
         )
         numbers = (1, 2, 3, 2, 5)
-        rings.put(
-            rows_of(*(copy_of(source, target, length, user_data=number) for number in numbers))
-        )
-        assert rings.enter(5).accepted == 5
-        answer, count = _cancel(rings, 2)
-        _rig.expect(answer, 0)
-        done = rings.take_exactly(5)
-        twos = done[done["user_data"] == 2]["result"].tolist()
-        assert twos.count(-errno.ECANCELED) == count == 2
-        assert not done[done["user_data"] != 2]["result"].any()
+        count = 0
+        # The first one may have run before we came to cancel it: then once more.
+        for _ in range(20):
+            rings.put(rows_of(*(copy_of(source, target, length, user_data=n) for n in numbers)))
+            assert rings.enter(5).accepted == 5
+            answer, count = _cancel(rings, 2)
+            _rig.expect(answer, 0, errno.ENOENT)
+            done = rings.take_exactly(5)
+            twos = done[done["user_data"] == 2]["result"].tolist()
+            assert twos.count(-errno.ECANCELED) == count
+            assert not done[done["user_data"] != 2]["result"].any()
+            if count == 2:
+                break
+        assert count == 2, "never were both cancelled: the copies are too short for this test"
 
 
 @case("L5")
