@@ -861,7 +861,7 @@ struct dmp_cancel {
 
 /* Flags of LISTEN and CONNECT. */
 #define DMP_REQUIRE_PATH	(1U << 0)	/* @path and no other, or ENODEV */
-#define DMP_ENCRYPT		(1U << 1)	/* bytes on a wire are encrypted */
+#define DMP_ENCRYPT		(1U << 1)	/* bytes on a wire are encrypted; needs a secret */
 
 /**
  * struct dmp_listen - DMP_LISTEN
