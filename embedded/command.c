@@ -14,6 +14,7 @@
 #include "endpoint_embedded.h"
 #include "listener.h"
 #include "placement.h"
+#include "process.h"
 #include "topology.h"
 
 static int serve_query(struct dmp_plane *plane, void *argument)
@@ -100,7 +101,7 @@ int dmp_ioctl(struct dmp_plane *plane, unsigned int command, void *argument)
 	const struct dmp_command_shape *shape;
 	uint32_t size;
 
-	if (plane->owner != getpid())
+	if (plane->owner != dmp_process_number())
 		return -EPERM;
 	if (row < 0)
 		return row;

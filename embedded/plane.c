@@ -14,6 +14,7 @@
 #include "endpoint_embedded.h"
 #include "lifetime.h"
 #include "listener.h"
+#include "process.h"
 #include "wait.h"
 
 static int open_locks(struct dmp_plane *plane)
@@ -40,7 +41,7 @@ int dmp_open(struct dmp_plane **opened)
 	if (!plane)
 		return -ENOMEM;
 	dmp_copy_init();
-	plane->owner = getpid();
+	plane->owner = dmp_process_number();
 	dmp_table_init(&plane->table);
 	if (getrandom(&plane->incarnation, sizeof(plane->incarnation), 0) !=
 	    sizeof(plane->incarnation)) {
@@ -106,7 +107,7 @@ int dmp_close(struct dmp_plane *plane)
 	struct dmp_object *object;
 	uint32_t bucket, slot, kind;
 
-	if (plane->owner != getpid())
+	if (plane->owner != dmp_process_number())
 		return -EPERM;
 	/* Who holds goes before what is held: see closing_order. */
 	for (kind = 0; kind < sizeof(closing_order) / sizeof(closing_order[0]); kind++)
@@ -249,7 +250,7 @@ int dmp_mmap(struct dmp_plane *plane, size_t length_bytes, int protection, uint6
 {
 	int error;
 
-	if (plane->owner != getpid())
+	if (plane->owner != dmp_process_number())
 		return -EPERM;
 	if (length_bytes == 0 ||
 	    (protection != PROT_READ && protection != (PROT_READ | PROT_WRITE)))
@@ -266,7 +267,7 @@ int dmp_munmap(struct dmp_plane *plane, void *address)
 {
 	struct dmp_mapping *mapping;
 
-	if (plane->owner != getpid())
+	if (plane->owner != dmp_process_number())
 		return -EPERM;
 	pthread_mutex_lock(&plane->lock);
 	mapping = dmp_mapping_find_locked(plane, address);
@@ -315,7 +316,7 @@ int dmp_poll(struct dmp_plane *plane, uint64_t deadline_ns)
 {
 	int error = 0, ready = 0;
 
-	if (plane->owner != getpid())
+	if (plane->owner != dmp_process_number())
 		return -EPERM;
 	__atomic_add_fetch(&plane->poll_waiters, 1, __ATOMIC_SEQ_CST);
 	for (;;) {

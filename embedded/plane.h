@@ -48,7 +48,7 @@ struct dmp_mapping {
 
 struct dmp_plane {
 	/* immutable after open */
-	pid_t owner;			/* a forked child is somebody else */
+	uint64_t owner;			/* dmp_process_number(): a forked child is somebody else */
 	uint64_t incarnation;
 	struct dmp_board *board;	/* shared memory others read; fields stored atomically */
 	int board_fd;
