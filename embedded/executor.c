@@ -136,29 +136,37 @@ static bool stirs(const void *context)
 	return __atomic_load_n(&channel->news, __ATOMIC_RELAXED);
 }
 
+/* Spins for what is to come. True: it has. */
+static bool spin_locked(struct dmp_embedded_channel *channel, uint64_t deadline_ns)
+{
+	struct dmp_network *network = channel->network;
+	bool stirred;
+
+	if (network->active_count != network->count)
+		return dmp_network_poll_locked(channel, channel->network_spin.budget_ns, deadline_ns);
+	if (network->count == 0)
+		return false;
+	pthread_mutex_unlock(&channel->lock);
+	stirred = dmp_spin_briefly(&channel->network_spin, stirs, channel, deadline_ns);
+	pthread_mutex_lock(&channel->lock);
+	return stirred;
+}
+
 /* Nothing to do, and more completions are wanted: spins, then sleeps in the network. */
 static int await_locked(struct dmp_embedded_channel *channel, uint64_t deadline_ns)
 {
-	uint64_t asleep_ns;
-	bool stirred;
+	uint64_t began_ns;
 	int error;
 
-	if (channel->network_spin.fixed && channel->network->active_count != channel->network->count) {
-		if (dmp_network_poll_locked(channel, channel->network_spin.budget_ns, deadline_ns))
-			return 0;
-	} else if (channel->network->active_count != 0) {
-		pthread_mutex_unlock(&channel->lock);
-		stirred = dmp_spin_until(&channel->network_spin, stirs, channel, deadline_ns);
-		pthread_mutex_lock(&channel->lock);
-		if (stirred)
-			return 0;
+	if (spin_locked(channel, deadline_ns)) {
+		dmp_spin_caught(&channel->network_spin);
+		return 0;
 	}
-	asleep_ns = dmp_now_ns();
+	began_ns = dmp_now_ns();
 	error = dmp_network_rest_locked(channel, deadline_ns);
 	channel->watching = false;
-	/* It came so soon that spinning would have caught it: spin longer next time. */
-	if (!error && channel->network->dirty_first && dmp_now_ns() - asleep_ns < DMP_SPIN_MAX_NS)
-		dmp_spin_learn(&channel->network_spin, true);
+	if (!error)
+		dmp_spin_slept(&channel->network_spin, dmp_now_ns() - began_ns);
 	return error;
 }
 

@@ -73,7 +73,7 @@ bool dmp_network_is_busy_locked(struct dmp_embedded_channel *channel);
 bool dmp_network_settle_locked(struct dmp_embedded_channel *channel);
 
 /*
- * The user wants us to spin, and only epoll can ask some of the fabrics: asks it again and
+ * To spin where only epoll can ask some of the fabrics: asks it again and
  * again for @budget_ns, or until @deadline_ns. True: there is something.
  */
 bool dmp_network_poll_locked(struct dmp_embedded_channel *channel, uint64_t budget_ns,

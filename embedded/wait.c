@@ -16,6 +16,8 @@
 #define SPIN_STEP_NS 4000u	/* what a caught event adds */
 #define SPIN_YIELD_NS 8000u	/* longer than any answer of a partner that runs */
 #define SPIN_FLOOR_NS 1000u	/* below this it is not worth the clock */
+#define SPIN_STRIKES 16u		/* so often in a row even the longest budget was in vain, */
+#define SPIN_ABSTAIN 256u	/* and so many sleeps are not learned from */
 
 uint64_t dmp_now_ns(void)
 {
@@ -73,6 +75,34 @@ void dmp_spin_learn(struct dmp_spin *spin, bool caught)
 	__atomic_store_n(&spin->budget_ns, budget, __ATOMIC_RELAXED);
 }
 
+void dmp_spin_slept(struct dmp_spin *spin, uint64_t slept_ns)
+{
+	uint32_t budget = spin->budget_ns;
+
+	if (spin->fixed)
+		return;
+	if (spin->abstain != 0) {
+		spin->abstain--;
+	} else if (slept_ns >= 2 * DMP_SPIN_MAX_NS) {	/* half of it may be the waking */
+		spin->budget_ns = budget / 2 < SPIN_FLOOR_NS ? 0 : budget / 2;
+	} else if (budget < DMP_SPIN_MAX_NS) {
+		budget = budget < SPIN_STEP_NS ? SPIN_STEP_NS : 2 * budget;
+		spin->budget_ns = budget < DMP_SPIN_MAX_NS ? budget : DMP_SPIN_MAX_NS;
+	} else if (++spin->strikes == SPIN_STRIKES) {
+		spin->strikes = 0;
+		spin->abstain = SPIN_ABSTAIN;
+		spin->budget_ns = 0;
+	}
+}
+
+void dmp_spin_caught(struct dmp_spin *spin)
+{
+	spin->strikes = 0;
+	if (!spin->fixed)
+		spin->budget_ns = spin->budget_ns + SPIN_STEP_NS < DMP_SPIN_MAX_NS ?
+				  spin->budget_ns + SPIN_STEP_NS : DMP_SPIN_MAX_NS;
+}
+
 static void pause_cpu(void)
 {
 #if defined(__x86_64__) || defined(__i386__)
@@ -82,8 +112,8 @@ static void pause_cpu(void)
 #endif
 }
 
-bool dmp_spin_until(struct dmp_spin *spin, bool (*met)(const void *), const void *context,
-		    uint64_t deadline_ns)
+bool dmp_spin_briefly(struct dmp_spin *spin, bool (*met)(const void *), const void *context,
+		      uint64_t deadline_ns)
 {
 	uint32_t budget = __atomic_load_n(&spin->budget_ns, __ATOMIC_RELAXED);
 	uint64_t end, now, yield_at;
@@ -102,10 +132,8 @@ bool dmp_spin_until(struct dmp_spin *spin, bool (*met)(const void *), const void
 		end = deadline_ns;
 	do {
 		for (turn = same ? 31 : 0; turn < 32; turn++) {
-			if (met(context)) {
-				dmp_spin_learn(spin, true);
+			if (met(context))
 				return true;
-			}
 			pause_cpu();
 		}
 		now = dmp_now_ns();
@@ -115,8 +143,19 @@ bool dmp_spin_until(struct dmp_spin *spin, bool (*met)(const void *), const void
 			same = same_cpu(spin);
 		}
 	} while (now < end);
-	dmp_spin_learn(spin, false);
 	return false;
+}
+
+bool dmp_spin_until(struct dmp_spin *spin, bool (*met)(const void *), const void *context,
+		    uint64_t deadline_ns)
+{
+	bool caught;
+
+	if (met(context))
+		return true;
+	caught = dmp_spin_briefly(spin, met, context, deadline_ns);
+	dmp_spin_learn(spin, caught);
+	return caught;
 }
 
 int dmp_futex_wait(uint32_t *word, uint32_t seen, uint64_t deadline_ns)

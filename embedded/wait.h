@@ -6,6 +6,11 @@
  * event is halved, one that did grows towards its maximum. A fixed budget stays as the
  * user set it. Where there is one CPU nobody spins, and nobody spins against a partner
  * who was last seen on the same CPU: that one could only run once we stop.
+ *
+ * Against a peer that is another process the budget goes by how long it slept after
+ * spinning in vain (dmp_spin_slept): waking costs as much as all the rest of a round trip,
+ * so a few tens of microseconds are worth spinning, if that catches it. If it does not,
+ * even for as long as is allowed, it is left alone for a while.
  */
 #ifndef DMP_WAIT_H
 #define DMP_WAIT_H
@@ -19,12 +24,18 @@ struct dmp_spin {
 	const struct dmp_spin *partner;	/* whom we wait for */
 	uint32_t budget_ns;		/* racy on purpose: a hint */
 	int cpu;			/* where we waited last, -1 at first; a hint too */
+	uint32_t abstain;		/* so many sleeps are not learned from */
+	uint32_t strikes;
 	bool fixed;
 };
 
 void dmp_spin_init(struct dmp_spin *spin, const struct dmp_spin *partner, bool fixed,
 		   uint32_t fixed_ns);
 void dmp_spin_learn(struct dmp_spin *spin, bool caught);
+
+/* For dmp_spin_briefly: it came; or we spun in vain, and then slept for @slept_ns. */
+void dmp_spin_caught(struct dmp_spin *spin);
+void dmp_spin_slept(struct dmp_spin *spin, uint64_t slept_ns);
 
 /* Was the owner of @spin last seen on the CPU of the calling thread? A hint. */
 bool dmp_spin_is_here(const struct dmp_spin *spin);
@@ -35,6 +46,10 @@ bool dmp_spin_is_here(const struct dmp_spin *spin);
  */
 bool dmp_spin_until(struct dmp_spin *spin, bool (*met)(const void *), const void *context,
 		    uint64_t deadline_ns);
+
+/* The same, but nothing is learned from it. */
+bool dmp_spin_briefly(struct dmp_spin *spin, bool (*met)(const void *), const void *context,
+		      uint64_t deadline_ns);
 
 /* Sleeps while *@word == @seen; 0, -EAGAIN (it differs), -ETIMEDOUT or -EINTR. */
 int dmp_futex_wait(uint32_t *word, uint32_t seen, uint64_t deadline_ns);
