@@ -147,21 +147,21 @@ static void wait_for_fabric(struct dmp_embedded_endpoint *endpoint)
 static int greet_locked(struct dmp_embedded_endpoint *endpoint, __u32 epoch, uint64_t deadline_ns)
 {
 	struct dmp_endpoint_status status;
+	uint64_t now_ns = dmp_endpoint_time(endpoint, dmp_now_ns());
 	__u8 nonce[DMP_WIRE_NONCE_BYTES];
 	int error;
 
 	if (getrandom(nonce, sizeof(nonce), 0) != sizeof(nonce))
 		return -EAGAIN;
 	if (endpoint->connector)
-		error = dmp_endpoint_connect(endpoint->machine, dmp_now_ns(), deadline_ns, nonce);
+		error = dmp_endpoint_connect(endpoint->machine, now_ns, deadline_ns, nonce);
 	else
-		error = dmp_endpoint_accept(endpoint->machine, dmp_now_ns(), deadline_ns, epoch,
-					    nonce);
+		error = dmp_endpoint_accept(endpoint->machine, now_ns, deadline_ns, epoch, nonce);
 	if (error)
 		return error;
 	endpoint->has_event = true;
 	for (;;) {
-		bool more = dmp_traffic_round_locked(endpoint);
+		bool more = dmp_traffic_round_locked(endpoint, dmp_now_ns());
 
 		error = dmp_tls_switch_locked(endpoint);
 		if (error < 0)

@@ -215,7 +215,8 @@ static int probe_locked(struct dmp_embedded_endpoint *endpoint, const struct dmp
 
 	memcpy(submission.key, remote->key, remote->key_bytes);
 	endpoint->probe_result = 1;
-	return dmp_endpoint_submit(endpoint->machine, dmp_now_ns(), &submission, &tag);
+	return dmp_endpoint_submit(endpoint->machine, dmp_endpoint_time(endpoint, dmp_now_ns()),
+				   &submission, &tag);
 }
 
 /* Proves that the peer grants what the key says (L9). channel->lock held. */
@@ -360,10 +361,10 @@ static int end_locked(struct dmp_embedded_channel *channel, struct dmp_embedded_
 		error = dmp_channel_wait_locked(channel, has_finished, endpoint, deadline_ns, true);
 		if (error)
 			return error;
-		dmp_endpoint_drain(endpoint->machine, dmp_now_ns(), 0);
+		dmp_endpoint_drain(endpoint->machine, dmp_endpoint_time(endpoint, dmp_now_ns()), 0);
 	}
 	endpoint->drop = true;
-	dmp_endpoint_goodbye(endpoint->machine, dmp_now_ns());
+	dmp_endpoint_goodbye(endpoint->machine, dmp_endpoint_time(endpoint, dmp_now_ns()));
 	if (endpoint->attached) {
 		dmp_network_mark_locked(channel, endpoint);
 		wake_executor_locked(channel);

@@ -86,7 +86,7 @@ struct dmp_embedded_endpoint {
 
 	/* protected by channel->lock */
 	struct dmp_endpoint *machine;
-	uint64_t now_ns;			/* of this round: never behind what the machine saw */
+	uint64_t now_ns;			/* what the machine saw last; it never goes back */
 	struct dmp_lane lanes[2];		/* operations, RECVs: the machine has no slot now */
 	struct dmp_channel_counters counters;
 	struct dmp_histogram_counts *latency;	/* NULL: not observed */
@@ -124,6 +124,17 @@ struct dmp_embedded_endpoint {
 	uint32_t receives;			/* of these, RECVs */
 	uint32_t users;				/* calls inside */
 };
+
+/*
+ * The time to tell the endpoint's machine: @now_ns, or what it was told last, if that was read
+ * before the lock was given up and is older. channel->lock held.
+ */
+static inline uint64_t dmp_endpoint_time(struct dmp_embedded_endpoint *endpoint, uint64_t now_ns)
+{
+	if (now_ns > endpoint->now_ns)
+		endpoint->now_ns = now_ns;
+	return endpoint->now_ns;
+}
 
 /* Commands. */
 int dmp_endpoint_connect_command(struct dmp_plane *plane, void *argument);

@@ -92,7 +92,7 @@ static void fetch_source(const struct dmp_embedded_endpoint *endpoint,
 				  errand->length);
 }
 
-uint32_t dmp_errand_run(struct dmp_embedded_endpoint *endpoint, bool *moved)
+uint32_t dmp_errand_run(struct dmp_embedded_endpoint *endpoint)
 {
 	uint64_t room = DMP_TRAFFIC_BURST;
 	uint32_t number;
@@ -103,7 +103,6 @@ uint32_t dmp_errand_run(struct dmp_embedded_endpoint *endpoint, bool *moved)
 			&endpoint->errands[(endpoint->errand_first + number) % DMP_ERRANDS_MAX];
 		uint64_t before = errand->done;
 
-		*moved = true;
 		if (number + 1 < endpoint->errand_count)
 			fetch_source(endpoint, &endpoint->errands[(endpoint->errand_first +
 								   number + 1) %

@@ -127,8 +127,8 @@ static void set_timer(struct dmp_network *network, struct dmp_embedded_endpoint 
 {
 	uint64_t next_ns = dmp_endpoint_next_wakeup(endpoint->machine);
 
-	if (endpoint->event_waits && dmp_now_ns() + EVENT_RETRY_NS < next_ns)
-		next_ns = dmp_now_ns() + EVENT_RETRY_NS;
+	if (endpoint->event_waits && endpoint->now_ns + EVENT_RETRY_NS < next_ns)
+		next_ns = endpoint->now_ns + EVENT_RETRY_NS;
 	if (endpoint->timer_ns != 0 && next_ns >= endpoint->timer_ns)
 		return;
 	if (endpoint->timer_ns != 0)
@@ -138,10 +138,9 @@ static void set_timer(struct dmp_network *network, struct dmp_embedded_endpoint 
 		dmp_deadline_insert(&network->timers, endpoint->slot, next_ns);
 }
 
-static void ring_timers(struct dmp_embedded_channel *channel)
+static void ring_timers(struct dmp_embedded_channel *channel, uint64_t now_ns)
 {
 	struct dmp_network *network = channel->network;
-	uint64_t now_ns = dmp_now_ns();
 	__u64 due_ns;
 	__u32 slot;
 
@@ -160,7 +159,7 @@ static uint64_t name_of(const struct dmp_embedded_endpoint *endpoint)
 	return (uint64_t)endpoint->epoch << 32 | endpoint->slot;
 }
 
-static void take_event(struct dmp_embedded_channel *channel, uint64_t name)
+static void take_event(struct dmp_embedded_channel *channel, uint64_t name, uint32_t events)
 {
 	struct dmp_network *network = channel->network;
 	struct dmp_embedded_endpoint *endpoint;
@@ -176,6 +175,9 @@ static void take_event(struct dmp_embedded_channel *channel, uint64_t name)
 	if (!endpoint || name_of(endpoint) != name)
 		return;
 	endpoint->has_event = true;
+	/* Told once: the end may be behind bytes that are still to be received. */
+	if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+		endpoint->stream.hung_up = true;
 	activate(network, endpoint);
 	dmp_network_mark_locked(channel, endpoint);
 }
@@ -202,7 +204,7 @@ static int ask_epoll(struct dmp_embedded_channel *channel, bool wait, uint64_t w
 	pthread_mutex_lock(&channel->lock);
 	network->polled_ns = dmp_now_ns();
 	for (number = 0; number < count; number++)
-		take_event(channel, events[number].data.u64);
+		take_event(channel, events[number].data.u64, events[number].events);
 	return count < 0 ? count : 0;
 }
 
@@ -285,7 +287,7 @@ static void end_all(struct dmp_embedded_channel *channel)
 	dmp_channel_nudge_locked(channel);
 }
 
-bool dmp_network_round_locked(struct dmp_embedded_channel *channel)
+bool dmp_network_round_locked(struct dmp_embedded_channel *channel, uint64_t now_ns)
 {
 	struct dmp_network *network = channel->network;
 	struct dmp_embedded_endpoint *last;
@@ -295,10 +297,10 @@ bool dmp_network_round_locked(struct dmp_embedded_channel *channel)
 		end_all(channel);
 		return false;
 	}
-	ring_timers(channel);
+	ring_timers(channel, now_ns);
 	dmp_network_is_busy_locked(channel);
 	/* Those who keep us busy do not keep others from being heard; who is idle will sleep. */
-	if (network->dirty_first && dmp_now_ns() - network->polled_ns > POLL_EVERY_NS)
+	if (network->dirty_first && now_ns > network->polled_ns + POLL_EVERY_NS)
 		ask_epoll(channel, false, 0);
 	last = network->dirty_last;
 	while (network->dirty_first && !network->ending) {
@@ -306,7 +308,7 @@ bool dmp_network_round_locked(struct dmp_embedded_channel *channel)
 		bool was_last = endpoint == last;
 
 		activate(network, endpoint);
-		if (dmp_traffic_round_locked(endpoint)) {
+		if (dmp_traffic_round_locked(endpoint, now_ns)) {
 			any = true;
 			dmp_network_mark_locked(channel, endpoint);
 		}
@@ -318,6 +320,7 @@ bool dmp_network_round_locked(struct dmp_embedded_channel *channel)
 		detach_if_dropped(channel, endpoint);
 		if (was_last)
 			break;
+		now_ns = dmp_now_ns();
 	}
 	return any || network->dirty_first != NULL;
 }

@@ -55,7 +55,7 @@ void dmp_network_mark_locked(struct dmp_embedded_channel *channel,
 			     struct dmp_embedded_endpoint *endpoint);
 
 /* Executor: one turn of everybody who has something to do. True: look again before sleeping. */
-bool dmp_network_round_locked(struct dmp_embedded_channel *channel);
+bool dmp_network_round_locked(struct dmp_embedded_channel *channel, uint64_t now_ns);
 
 /*
  * Executor: sleeps until something comes, the bell rings, a timer is due or @until_ns (0: no

@@ -198,7 +198,7 @@ bool dmp_piece_completed(struct dmp_embedded_endpoint *endpoint,
 void dmp_piece_cancel(struct dmp_embedded_endpoint *endpoint, uint32_t index)
 {
 	struct dmp_holds *holds = &endpoint->channel->holds[index];
-	uint64_t now_ns = dmp_now_ns();
+	uint64_t now_ns = dmp_endpoint_time(endpoint, dmp_now_ns());
 	unsigned int number;
 
 	for (number = 0; number < DMP_PIECES_MAX; number++)

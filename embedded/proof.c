@@ -46,5 +46,6 @@ bool dmp_proof_check(const struct dmp_secret *secret, bool by_connector, const v
 
 void dmp_secret_forget(struct dmp_secret *secret)
 {
-	explicit_bzero(secret, sizeof(*secret));
+	explicit_bzero(secret->bytes, sizeof(secret->bytes));
+	secret->count = 0;
 }

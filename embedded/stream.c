@@ -444,6 +444,7 @@ static bool move_in(struct dmp_stream *stream)
 	__u32 frames;
 	ssize_t got;
 
+	stream->drained = false;
 	if (takes_payload(stream) && take_buffered(stream))
 		moved = 1;
 	while (moved < DMP_STREAM_BURST && may_receive(stream, &frames)) {
@@ -453,6 +454,7 @@ static bool move_in(struct dmp_stream *stream)
 		else if (!got)
 			stream->error = stream->out_error;
 		stream->dry = got < 0 || (__u64)got < wanted;
+		stream->drained = stream->dry;
 		if (got <= 0)
 			break;
 		moved += (__u64)got;
@@ -461,6 +463,14 @@ static bool move_in(struct dmp_stream *stream)
 			break;
 	}
 	return moved != 0;
+}
+
+bool dmp_stream_is_hungry(struct dmp_stream *stream)
+{
+	__u32 frames;
+
+	return (!stream->drained || stream->hung_up || stream->out_error) &&
+	       may_receive(stream, &frames);
 }
 
 /* Are there only answers to send, few of them, and is there more to receive meanwhile? */

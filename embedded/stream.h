@@ -103,6 +103,8 @@ struct dmp_stream {
 	bool writing;		/* and it belongs to a WRITE */
 	bool checked;
 	bool dry;		/* the last call took all there was */
+	bool drained;		/* and it was one to the fabric, in the last move */
+	bool hung_up;		/* the owner's to set: the peer is gone, an error or end is to come */
 	bool heard;		/* the peer gave or took bytes since the last feed */
 	int error;		/* the connection is lost */
 };
@@ -123,12 +125,18 @@ void dmp_stream_free(struct dmp_stream *stream);
 bool dmp_stream_load_locked(struct dmp_stream *stream, struct dmp_endpoint *machine, __u64 now_ns);
 
 /*
- * Sends and receives, each at most about DMP_STREAM_BURST. True if a byte moved: call
- * again, answers may have been held back until there are more of them. A lost
+ * Sends and receives, each at most about DMP_STREAM_BURST. True if a byte moved. Answers
+ * may have been held back until there are more of them: load says whether any are left. A lost
  * connection is in stream->error afterwards, once what had come before it was received;
  * so feed to the end, then look at it. -EFAULT: not the peer, but local memory went away.
  */
 bool dmp_stream_move(struct dmp_stream *stream);
+
+/*
+ * After move and feed: may there be something to receive that the fabric will not tell of
+ * again? Where the last call got less than it asked for, what comes later is an event of its own.
+ */
+bool dmp_stream_is_hungry(struct dmp_stream *stream);
 
 /*
  * After move: tells of payloads that are sent (stream->sent and, for own operations,

@@ -121,7 +121,7 @@ void dmp_traffic_start_locked(struct dmp_embedded_endpoint *endpoint, uint32_t i
 	struct dmp_holds *holds = &channel->holds[index];
 	int error = operation->error;
 
-	endpoint->now_ns = now_ns;
+	dmp_endpoint_time(endpoint, now_ns);
 	endpoint->counters.submissions++;
 	if (!error && operation->cancel)
 		error = -ECANCELED;
@@ -355,11 +355,9 @@ static void payload_sent(void *owner, const struct dmp_endpoint_frame *frame)
 	admitted->region = NULL;
 }
 
-/* Everything that has come in whole. True if there was something. */
-static bool feed_locked(struct dmp_embedded_endpoint *endpoint)
+/* Everything that has come in whole. */
+static void feed_locked(struct dmp_embedded_endpoint *endpoint)
 {
-	bool any = false;
-
 	while (endpoint->fabric) {
 		int placed = 0;
 		int got = dmp_stream_feed_locked(&endpoint->stream, endpoint->machine,
@@ -370,11 +368,9 @@ static bool feed_locked(struct dmp_embedded_endpoint *endpoint)
 		answer_requests_locked(endpoint);
 		if (got == 0 && !placed)
 			break;
-		any = true;
 		if (got < 0 && got != -EBUSY && got != -ESTALE)
 			break;
 	}
-	return any;
 }
 
 static void settle_end_locked(struct dmp_embedded_endpoint *endpoint)
@@ -400,7 +396,7 @@ static void settle_end_locked(struct dmp_embedded_endpoint *endpoint)
 
 void dmp_traffic_abort_locked(struct dmp_embedded_endpoint *endpoint, int reason)
 {
-	endpoint->now_ns = dmp_now_ns();
+	dmp_endpoint_time(endpoint, dmp_now_ns());
 	let_go(endpoint);
 	dmp_endpoint_abort(endpoint->machine, reason);
 	deliver_locked(endpoint);
@@ -408,33 +404,34 @@ void dmp_traffic_abort_locked(struct dmp_embedded_endpoint *endpoint, int reason
 }
 
 /* Errands first: the frame that tells of one goes with the answers that wait. */
-static bool move_bytes_locked(struct dmp_embedded_endpoint *endpoint)
+static void move_bytes_locked(struct dmp_embedded_endpoint *endpoint)
 {
 	struct dmp_embedded_channel *channel = endpoint->channel;
-	bool moved = false;
 	uint32_t finished;
 
 	if (endpoint->errand_count != 0) {
 		pthread_mutex_unlock(&channel->lock);
-		finished = dmp_errand_run(endpoint, &moved);
+		finished = dmp_errand_run(endpoint);
 		pthread_mutex_lock(&channel->lock);
-		endpoint->now_ns = dmp_now_ns();
+		dmp_endpoint_time(endpoint, dmp_now_ns());
 		dmp_errand_finish_locked(endpoint, finished);
 	}
 	dmp_stream_load_locked(&endpoint->stream, endpoint->machine, endpoint->now_ns);
 	pthread_mutex_unlock(&channel->lock);
-	moved |= dmp_stream_move(&endpoint->stream);
+	dmp_stream_move(&endpoint->stream);
 	pthread_mutex_lock(&channel->lock);
-	endpoint->now_ns = dmp_now_ns();
-	return feed_locked(endpoint) || moved;
+	/* Where errands move what is large, frames take no time to speak of. */
+	if (!endpoint->fabric->type->direct)
+		dmp_endpoint_time(endpoint, dmp_now_ns());
+	feed_locked(endpoint);
 }
 
-bool dmp_traffic_round_locked(struct dmp_embedded_endpoint *endpoint)
+bool dmp_traffic_round_locked(struct dmp_embedded_endpoint *endpoint, uint64_t now_ns)
 {
 	struct dmp_embedded_channel *channel = endpoint->channel;
-	bool moved = false, more;
+	bool more = false;
 
-	endpoint->now_ns = dmp_now_ns();
+	dmp_endpoint_time(endpoint, now_ns);
 	dmp_endpoint_tick(endpoint->machine, endpoint->now_ns);
 	/* An error of drain is one of receive too, once all that had come is taken. */
 	if (endpoint->has_event && endpoint->fabric && endpoint->fabric->type->drain) {
@@ -447,16 +444,20 @@ bool dmp_traffic_round_locked(struct dmp_embedded_endpoint *endpoint)
 	if (endpoint->fabric) {
 		endpoint->stream.unwritable =
 			__atomic_load_n(&endpoint->plane->regions_writable, __ATOMIC_RELAXED) == 0;
-		moved = move_bytes_locked(endpoint);
+		move_bytes_locked(endpoint);
 	}
 	if (endpoint->fabric && endpoint->stream.error)
 		dmp_traffic_abort_locked(endpoint, endpoint->stream.error);
-	answer_requests_locked(endpoint);
-	more = endpoint->fabric && dmp_stream_load_locked(&endpoint->stream, endpoint->machine,
-							  endpoint->now_ns);
-	moved |= deliver_locked(endpoint);
+	/* Whoever waited for a slot of the machine may have one now. */
+	do
+		answer_requests_locked(endpoint);
+	while (deliver_locked(endpoint));
+	if (endpoint->fabric)
+		more = dmp_stream_load_locked(&endpoint->stream, endpoint->machine,
+					      endpoint->now_ns) ||
+		       dmp_stream_is_hungry(&endpoint->stream);
 	settle_end_locked(endpoint);
-	return (moved || more || endpoint->errand_count != 0) && !endpoint->ended;
+	return (more || endpoint->errand_count != 0) && !endpoint->ended;
 }
 
 /* ---- memory */

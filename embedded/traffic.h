@@ -29,7 +29,7 @@ bool dmp_traffic_wants_checksum(const struct dmp_embedded_channel *channel, uint
 void dmp_traffic_checksum(struct dmp_embedded_channel *channel, uint32_t index);
 
 /* Requests, frames, bytes, completions. True: there may be more to do at once. */
-bool dmp_traffic_round_locked(struct dmp_embedded_endpoint *endpoint);
+bool dmp_traffic_round_locked(struct dmp_embedded_endpoint *endpoint, uint64_t now_ns);
 
 /*
  * The parts, for traffic's own files.
@@ -38,7 +38,7 @@ bool dmp_traffic_round_locked(struct dmp_embedded_endpoint *endpoint);
  */
 void dmp_errand_add(struct dmp_embedded_endpoint *endpoint,
 		    const struct dmp_endpoint_request *request);
-uint32_t dmp_errand_run(struct dmp_embedded_endpoint *endpoint, bool *moved);
+uint32_t dmp_errand_run(struct dmp_embedded_endpoint *endpoint);
 void dmp_errand_finish_locked(struct dmp_embedded_endpoint *endpoint, uint32_t count);
 bool dmp_errand_drop(struct dmp_embedded_endpoint *endpoint, __u64 tag);
 

@@ -294,9 +294,8 @@ static uint32_t part_transfers(const struct dmp_embedded_channel *channel, uint3
 
 /* Hands transfers to their endpoints, in order. Lock held, given up to make checksums. */
 static void start_transfers_locked(struct dmp_embedded_channel *channel, const uint32_t *indices,
-				   uint32_t count, bool checksums)
+				   uint32_t count, bool checksums, uint64_t now_ns)
 {
-	uint64_t now_ns;
 	uint32_t number;
 
 	if (checksums) {
@@ -306,7 +305,6 @@ static void start_transfers_locked(struct dmp_embedded_channel *channel, const u
 				dmp_traffic_checksum(channel, indices[number]);
 		pthread_mutex_lock(&channel->lock);
 	}
-	now_ns = count != 0 ? dmp_now_ns() : 0;
 	for (number = 0; number < count; number++)
 		dmp_traffic_start_locked(channel->holds[indices[number]].endpoint,
 					 indices[number], now_ns);
@@ -318,6 +316,7 @@ uint32_t dmp_executor_round_locked(struct dmp_embedded_channel *channel, bool *w
 	uint32_t indices[BATCH];
 	uint32_t count, local, number;
 	bool checksums = false, more = false;
+	uint64_t now_ns = channel->network ? dmp_now_ns() : 0;
 	__u64 deadline_ns;
 
 	channel->news = false;
@@ -327,8 +326,9 @@ uint32_t dmp_executor_round_locked(struct dmp_embedded_channel *channel, bool *w
 	local = count;
 	if (channel->network) {
 		local = part_transfers(channel, indices, count, &checksums);
-		start_transfers_locked(channel, indices + local, count - local, checksums);
-		more = dmp_network_round_locked(channel);
+		start_transfers_locked(channel, indices + local, count - local, checksums,
+				       now_ns);
+		more = dmp_network_round_locked(channel, now_ns);
 	}
 	*woke = dmp_channel_tell_locked(channel);
 	if (local == 0 && !*woke)
