@@ -469,8 +469,11 @@ bool dmp_stream_is_hungry(struct dmp_stream *stream)
 {
 	__u32 frames;
 
-	return (!stream->drained || stream->hung_up || stream->out_error) &&
-	       may_receive(stream, &frames);
+	if (!may_receive(stream, &frames))
+		return false;
+	/* The beginning of a payload whose place is known by now may be with us already. */
+	return !stream->drained || (takes_payload(stream) && stream->in_have) ||
+	       stream->hung_up || stream->out_error;
 }
 
 /* Are there only answers to send, few of them, and is there more to receive meanwhile? */
