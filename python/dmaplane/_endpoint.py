@@ -31,11 +31,11 @@ from dmaplane._errors import (
 from dmaplane._immediate import Immediate
 from dmaplane._ledger import Ledger, ledger_of
 from dmaplane._plane import PATHS, SLICE_NS, Path, Visit, deadline_of, slice_of
+from dmaplane._scope import Scope
 from dmaplane._statistics import Histogram, Statistics, read_histogram, read_statistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     import numpy as np
     import numpy.typing as npt
@@ -83,7 +83,7 @@ class Ready:
         self.region = _operands.range_there(endpoint, remote, "write").region
 
 
-class Endpoint:
+class Endpoint(Scope):
     """A connection to a peer. Use it in a `with` block.
 
     Made by `plane.connect()`, `listener.accept()` and their asyncio twins.
@@ -544,18 +544,6 @@ class Endpoint:
         while answer == -errno.EINTR:
             answer = self.plane._command(_abi.ENDPOINT_DESTROY, request)
         return answer
-
-    def __enter__(self) -> Self:
-        self._check()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_open") and not self.closed and not self.plane.closed:
