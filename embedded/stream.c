@@ -236,7 +236,7 @@ static bool move_in(struct dmp_stream *stream)
 		else if (!got)
 			stream->error = stream->out_error;
 		stream->dry = got < 0 || (__u64)got < wanted;
-		stream->drained = stream->dry;
+		stream->drained = stream->dry && (got <= 0 || !stream->records);
 		if (got <= 0)
 			break;
 		moved += (__u64)got;

@@ -104,6 +104,7 @@ struct dmp_stream {
 	bool checked;
 	bool dry;		/* the last call took all there was */
 	bool drained;		/* and it was one to the fabric, in the last move */
+	bool records;		/* the owner's to set: a call may end with a record, not with all */
 	bool hung_up;		/* the owner's to set: the peer is gone, an error or end is to come */
 	bool heard;		/* the peer gave or took bytes since the last feed */
 	int error;		/* the connection is lost */
