@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from dmaplane import _abi, _buffer, _operands, _region, _rows
 from dmaplane._errors import (
+    ChecksumError,
     ClosedError,
     DmaplaneError,
     InvalidError,
@@ -414,9 +415,22 @@ class Endpoint(Scope):
             cause=cause,
         )
 
-    def _explained(self, failure: DmaplaneError) -> DmaplaneError:
-        """What an operation failed with, with the peer named where the connection ended."""
-        return self._lost_error() if isinstance(failure, PeerLostError) else failure
+    def _explained(
+        self, failure: DmaplaneError, completion: Completion | None = None
+    ) -> DmaplaneError:
+        """What an operation failed with, and where: the connection that ended, the hop."""
+        if isinstance(failure, PeerLostError):
+            return self._lost_error()
+        if isinstance(failure, ChecksumError) and completion is not None:
+            return ChecksumError(f"{failure}: {self._hop(completion)}", errno=failure.errno)
+        return failure
+
+    def _hop(self, completion: Completion) -> str:
+        """Where bytes that do not match were found."""
+        if completion.path == "none":
+            return "found in this process's own memory; nothing was sent"
+        way = "from" if completion.operation in (_abi.OP_READ, _abi.OP_RECV) else "to"
+        return f"found on the way {way} {self.peer_address} by {completion.path}"
 
     def ledger(self) -> Ledger:
         """State and credit now; one command."""
