@@ -322,7 +322,8 @@ bool dmp_network_round_locked(struct dmp_embedded_channel *channel, uint64_t now
 			break;
 		now_ns = dmp_now_ns();
 	}
-	return any || network->dirty_first != NULL;
+	/* The end may have come while we moved bytes, and whoever stops us with it. */
+	return any || network->dirty_first != NULL || (network->ending && network->count != 0);
 }
 
 /* ---- who belongs */
