@@ -15,6 +15,7 @@ from typing import Any
 import peers
 
 import dmaplane
+import dmaplane.doctor
 from dmaplane.testing import _pair, _rig
 from dmaplane.testing._pair import Memory, Side
 from dmaplane.testing._rig import Rings
@@ -117,3 +118,8 @@ def call(talk: Lines, **settings: Any) -> None:
     while True:
         order = talk.hear()
         talk.say(getattr(caller, order.pop("do"))(**order))
+
+
+def examine() -> None:
+    """What doctor says of this machine, as one line."""
+    print(json.dumps(dmaplane.doctor.examine().as_json()))
