@@ -94,11 +94,12 @@ def test_a_script_that_fails_is_told_with_what_it_said(near: node.Node) -> None:
 
 
 def test_a_function_runs_in_a_fork(near: node.Node) -> None:
-    near.order("load", module="calendar", paths=[])
-    program = near.fork("calendar", "prmonth", theyear=2027, themonth=2)
+    near.order("load", module="os", paths=[])
+    program = near.fork("os", "system", command="echo from a fork; read word; echo $word")
+    program.tell("and back")
     assert program.wait(PATIENCE_S) == 0
-    assert program.lines[0].strip() == "February 2027"
-    assert near.fork("calendar", "prmonth", theyear="none").wait(PATIENCE_S) == 1
+    assert list(program.lines) == ["from a fork", "and back"]
+    assert near.fork("os", "system", no_such="argument").wait(PATIENCE_S) == 1
     with pytest.raises(AssertionError, match="ModuleNotFoundError"):
         near.order("load", module="no_such_module", paths=[])
     assert near.run("true") == (0, "")
