@@ -42,6 +42,20 @@ CASES = (
         others=LACKS_DEVICE,
     ),
     Case(
+        "no RDMA, and the first interface is no card",
+        "rdma",
+        "lack",
+        "no link uses it",
+        "rdma link add rxe0 type rxe netdev eth7",
+        files={
+            f"/lib/modules/{RELEASE}/modules.dep": "kernel/sw/rdma_rxe.ko.xz:\n",
+            "/sys/class/net/eth7/device/vendor": "0x1af4",
+            "/sys/class/net/dummy0/mtu": "1500",
+        },
+        gone=NO_DEVICE,
+        others=LACKS_DEVICE,
+    ),
+    Case(
         "Mellanox without driver",
         "rdma",
         "lack",

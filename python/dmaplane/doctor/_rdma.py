@@ -342,5 +342,7 @@ def _net_device(machine: Machine, device: str) -> str:
 
 
 def _first_nic(machine: Machine) -> str:
+    """One that is a device, if there is such; dummies and bridges are not."""
     names = [name for name in machine.names("/sys/class/net") if name != "lo"]
-    return names[0] if names else "lo"
+    real = [name for name in names if machine.exists(f"/sys/class/net/{name}/device")]
+    return [*real, *names, "lo"][0]
