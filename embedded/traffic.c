@@ -215,7 +215,7 @@ static bool deliver_locked(struct dmp_embedded_endpoint *endpoint)
 		deliver_event(endpoint, &from);
 		any = true;
 	}
-	endpoint->event_waits = room == 0;
+	endpoint->event_waits = room == 0 && dmp_endpoint_has_event(endpoint->machine);
 	return any;
 }
 
