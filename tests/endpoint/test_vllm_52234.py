@@ -26,7 +26,7 @@ BLOCK = 48 * MIB
 """A block long enough to be caught half-way: it takes milliseconds, to see that it has begun
 takes microseconds."""
 
-ATTEMPTS = 20
+ATTEMPTS = 60
 """To catch one half-way, on a machine where somebody else may have the processor just then."""
 
 OLD, NEW, MINE = 11, 22, 33
