@@ -57,6 +57,9 @@ struct dmp_remote {
 	__u32 slot;
 	__u32 key_bytes;
 	__u8 key[DMP_KEY_BYTES];
+	__u64 base;			/* verbs: of the first byte, behind rkey */
+	__u32 rkey;
+	__u32 grant;			/* verbs: the number of the answer that brought it */
 	char *address;			/* shm: the first byte of the region here, else NULL */
 	void *mapping;			/* shm: what to unmap */
 	size_t mapping_bytes;
