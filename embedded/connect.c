@@ -109,6 +109,9 @@ static int make(const struct wishes *wishes, struct dmp_fabric *fabric,
 		goto err_free;
 #endif
 	error = make_machine(endpoint, wishes);
+	/* A device sends what lies in memory, and no kernel encrypts it on the way. */
+	if (!error && wishes->encrypt && endpoint->path == DMP_PATH_VERBS)
+		error = -EOPNOTSUPP;
 	/* Shared memory leaves no machine. */
 	if (!error && wishes->encrypt && endpoint->path != DMP_PATH_SHM)
 		error = dmp_tls_prepare(endpoint);
@@ -271,7 +274,7 @@ static int enter_channel(struct dmp_plane *plane, __u32 id, struct dmp_embedded_
 /* Is it sure, before anybody has called, that the way leads over a wire? */
 static bool is_wire(const struct dmp_address *address, __u32 path)
 {
-	return path == DMP_PATH_TCP || (path == DMP_PATH_NONE && !address->is_unix &&
+	return path == DMP_PATH_TCP || path == DMP_PATH_VERBS || (path == DMP_PATH_NONE && !address->is_unix &&
 					!dmp_address_is_local(address));
 }
 

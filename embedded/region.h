@@ -44,6 +44,7 @@ struct dmp_region {
 	/* atomic */
 	uint32_t operations;		/* grows only under the table's lock while it is live */
 	bool shared;			/* a shm peer was given the memory */
+	bool registered;		/* a device was, for a peer on verbs */
 };
 
 /* A peer's region, named on an endpoint by REGION_IMPORT. */
@@ -104,7 +105,9 @@ int dmp_region_board(struct dmp_plane *plane, const uint32_t **words, int *read_
 
 /*
  * Does a shm peer touch the region right now? plane->lock held, no channel's; a peer that
- * is stopped in a copy touches it until its process goes on or is gone.
+ * is stopped in a copy touches it until its process goes on or is gone. Of a region that is
+ * revoked: is it registered with a device for a peer on verbs? He is told, here, and has a
+ * tenth of a second to let go.
  */
 bool dmp_region_is_touched_locked(struct dmp_plane *plane, const struct dmp_region *region);
 

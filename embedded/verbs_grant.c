@@ -37,7 +37,7 @@ static struct dmp_verbs_grant *find_grant(struct dmp_verbs *verbs,
 }
 
 /* Registers the region as it was granted. The kernel wants the place in a page kept. */
-static int add_grant(struct dmp_verbs *verbs, const struct dmp_region *region, char *address,
+static int add_grant(struct dmp_verbs *verbs, struct dmp_region *region, char *address,
 		     struct dmp_verbs_grant **grant)
 {
 	int access = IBV_ACCESS_LOCAL_WRITE;
@@ -58,6 +58,7 @@ static int add_grant(struct dmp_verbs *verbs, const struct dmp_region *region, c
 					 (uintptr_t)address % DMP_VERBS_PAGE, access);
 	if (!mr)
 		return errno ? -errno : -ENOMEM;
+	__atomic_store_n(&region->registered, true, __ATOMIC_SEQ_CST);
 	*grant = &verbs->grants[verbs->grant_count++];
 	**grant = (struct dmp_verbs_grant){
 		.mr = mr, .slot = region->slot, .generation = region->generation,

@@ -23,18 +23,19 @@ static struct ibv_mr *find_local(const struct dmp_verbs *verbs, __u32 buffer_id)
 }
 
 /* A device that writes into memory wants to be allowed to; what is read only is only sent. */
-static struct ibv_mr *register_local(struct dmp_verbs *verbs, const struct dmp_buffer *buffer)
+static struct ibv_mr *register_local(struct dmp_verbs *verbs, struct dmp_buffer *buffer)
 {
 	const struct dmp_memory *memory = &buffer->memory;
 	struct ibv_mr *mr = verbs->library->reg_mr(verbs->pd, memory->address, memory->length,
 						   IBV_ACCESS_LOCAL_WRITE);
 
+	__atomic_store_n(&buffer->registered, true, __ATOMIC_SEQ_CST);
 	if (!mr)
 		mr = verbs->library->reg_mr(verbs->pd, memory->address, memory->length, 0);
 	return mr;
 }
 
-static int local_key(struct dmp_verbs *verbs, const struct dmp_buffer *buffer, __u32 *lkey)
+static int local_key(struct dmp_verbs *verbs, struct dmp_buffer *buffer, __u32 *lkey)
 {
 	struct dmp_verbs_local *more;
 	struct ibv_mr *mr;
