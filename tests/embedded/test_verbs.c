@@ -162,12 +162,13 @@ static struct dmp_completion run(struct side *side, const struct dmp_submission 
 	return last;
 }
 
-static struct dmp_completion wait_event(struct side *side, uint16_t what)
+static struct dmp_completion await_event(struct side *side, uint16_t what)
 {
 	struct dmp_completion event = { 0 };
+	uint32_t none;
 
 	while (!(event.flags & DMP_COMPLETE_EVENT) || event.operation != what)
-		CHECK(dmp_client_exchange(&side->session.client, NULL, 0, NULL, &event, 1, 1,
+		CHECK(dmp_client_exchange(&side->session.client, NULL, 0, &none, &event, 1, 1,
 					  dmp_now_ns() + LONG_NS) == 1);
 	return event;
 }
@@ -304,7 +305,7 @@ static void test_many_at_once_and_an_immediate(void)
 	moves[0].operation = DMP_OP_WRITE_IMM;
 	moves[0].immediate = 0xabcd0001;
 	run(&pair.near, moves, 1, 0);
-	event = wait_event(&pair.far, DMP_EVENT_WRITE_IMM);
+	event = await_event(&pair.far, DMP_EVENT_WRITE_IMM);
 	CHECK(event.immediate == 0xabcd0001 && event.path == DMP_PATH_VERBS);
 	close_pair(&pair);
 }
@@ -360,7 +361,7 @@ static void test_the_end_is_told_and_a_new_beginning_is_possible(void)
 
 	open_pair(&pair);
 	session_close(&pair.near.session);
-	wait_event(&pair.far, DMP_EVENT_ENDPOINT_LOST);
+	await_event(&pair.far, DMP_EVENT_ENDPOINT_LOST);
 	open_side(&pair.near);
 	join(&pair);
 	close_pair(&pair);
