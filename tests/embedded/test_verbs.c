@@ -3,7 +3,7 @@
  * test_verbs.c - two planes of this process over an RDMA device
  *
  *	test_verbs	looks for a device; there is none: says why, and tests what needs none
- *	test_verbs --require	there has to be one (tests/kernel/test_verbs.py makes one)
+ *	test_verbs --require [ADDRESS]	there has to be one (tests/kernel/test_verbs.py makes one)
  *
  * Everything goes through the contract's calls, so machine, fabric and device are all in it.
  */
@@ -367,15 +367,21 @@ static void test_the_end_is_told_and_a_new_beginning_is_possible(void)
 	close_pair(&pair);
 }
 
+/* The same ACCEPT lets in who knows the secret, after one who does not. */
 static void test_a_stranger_is_refused(void)
 {
 	struct dmp_connect connect;
 	struct pair pair;
+	pthread_t thread;
 
 	open_pair(&pair);
 	connect = calling(&pair);
 	connect.secret[0] ^= 1;
-	CHECK(dmp_ioctl(pair.near.session.plane, DMP_CONNECT, &connect) < 0);
+	CHECK(!pthread_create(&thread, NULL, let_in, &pair));
+	CHECK(dmp_ioctl(pair.near.session.plane, DMP_CONNECT, &connect) == -EACCES);
+	connect = calling(&pair);
+	CHECK(!dmp_ioctl(pair.near.session.plane, DMP_CONNECT, &connect));
+	pthread_join(thread, NULL);
 	close_pair(&pair);
 }
 
@@ -440,7 +446,9 @@ int main(int count, char **words)
 	test_each_reason_says_what_to_do();
 	if (reason != DMP_VERBS_READY)
 		test_a_path_that_is_not_there_is_refused();
-	if (reason != DMP_VERBS_READY || !find_address()) {
+	if (count > 2)
+		snprintf(here, sizeof(here), "%s:0", words[2]);
+	if (reason != DMP_VERBS_READY || (!*here && !find_address())) {
 		printf("skipped: %s\n", reason == DMP_VERBS_READY ?
 		       "missing-device: no address of this machine is an RDMA device's" :
 		       dmp_verbs_reason(reason));
