@@ -224,9 +224,10 @@ static bool touches_locked(struct dmp_embedded_endpoint *endpoint, const struct 
 
 	if (!endpoint->fabric)
 		return false;
-	if (endpoint->path == DMP_PATH_SHM)
+	if (endpoint->fabric->type->path == DMP_PATH_SHM)
 		return dmp_shm_is_touching(endpoint->fabric, region->slot);
-	if (endpoint->path != DMP_PATH_VERBS || region->object.state == DMP_STATE_LIVE)
+	if (endpoint->fabric->type->path != DMP_PATH_VERBS ||
+	    region->object.state == DMP_STATE_LIVE)
 		return false;
 	now_ns = dmp_now_ns();
 	if (dmp_verbs_revoke(endpoint->fabric, region->slot, now_ns)) {

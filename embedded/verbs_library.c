@@ -2,6 +2,8 @@
 /* verbs_library.c - see verbs_library.h */
 #include "verbs_library.h"
 
+#include "libdmaplane.h"
+
 static const char *const reasons[DMP_VERBS_REASONS] = {
 	[DMP_VERBS_READY] = "",
 	[DMP_VERBS_NOT_BUILT] =
@@ -23,6 +25,11 @@ static const char *const reasons[DMP_VERBS_REASONS] = {
 const char *dmp_verbs_reason(int reason)
 {
 	return reason >= 0 && reason < DMP_VERBS_REASONS ? reasons[reason] : "";
+}
+
+const char *dmp_verbs_missing(void)
+{
+	return dmp_verbs_reason(dmp_verbs_probe());
 }
 
 #ifndef DMP_VERBS
