@@ -106,8 +106,8 @@ int dmp_region_board(struct dmp_plane *plane, const uint32_t **words, int *read_
 /*
  * Does a shm peer touch the region right now? plane->lock held, no channel's; a peer that
  * is stopped in a copy touches it until its process goes on or is gone. Of a region that is
- * revoked: is it registered with a device for a peer on verbs? He is told, here, and has a
- * tenth of a second to let go.
+ * revoked: is it registered with a device for a peer on verbs? He is told, here, and has
+ * half a second to let go.
  */
 bool dmp_region_is_touched_locked(struct dmp_plane *plane, const struct dmp_region *region);
 

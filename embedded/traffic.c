@@ -17,7 +17,7 @@
 #include "libdmaplane.h"
 #include "network.h"
 
-#define STOP_NS 100000000u	/* a device has so long to give back what is stopped */
+#define STOP_NS 500000000u	/* a device has so long to give back what is stopped */
 
 static struct dmp_submission *submission_of(struct dmp_embedded_channel *channel, uint32_t index)
 {

@@ -13,7 +13,7 @@
 
 #include "verbs_layout.h"
 
-#define LET_GO_NS	100000000u	/* the peer has so long to stop using what was revoked */
+#define LET_GO_NS	500000000u	/* the peer has so long to stop using what was revoked */
 
 /* ---- ours */
 

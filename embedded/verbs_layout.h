@@ -18,6 +18,8 @@
 #define DMP_VERBS_SLOTS		32u
 #define DMP_VERBS_SLOT_BYTES	8192u
 #define DMP_VERBS_MOVES		64u
+/* Of moves, under way: 400 Gbit/s times 80 us. What is revoked or stopped waits for no more. */
+#define DMP_VERBS_MOVING_BYTES	(4u << 20)
 #define DMP_VERBS_WORDS		8u
 #define DMP_VERBS_SEND_MAX	(DMP_VERBS_SLOTS + DMP_VERBS_MOVES + DMP_VERBS_WORDS)
 #define DMP_VERBS_RECEIVE_MAX	(DMP_VERBS_SLOTS + 1u)
@@ -115,6 +117,7 @@ struct dmp_verbs {
 	__u32 piece_first;
 	__u32 piece_count;		/* posted, not reaped */
 	__u32 pieces_done;		/* of these, completed */
+	__u64 piece_bytes;		/* posted, not reaped */
 	pthread_mutex_t locals_lock;	/* a leaf */
 	struct dmp_verbs_local *locals;
 	__u32 local_count;

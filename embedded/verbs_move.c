@@ -81,7 +81,9 @@ int dmp_verbs_post(struct dmp_fabric *fabric, const struct dmp_move *move, __u64
 		return verbs->lost;
 	if (dmp_verbs_is_void(verbs, move->remote))
 		return -ESTALE;
-	if (verbs->piece_count == DMP_VERBS_MOVES)
+	if (verbs->piece_count == DMP_VERBS_MOVES ||
+	    (verbs->piece_count != 0 &&
+	     verbs->piece_bytes + move->length > DMP_VERBS_MOVING_BYTES))
 		return -EAGAIN;
 	error = local_key(verbs, move->buffer, &place.lkey);
 	if (error)
@@ -92,6 +94,7 @@ int dmp_verbs_post(struct dmp_fabric *fabric, const struct dmp_move *move, __u64
 		(struct dmp_verbs_piece){
 			.tag = tag, .length = move->length, .rkey = move->remote->rkey,
 		};
+	verbs->piece_bytes += move->length;
 	return 0;
 }
 
@@ -107,6 +110,7 @@ bool dmp_verbs_reap(struct dmp_fabric *fabric, __u64 *tag, __u64 *length)
 	*length = verbs->pieces[verbs->piece_first].length;
 	verbs->piece_first = (verbs->piece_first + 1) % DMP_VERBS_MOVES;
 	verbs->piece_count--;
+	verbs->piece_bytes -= *length;
 	verbs->pieces_done--;
 	return true;
 }
