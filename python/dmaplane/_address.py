@@ -52,7 +52,9 @@ def describe(
             "address", f"{address!r} has no port", fix='"host:port", "[host]:port" or "unix:/path"'
         )
     if require is not None and require not in _REQUIRED:
-        raise InvalidError("require", f"{require!r} is no path", fix='"shm", "tcp", "verbs" or None')
+        raise InvalidError(
+            "require", f"{require!r} is no path", fix='"shm", "tcp", "verbs" or None'
+        )
     known = secret.encode() if isinstance(secret, str) else bytes(secret or b"")
     if len(known) > _abi.SECRET_BYTES:
         raise InvalidError(
@@ -99,7 +101,9 @@ def refuse(failure: DmaplaneError, plane: Plane, request: _abi.Listen | _abi.Con
 def _broken_link(plane: Plane, path: int, address: str) -> str:
     """What is missing first on the way to that path."""
     if path == _abi.PATH_VERBS:
-        return verbs_missing() or f"a tcp address with an RDMA device on the way; {address} has none"
+        return (
+            verbs_missing() or f"a tcp address with an RDMA device on the way; {address} has none"
+        )
     if PATHS[path] not in plane.paths:
         return f"a plane with that path; this one has {', '.join(plane.paths)}"
     if path == _abi.PATH_TCP:

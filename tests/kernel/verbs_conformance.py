@@ -3,8 +3,8 @@
 
   python verbs_conformance.py [WORD...]     only cases whose name begins with one of these
 
-A program of its own: where cases listen is settled when dmaplane.testing is imported. The last line is
-"N passed, N failed"; what is known not to work yet is not run, and said.
+A program of its own: where cases listen is settled when dmaplane.testing is imported. The last
+line is "N passed, N failed"; what is known not to work yet is not run, and said.
 """
 
 from __future__ import annotations
