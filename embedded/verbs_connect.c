@@ -60,7 +60,7 @@ static int open_events(struct dmp_verbs *verbs)
 
 static int open_fabric(struct dmp_plane *plane, struct dmp_verbs **opened)
 {
-	const struct dmp_verbs_library *library = dmp_verbs_library();
+	const struct dmp_verbs_library *library = dmp_verbs_use();
 	struct dmp_verbs *verbs;
 	int error;
 
@@ -362,7 +362,7 @@ int dmp_verbs_dial(struct dmp_plane *plane, const struct dmp_address *address, _
 int dmp_verbs_door_open(const struct dmp_address *address, __u32 backlog,
 			struct dmp_verbs_door **opened)
 {
-	const struct dmp_verbs_library *library = dmp_verbs_library();
+	const struct dmp_verbs_library *library = dmp_verbs_use();
 	struct sockaddr_storage here = address->socket;
 	struct dmp_verbs_door *door;
 	int error;
@@ -421,7 +421,7 @@ static int accept_call(struct dmp_verbs *verbs, const struct dmp_rdma_hello *hel
 static int take_call(struct dmp_plane *plane, struct rdma_cm_id *id, int error,
 		     const struct dmp_rdma_hello *hello, struct dmp_fabric **fabric)
 {
-	const struct dmp_verbs_library *library = dmp_verbs_library();
+	const struct dmp_verbs_library *library = dmp_verbs_use();
 	struct dmp_rdma_hello ours = { .slots = DMP_VERBS_SLOTS,
 				       .slot_bytes = DMP_VERBS_SLOT_BYTES };
 	__u8 bytes[DMP_RDMA_HELLO_BYTES];

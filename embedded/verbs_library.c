@@ -20,6 +20,9 @@ static const char *const reasons[DMP_VERBS_REASONS] = {
 	[DMP_VERBS_NO_DEVICE] =
 		"missing-device: no RDMA device; a NIC that has none can have Soft-RoCE, as root: "
 		"modprobe rdma_rxe; rdma link add rxe0 type rxe netdev NIC",
+	[DMP_VERBS_FORKED] =
+		"missing-feature: RDMA in a fork of a process that uses it; start a program anew "
+		"(exec) instead",
 };
 
 const char *dmp_verbs_reason(int reason)
@@ -45,6 +48,8 @@ int dmp_verbs_probe(void)
 #include <pthread.h>
 #include <stddef.h>
 #include <string.h>
+
+#include "process.h"
 
 static struct dmp_verbs_library library;
 static int opened = DMP_VERBS_NO_LIBRARY;
@@ -114,10 +119,29 @@ static void open_library(void)
 	opened = DMP_VERBS_READY;
 }
 
+/* The process that uses it; dmp_process_number() is never 0. */
+static uint64_t user;
+
+static bool is_forked(void)
+{
+	uint64_t process = __atomic_load_n(&user, __ATOMIC_RELAXED);
+
+	return process != 0 && process != dmp_process_number();
+}
+
 const struct dmp_verbs_library *dmp_verbs_library(void)
 {
 	pthread_once(&once, open_library);
-	return opened == DMP_VERBS_READY ? &library : NULL;
+	return opened == DMP_VERBS_READY && !is_forked() ? &library : NULL;
+}
+
+const struct dmp_verbs_library *dmp_verbs_use(void)
+{
+	const struct dmp_verbs_library *found = dmp_verbs_library();
+
+	if (found)
+		__atomic_store_n(&user, dmp_process_number(), __ATOMIC_RELAXED);
+	return found;
 }
 
 int dmp_verbs_probe(void)
@@ -127,7 +151,7 @@ int dmp_verbs_probe(void)
 	int count = 0;
 
 	if (!dmp_verbs_library())
-		return opened;
+		return is_forked() ? DMP_VERBS_FORKED : opened;
 	devices = library.get_device_list(&count);
 	if (devices)
 		library.free_device_list(devices);

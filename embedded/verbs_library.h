@@ -21,7 +21,8 @@
 #define DMP_VERBS_NO_SYMBOL	3	/* they are older than what we need */
 #define DMP_VERBS_NO_MANAGER	4	/* /dev/infiniband/rdma_cm: rdma_ucm is not loaded, or closed to us */
 #define DMP_VERBS_NO_DEVICE	5	/* no RDMA device */
-#define DMP_VERBS_REASONS	6
+#define DMP_VERBS_FORKED	6	/* a child of a process that used RDMA */
+#define DMP_VERBS_REASONS	7
 
 /* Asks again each time, but for what cannot change: devices come and go. */
 int dmp_verbs_probe(void);
@@ -79,8 +80,13 @@ struct dmp_verbs_library {
 	int (*migrate_id)(struct rdma_cm_id *id, struct rdma_event_channel *channel);
 };
 
-/* NULL if it cannot be opened: dmp_verbs_probe() says why. */
+/*
+ * NULL if it cannot be opened: dmp_verbs_probe() says why. use: the caller makes connections,
+ * so files of devices are open from here on, which the kernel serves to this process alone;
+ * rdma-core does not open them again in a child.
+ */
 const struct dmp_verbs_library *dmp_verbs_library(void);
+const struct dmp_verbs_library *dmp_verbs_use(void);
 
 #endif /* DMP_VERBS */
 #endif /* DMP_VERBS_LIBRARY_H */

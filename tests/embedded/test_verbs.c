@@ -14,6 +14,7 @@
 #include <pthread.h>
 #include <stdbool.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 
 #include "door_session.h"
 #include "verbs.h"
@@ -385,6 +386,22 @@ static void test_a_stranger_is_refused(void)
 	close_pair(&pair);
 }
 
+/* The device's files are the parent's: the child is told so, and the parent goes on. */
+static void test_a_fork_is_told_that_it_cannot(void)
+{
+	struct pair pair;
+	int status;
+	pid_t child;
+
+	open_pair(&pair);
+	child = fork();
+	if (child == 0)
+		_exit(dmp_verbs_probe() == DMP_VERBS_FORKED && strlen(dmp_verbs_missing()) ? 0 : 1);
+	CHECK(waitpid(child, &status, 0) == child && status == 0);
+	CHECK(!*dmp_verbs_missing());
+	close_pair(&pair);
+}
+
 /* ---- without a device */
 
 static void test_each_reason_says_what_to_do(void)
@@ -462,5 +479,6 @@ int main(int count, char **words)
 	RUN(test_a_revoked_region_does_not_cost_the_connection);
 	RUN(test_the_end_is_told_and_a_new_beginning_is_possible);
 	RUN(test_a_stranger_is_refused);
+	RUN(test_a_fork_is_told_that_it_cannot);
 	return 0;
 }

@@ -89,7 +89,16 @@ def test_own_program_over_a_device(clean: None, program: Callable[[str], Path]) 
 
 @pytest.mark.parametrize(
     "groups",
-    [("connecting", "messages"), ("remote",), ("regions", "strangers"), ("credits",)],
+    [
+        ("connecting", "messages"),
+        ("remote",),
+        ("regions", "strangers", "credits"),
+        ("revoking",),
+        ("interrupting", "loss-d", "loss-e", "loss-m"),
+        # A fork of a process that has used RDMA cannot: these begin with the fork.
+        ("loss-killed",),
+        ("loss-stopped",),
+    ],
     ids="+".join,
 )
 def test_conformance_over_a_device(clean: None, groups: tuple[str, ...]) -> None:
