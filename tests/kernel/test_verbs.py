@@ -94,7 +94,7 @@ def test_own_program_over_a_device(clean: None, program: Callable[[str], Path]) 
         ("remote",),
         ("regions", "strangers", "credits"),
         ("revoking",),
-        ("interrupting", "loss-d", "loss-e", "loss-m"),
+        ("interrupting", "loss-b", "loss-c", "loss-d", "loss-e", "loss-n"),
         # A fork of a process that has used RDMA cannot: these begin with the fork.
         ("loss-killed",),
         ("loss-stopped",),
