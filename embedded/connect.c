@@ -18,6 +18,7 @@
 #include "network.h"
 #include "tls.h"
 #include "traffic.h"
+#include "verbs.h"
 
 #define CONNECT_NS	10000000000ull	/* without a deadline of the caller's */
 #define GREETING_NS	1000000000ull	/* one arrival keeps ACCEPT no longer than this */
@@ -245,6 +246,8 @@ static int establish(const struct wishes *wishes, struct dmp_fabric *fabric,
 	while (epoch == 0);
 	pthread_mutex_lock(&channel->lock);
 	error = greet_locked(endpoint, epoch, deadline_ns);
+	if (!error && endpoint->path == DMP_PATH_VERBS)
+		dmp_verbs_trust(endpoint->fabric);
 	pthread_mutex_unlock(&channel->lock);
 	if (!error)
 		error = publish(endpoint, established);

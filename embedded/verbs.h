@@ -44,6 +44,12 @@ int dmp_verbs_door_take(struct dmp_plane *plane, struct dmp_verbs_door *door,
 			struct sockaddr_storage *peer, socklen_t *length,
 			struct dmp_fabric **fabric);
 
+/*
+ * The handshake is over: until here nothing is registered for the peer, whatever it asks.
+ * channel->lock held.
+ */
+void dmp_verbs_trust(struct dmp_fabric *fabric);
+
 /* As dmp_shm_ask() and dmp_shm_granted(): rkey, base and grant of @remote. channel->lock held. */
 int dmp_verbs_ask(struct dmp_fabric *fabric, const __u8 *key, __u32 key_bytes);
 int dmp_verbs_granted(struct dmp_fabric *fabric, struct dmp_remote *remote);

@@ -90,6 +90,7 @@ struct dmp_verbs {
 	struct ibv_mr *word_mr;
 	bool connected;			/* there is a queue pair that can send */
 	bool armed;			/* the bell will ring */
+	bool trusted;			/* the peer has proved the secret: its letters are read */
 
 	/* sending */
 	__u32 peer_slots;
