@@ -8,7 +8,7 @@ BENCHES := copy ring alloc observe scale endpoint
 KERNEL ?= 6.12
 SEED ?= $(shell date +%s)
 
-.PHONY: help demo test test-one kernel install-module vmtest bench tidy fuzz lint clean setup setup-test
+.PHONY: help demo test test-one kernel install-module vmtest vmtest-pair bench tidy fuzz lint clean setup setup-test
 
 help:
 	@echo "make demo            a stream between two processes, one of them killed, on this machine"
@@ -22,6 +22,7 @@ help:
 	@echo "make install-module  for this kernel (or RELEASE=r), as root; by DKMS where it is"
 	@echo "make vmtest          boots KERNEL=6.12 (or 6.1, debug) and runs tests/kernel in it;"
 	@echo "                     T=name takes the tests of that name"
+	@echo "make vmtest-pair     boots two of them on a cable and runs tests/pair with them; T, KERNEL too"
 	@echo "make clean           removes build/ and .venv/"
 
 setup:
@@ -39,7 +40,8 @@ test: setup-test
 test-one: setup-test
 	@$(if $(T),,$(error say which: make test-one T=name))$(PY) tools/verify.py --one "$(T)"
 
-vmtest:
+vmtest-pair: VMFLAGS += --pair
+vmtest vmtest-pair:
 ifeq ($(KERNEL),debug)
 	@tools/setup.sh debug
 	@tools/kernel/debug_kernel.sh

@@ -547,6 +547,11 @@ int dmp_endpoint_next_completion(struct dmp_endpoint *endpoint,
 	return error;
 }
 
+bool dmp_endpoint_has_event(const struct dmp_endpoint *endpoint)
+{
+	return endpoint->events.count != 0;
+}
+
 int dmp_endpoint_next_event(struct dmp_endpoint *endpoint, __u64 now_ns,
 			    struct dmp_endpoint_completion *completion)
 {

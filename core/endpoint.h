@@ -246,6 +246,7 @@ int dmp_endpoint_next_completion(struct dmp_endpoint *endpoint,
  */
 int dmp_endpoint_next_event(struct dmp_endpoint *endpoint, __u64 now_ns,
 			    struct dmp_endpoint_completion *event);
+bool dmp_endpoint_has_event(const struct dmp_endpoint *endpoint);
 
 /* -ESTALE if nobody asked (any more). Answers after CUT was answered are void. */
 int dmp_endpoint_answer(struct dmp_endpoint *endpoint, __u64 now_ns,

@@ -125,9 +125,10 @@ static bool stirs(const void *context)
 {
 	const struct dmp_embedded_channel *channel = context;
 	struct dmp_network *network = channel->network;
-	uint32_t number;
+	/* Pairs with the store in activate(): as many are filled in. */
+	uint32_t count = __atomic_load_n(&network->active_count, __ATOMIC_ACQUIRE), number;
 
-	for (number = 0; number < network->active_count; number++) {
+	for (number = 0; number < count; number++) {
 		struct dmp_fabric *fabric = network->active[number]->fabric;
 
 		if (fabric && fabric->type->ready(fabric))

@@ -55,7 +55,9 @@ static void activate(struct dmp_network *network, struct dmp_embedded_endpoint *
 	    network->active_count == DMP_ACTIVE_MAX)
 		return;
 	endpoint->active = true;
-	network->active[network->active_count++] = endpoint;
+	network->active[network->active_count] = endpoint;
+	/* Pairs with the load in stirs(), by an executor who spins while a worker takes events. */
+	__atomic_store_n(&network->active_count, network->active_count + 1, __ATOMIC_RELEASE);
 	if (type->wake)
 		type->wake(endpoint->fabric);
 }

@@ -104,6 +104,7 @@ struct dmp_stream {
 	bool checked;
 	bool dry;		/* the last call took all there was */
 	bool drained;		/* and it was one to the fabric, in the last move */
+	bool records;		/* the owner's to set: a call may end with a record, not with all */
 	bool hung_up;		/* the owner's to set: the peer is gone, an error or end is to come */
 	bool heard;		/* the peer gave or took bytes since the last feed */
 	int error;		/* the connection is lost */
@@ -172,5 +173,18 @@ void dmp_stream_replace_locked(struct dmp_stream *stream, char *place);
  * the connection.
  */
 int dmp_stream_stop_locked(struct dmp_stream *stream, __u64 tag);
+
+/* The parts, for the stream's own files; stream_out.c has what load and stop do, and these. */
+
+#define DMP_STREAM_TYPE_OFFSET 5	/* of a frame, see wire.h */
+
+/* Executor: sends at most about DMP_STREAM_BURST. True if a byte moved. */
+bool dmp_stream_move_out(struct dmp_stream *stream);
+
+/* Pieces that are with the fabric: the owner hears of payloads, the machine of its own. */
+void dmp_stream_tell_sent(struct dmp_stream *stream, struct dmp_endpoint *machine, __u64 now_ns);
+
+/* Forgets all that waits; `sent` is not told. */
+void dmp_stream_drop_out(struct dmp_stream *stream);
 
 #endif /* DMP_STREAM_H */

@@ -190,6 +190,7 @@ int dmp_tls_switch_locked(struct dmp_embedded_endpoint *endpoint)
 		error = stream->in_have ? -EPROTO :
 					  install(endpoint, TLS_RX, !endpoint->connector);
 		stream->last_in = (struct dmp_stream_last){ 0 };
+		stream->records = true;
 		switched = 1;
 	}
 	return error ? error : switched;

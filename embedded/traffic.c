@@ -83,7 +83,8 @@ static void finish(struct dmp_embedded_endpoint *endpoint, uint32_t index,
 	struct dmp_holds *holds = &channel->holds[index];
 	uint64_t now_ns = endpoint->now_ns;
 
-	outcome->path = outcome->length_bytes != 0 ? endpoint->path : DMP_PATH_NONE;
+	if (outcome->length_bytes != 0)
+		outcome->path = endpoint->path;
 	if (is_checked(submission) && outcome->result == 0) {
 		if (!(outcome->flags & DMP_COMPLETE_CHECKSUM) && holds->checksum_known)
 			outcome->checksum = holds->checksum;
@@ -200,6 +201,9 @@ static bool deliver_locked(struct dmp_embedded_endpoint *endpoint)
 			endpoint->probe_result = from.result;
 			dmp_channel_nudge_locked(endpoint->channel);
 		} else if (dmp_piece_completed(endpoint, &from, &outcome)) {
+			/* Found wrong behind the hop, not before it: none of the bytes counts. */
+			if (outcome.result == -EBADMSG)
+				outcome.path = endpoint->path;
 			finish(endpoint, (uint32_t)from.user_data, &outcome);
 		}
 	}
@@ -213,7 +217,7 @@ static bool deliver_locked(struct dmp_embedded_endpoint *endpoint)
 		deliver_event(endpoint, &from);
 		any = true;
 	}
-	endpoint->event_waits = room == 0;
+	endpoint->event_waits = room == 0 && dmp_endpoint_has_event(endpoint->machine);
 	return any;
 }
 

@@ -89,6 +89,7 @@ missing_test_programs() {
 	compiles g++ c++ || want g++ # the contract compiles as C++ too
 	have clang || want clang
 	have setarch || want util-linux
+	have ip || want iproute2 # tests/endpoint: network namespaces
 	if [ "$(uname -m)" != aarch64 ]; then
 		have aarch64-linux-gnu-gcc || want gcc-aarch64-linux-gnu
 		[ -e /usr/aarch64-linux-gnu/include/errno.h ] || want libc6-dev-arm64-cross
@@ -98,6 +99,8 @@ missing_test_programs() {
 	have qemu-system-x86_64 || want qemu-system-x86
 	have busybox && ! ldd "$(command -v busybox)" >/dev/null 2>&1 || want busybox-static
 	have modprobe || want kmod
+	have ib_write_bw || want perftest # tests/pair
+	[ -e /etc/libibverbs.d/rxe.driver ] || want ibverbs-providers
 	have sparse || want sparse
 	have perl || want perl
 	for series in 6.12 6.1; do

@@ -294,6 +294,7 @@ def only_elsewhere() -> str:
 
 KBUILD = ("make", "gcc", "sparse", "modprobe")
 QEMU = ("qemu-system-x86_64", "busybox", "setpriv", "modprobe")
+PAIR = (*QEMU, "ip", "rdma", "ib_write_bw")
 lacks_checkpatch = asks(*python("tools/kernel/checkpatch.py", "--where"))
 
 STAGES = (
@@ -314,6 +315,7 @@ STAGES = (
     Stage(
         "vmtest-6.1", vmtest_stage("6.1", "-k", "conformance"), QEMU, only_x86, lacks_kernel("6.1")
     ),
+    Stage("vmtest-pair", vmtest_stage("6.12", "--pair"), PAIR, only_x86, lacks_kernel("6.12")),
     Stage("simulator", simulator_stage, ("gcc",)),
     Stage("fuzz", fuzz_stage, ("gcc",)),
     Stage("fuzz-wire", fuzz_wire_stage, ("gcc",)),

@@ -788,7 +788,8 @@ struct dmp_submission {
  * @user_data: of the submission
  * @result: 0, or a negative errno
  * @operation: of the submission, or DMP_EVENT_*
- * @path: DMP_PATH_* the bytes took, NONE if no byte moved
+ * @path: DMP_PATH_* the bytes took, NONE if no byte moved; with EBADMSG the hop behind which
+ *	they were found wrong, NONE: in the source, before the first
  * @flags: DMP_COMPLETE_*
  * @length_bytes: bytes moved; on an error, at most this many bytes of the target changed
  * @immediate: of a RECV or an event

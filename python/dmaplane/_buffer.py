@@ -36,15 +36,14 @@ from dmaplane._placement import (
     placement_of,
 )
 from dmaplane._plane import Capability, Visit, deadline_of, slice_of
+from dmaplane._scope import Scope
 from dmaplane._storage import Holders, Storage, free_retired
 from dmaplane._topology import pci_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from types import TracebackType
 
     import numpy.typing as npt
-    from typing_extensions import Self
 
     from dmaplane._plane import Plane
     from dmaplane._region import Access, Region
@@ -115,7 +114,7 @@ class BufferRange:
         return f"{self.buffer!r}[{self.offset}:{self.offset + self.length_bytes}]"
 
 
-class Buffer:
+class Buffer(Scope):
     """Pinned memory of a plane. Use it in a `with` block; made by `plane.buffer()`."""
 
     __slots__ = (
@@ -363,18 +362,6 @@ class Buffer:
             self._refusal = f"buffer {self.id} is closed"
             if not self.plane.closed:
                 self._storage.retire()
-
-    def __enter__(self) -> Self:
-        self._check()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if getattr(self, "_refusal", "") is None and not self.plane.closed:

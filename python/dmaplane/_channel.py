@@ -47,14 +47,12 @@ from dmaplane._operation import OPERATION_BIT, Operation
 from dmaplane._plane import Capability, Visit, deadline_of
 from dmaplane._rings import ROW, WRITE_ROW, Rings
 from dmaplane._rows import KeptRows, checked
+from dmaplane._scope import Scope
 from dmaplane._statistics import Histogram, Statistics, read_histogram, read_statistics
 from dmaplane._taking import ENDPOINT_BIT, NOTHING, Taker
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     import numpy.typing as npt
-    from typing_extensions import Self
 
     from dmaplane._buffer import Buffer, BufferRange
     from dmaplane._completion import Completion, Event
@@ -68,7 +66,7 @@ _LEAVE_NS: Final = 200_000_000
 """close() waits so long for what it cancelled; a peer that is silent does not hold it up."""
 
 
-class Channel:
+class Channel(Scope):
     """A pair of rings and a worker. Use it in a `with` block; made by `plane.channel()`."""
 
     def __init__(self, plane: Plane, made: _abi.ChannelCreate, eventfd: int) -> None:
@@ -456,18 +454,6 @@ class Channel:
                 os.close(fd)
         if answer:
             raise error_from(answer, "CHANNEL_DESTROY", f"channel {self.id}")
-
-    def __enter__(self) -> Self:
-        self._check()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_open") and not self.closed and not self.plane.closed:

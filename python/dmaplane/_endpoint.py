@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from dmaplane import _abi, _buffer, _operands, _region, _rows
 from dmaplane._errors import (
+    ChecksumError,
     ClosedError,
     DmaplaneError,
     InvalidError,
@@ -31,11 +32,11 @@ from dmaplane._errors import (
 from dmaplane._immediate import Immediate
 from dmaplane._ledger import Ledger, ledger_of
 from dmaplane._plane import PATHS, SLICE_NS, Path, Visit, deadline_of, slice_of
+from dmaplane._scope import Scope
 from dmaplane._statistics import Histogram, Statistics, read_histogram, read_statistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     import numpy as np
     import numpy.typing as npt
@@ -83,7 +84,7 @@ class Ready:
         self.region = _operands.range_there(endpoint, remote, "write").region
 
 
-class Endpoint:
+class Endpoint(Scope):
     """A connection to a peer. Use it in a `with` block.
 
     Made by `plane.connect()`, `listener.accept()` and their asyncio twins.
@@ -414,9 +415,22 @@ class Endpoint:
             cause=cause,
         )
 
-    def _explained(self, failure: DmaplaneError) -> DmaplaneError:
-        """What an operation failed with, with the peer named where the connection ended."""
-        return self._lost_error() if isinstance(failure, PeerLostError) else failure
+    def _explained(
+        self, failure: DmaplaneError, completion: Completion | None = None
+    ) -> DmaplaneError:
+        """What an operation failed with, and where: the connection that ended, the hop."""
+        if isinstance(failure, PeerLostError):
+            return self._lost_error()
+        if isinstance(failure, ChecksumError) and completion is not None:
+            return ChecksumError(f"{failure}: {self._hop(completion)}", errno=failure.errno)
+        return failure
+
+    def _hop(self, completion: Completion) -> str:
+        """Where bytes that do not match were found."""
+        if completion.path == "none":
+            return "found in this process's own memory; nothing was sent"
+        way = "from" if completion.operation in (_abi.OP_READ, _abi.OP_RECV) else "to"
+        return f"found on the way {way} {self.peer_address} by {completion.path}"
 
     def ledger(self) -> Ledger:
         """State and credit now; one command."""
@@ -544,18 +558,6 @@ class Endpoint:
         while answer == -errno.EINTR:
             answer = self.plane._command(_abi.ENDPOINT_DESTROY, request)
         return answer
-
-    def __enter__(self) -> Self:
-        self._check()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_open") and not self.closed and not self.plane.closed:

@@ -22,12 +22,11 @@ from dmaplane._endpoint import Endpoint
 from dmaplane._errors import DmaplaneError, InvalidError, TimedOutError, error_from
 from dmaplane._inbox import Inbox
 from dmaplane._plane import Capability, Visit, deadline_of, slice_of
+from dmaplane._scope import Scope
 from dmaplane._seat import WINDOW, WINDOW_BYTES, Seat, completions_for
 from dmaplane._topology import text_of
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from typing_extensions import Self
 
     from dmaplane._channel import Channel
@@ -39,7 +38,7 @@ _SLOTS: Final = 8
 """Of the channel a listener makes for itself: it carries events only."""
 
 
-class Listener:
+class Listener(Scope):
     """Waits for peers at `address`. Use it in a `with` block; made by `plane.listen()`."""
 
     def __init__(self, channel: Channel, made: _abi.Listen, *, is_private: bool) -> None:
@@ -221,18 +220,6 @@ class Listener:
                 self.channel.close()
         if answer not in (0, -errno.ENOENT):
             raise error_from(answer, "LISTENER_DESTROY", self.address)
-
-    def __enter__(self) -> Self:
-        self._check()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_open") and not self.closed and not self.plane.closed:

@@ -69,7 +69,7 @@ class Operation:
 
     def _failure(self, completion: Completion) -> DmaplaneError:
         failure = cast("DmaplaneError", completion.error)
-        return failure if self._endpoint is None else self._endpoint._explained(failure)
+        return failure if self._endpoint is None else self._endpoint._explained(failure, completion)
 
     def cancel(self, timeout: float | None = None) -> bool:
         """A fence: when it returns, nothing touches the buffers any more (L5).

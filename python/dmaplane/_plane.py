@@ -28,14 +28,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from dmaplane import _abi
 from dmaplane._errors import ClosedError, InvalidError, UnsupportedError, error_from
+from dmaplane._scope import Scope
 from dmaplane._statistics import Statistics, read_statistics
 from dmaplane._topology import Topology, read_topology, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import TracebackType
-
-    from typing_extensions import Self
 
     from dmaplane._address import Require
     from dmaplane._buffer import Buffer, BufferRange
@@ -126,7 +124,7 @@ class Visit:
             self.plane.end_if_unused()
 
 
-class Plane(abc.ABC):
+class Plane(Scope, abc.ABC):
     """A plane that is open. Use it in a `with` block; made by `dmaplane.open()`."""
 
     name: ClassVar[str]
@@ -194,7 +192,7 @@ class Plane(abc.ABC):
     def _attach(self, client: Client) -> Library:
         """Tells a ring client how to enter this plane."""
 
-    def _leave_to_parent(self) -> None:  # noqa: B027 - most have nothing to do
+    def _leave_to_parent(self) -> None:
         """In a forked child: lets go of what was inherited and would keep the parent's alive."""
 
     # What is the same for all of them.
@@ -488,18 +486,6 @@ class Plane(abc.ABC):
             os.close(self._eventfds.popitem()[1])
         if answer:
             raise error_from(answer, "close")
-
-    def __enter__(self) -> Self:
-        self._check()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if getattr(self, "_refusal", "") is None:

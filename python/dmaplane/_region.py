@@ -26,13 +26,10 @@ from dmaplane._errors import (
     error_from,
 )
 from dmaplane._plane import Capability, Visit, deadline_of, slice_of
+from dmaplane._scope import Scope
 from dmaplane._storage import Holders, free_retired
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
-    from typing_extensions import Self
-
     from dmaplane._buffer import Buffer, BufferRange
     from dmaplane._endpoint import Endpoint
     from dmaplane._plane import Plane
@@ -77,7 +74,7 @@ class Registration:
     """In flight on it."""
 
 
-class Registered:
+class Registered(Scope):
     """An id that REGION_QUERY and REGION_DESTROY take, and its end."""
 
     __slots__ = ("__weakref__", "_refusal", "access", "id", "length_bytes", "plane")
@@ -190,18 +187,6 @@ class Registered:
         if answer not in (0, -errno.ENOENT):
             raise error_from(answer, "REGION_DESTROY", f"region {self.id}")
         return True
-
-    def __enter__(self) -> Self:
-        self._check()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self.length_bytes} bytes, {self.access}"

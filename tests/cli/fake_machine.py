@@ -44,6 +44,19 @@ HEALTHY: dict[str, str] = {
     f"{RXE}/device/vendor": "0x15b3",
     f"{RXE}/ports/1/state": "4: ACTIVE",
     f"{RXE}/ports/1/link_layer": "Ethernet",
+    f"{RXE}/ports/1/gids/0": "fe80:0000:0000:0000:5054:00ff:fe77:0001",
+    f"{RXE}/ports/1/gids/1": "0000:0000:0000:0000:0000:ffff:c000:0201",
+    f"{RXE}/ports/1/gids/2": "0000:0000:0000:0000:0000:0000:0000:0000",
+    f"{RXE}/ports/1/gid_attrs/types/0": "RoCE v2",
+    f"{RXE}/ports/1/gid_attrs/types/1": "RoCE v2",
+    f"{RXE}/ports/1/gid_attrs/ndevs/0": "ens1",
+    f"{RXE}/ports/1/gid_attrs/ndevs/1": "ens1",
+    f"{RXE}/device/net/ens1/mtu": "9000",
+    "/sys/class/net/ens1/mtu": "9000",
+    "/sys/class/infiniband_verbs/abi_version": "6",
+    "/sys/class/misc/rdma_cm/abi_version": "4",
+    "/sys/module/ib_core/parameters/netns_mode": "Y",
+    "/etc/libibverbs.d/mlx5.driver": "driver mlx5",
     "/sys/module/nvidia_peermem/refcnt": "0",
     "/sys/module/dmaplane/refcnt": "0",
     f"/lib/modules/{RELEASE}/modules.dep": "kernel/drivers/dma-buf/udmabuf.ko.xz:\n"
@@ -81,6 +94,7 @@ class Calls:
     packages: tuple[str, ...] = ("numpy", "rich", "typer", "dmaplane")
     numpy: str = "2.1.0"
     closed: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ("libibverbs.so.1", "librdmacm.so.1")
 
 
 class FakeMachine(doctor.Machine):
@@ -116,6 +130,9 @@ class FakeMachine(doctor.Machine):
         if package not in self.calls.packages:
             return None
         return self.calls.numpy if package == "numpy" else "1.0"
+
+    def open_library(self, name: str) -> str:
+        return "" if name in self.calls.libraries else f"{name}: cannot open shared object file"
 
     def memlock_limit_bytes(self) -> int:
         return self.calls.memlock_limit_bytes

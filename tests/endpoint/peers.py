@@ -188,3 +188,15 @@ def call(talk: Talk, *, bound: str, key: str, size: int, **settings: Any) -> Non
     while True:
         side.run(*(_pair.write_imm(memory, remote, size, number + n) for n in range(4)))
         number += 4
+
+
+def end_under_fire(talk: Talk, *, path: Any, rounds: int) -> None:
+    """Channels that end while writes come in, so that their executors are mostly at work."""
+    for _ in range(rounds):
+        with _pair.connected(lambda: dmaplane.open(plane="embedded"), path) as (near, far):
+            target, source = near.memory(4096), far.memory(4096)
+            remote = far.import_region(near.region(target))
+            far.submit(*([_pair.write(source, remote, 64)] * 32))
+            near.rings.unmap()
+            _rig.expect(_rig.destroy(near.plane, _abi.CHANNEL_DESTROY, near.rings.id), 0)
+    talk.say(rounds)

@@ -87,12 +87,17 @@ def test_peer_killed_in_mid_transfer(
 ) -> None:
     memory = _pair.Memory(plane, LONG)
     before = None
-    for delay in (0.0, 0.0, 0.002, 0.01):
+    for round_ in range(4):
         with nursery.peer("serve", path=path, **SERVER) as peer:
             side, remote, _ = join(plane, rings, peer, path)
             count = 20 if kind == "recv" else 6
+            memory.bytes[0] = 1
             side.submit(*([kinds(memory, remote)[kind]] * count))
-            time.sleep(delay)
+            if round_ >= 2 and kind == "read":
+                _rig.wait_until_begun(memory.bytes, 1)
+            elif round_ >= 2 and kind in ("write", "write_imm"):
+                # The first is over, so the second has begun, or is about to.
+                _rig.wait_until(side.completed, _rig.PATIENCE_S, "one is over")
             peer.kill()
             killed = time.monotonic()
             done = side.wait(count)["result"].tolist()
@@ -309,6 +314,12 @@ def test_close_at_every_stage(nursery: Nursery, path: str, what: str) -> None:
             plane.close()
             is_back(held)
         is_back(before)
+
+
+def test_channel_that_ends_while_its_executor_is_at_work(nursery: Nursery, path: str) -> None:
+    """Its endpoints end with it, or the plane's end finds one of a channel that is no more."""
+    with nursery.peer("end_under_fire", path=path, rounds=300) as peer:
+        assert peer.hear() == 300
 
 
 def _close(what: str, side: Side, remote: int) -> None:

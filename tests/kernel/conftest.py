@@ -24,12 +24,11 @@ sys.path[:0] = [str(TREE / "tools/vm"), str(TREE / "tests/kernel")]
 
 import kmsg  # noqa: E402 (the harness is not a package)
 from driver import Driver  # noqa: E402
+from kmsg import lockdep_is_on, taint  # noqa: E402
 
 SHARE = Path(os.environ.get("DMAPLANE_VM", "/nonexistent"))
 DEBUGFS = Path("/sys/kernel/debug")
 KMEMLEAK = DEBUGFS / "kmemleak"
-# An out-of-tree module and an unsigned one: both are what we are.
-TAINT_EXPECTED = 4096 | 8192
 RELEASE_S = 5.0
 KMEMLEAK_AGE_S = 6.0
 
@@ -49,16 +48,6 @@ def pytest_runtest_makereport(
     if IN_CI and report.skipped and "missing-tool" in str(report.longrepr):
         report.outcome = "failed"
     return report
-
-
-def taint() -> int:
-    return int(Path("/proc/sys/kernel/tainted").read_text()) & ~TAINT_EXPECTED
-
-
-def lockdep_is_on() -> bool:
-    """True as well where the kernel has no lockdep."""
-    path = Path("/proc/lockdep_stats")
-    return not path.exists() or "debug_locks:                             1" in path.read_text()
 
 
 def is_debug_kernel() -> bool:

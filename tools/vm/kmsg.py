@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from types import TracebackType
 
 SPLAT = re.compile(
@@ -23,6 +24,8 @@ HARMLESS = re.compile(
     r"|UBSAN: .*enabled|DMA-API: (preallocated|debugging enabled|disabled)"
     r"|dmaplane-test: |rcu: .*(?:offload|stall.*timeout)|Kernel command line"
 )
+# An out-of-tree module and an unsigned one: both are what we are.
+TAINT_EXPECTED = 4096 | 8192
 
 
 def is_splat(line: str) -> bool:
@@ -31,6 +34,17 @@ def is_splat(line: str) -> bool:
     What kmemleak suspects is not among them: the tests ask it when all is released.
     """
     return bool(SPLAT.search(line)) and not HARMLESS.search(line)
+
+
+def taint() -> int:
+    """What has tainted the kernel, but for our own module."""
+    return int(Path("/proc/sys/kernel/tainted").read_text()) & ~TAINT_EXPECTED
+
+
+def lockdep_is_on() -> bool:
+    """True as well where the kernel has no lockdep."""
+    path = Path("/proc/lockdep_stats")
+    return not path.exists() or "debug_locks:                             1" in path.read_text()
 
 
 class Reader:

@@ -47,8 +47,8 @@ def snapshot(folder: Path) -> None:
     for path in TREE.glob(".venv/lib/python*/site-packages/dmaplane*"):
         shutil.copytree(path, folder / "site" / path.name)
     # Compiling takes the guest ten times as long.
-    compiled = [folder / "site", folder / "tree/tests/kernel", folder / "tree/tools"]
-    for path in compiled:
+    tested = [folder / "tree/tests" / name for name in ("kernel", "endpoint", "pair")]
+    for path in (folder / "site", folder / "tree/tools", *tested):
         compileall.compile_dir(path, quiet=2)
 
 
@@ -59,6 +59,17 @@ class Ending:
     status: int
     why: str  # nothing if the command ended by itself
     splats: tuple[str, ...]  # but for the lines of FOLDER/expected
+
+
+def splats(folder: Path, log: str) -> tuple[str, ...]:
+    """What of a kernel's @log is a complaint, but for the lines of FOLDER/expected."""
+    told = folder / "expected"
+    expected = told.read_text(errors="replace").splitlines() if told.exists() else []
+    return tuple(
+        line
+        for line in log.splitlines()
+        if kmsg.is_splat(line) and not line.endswith(tuple(expected))
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,11 +135,8 @@ class Machine:
             *("-append", " ".join(append)),
         ]
 
-    def run(self, command: str, folder: Path, timeout_s: float) -> Ending:
-        """Boots, runs the shell @command in the tree, shows its output, waits for the end.
-
-        @folder: empty; holds the run: what goes in is at /mnt, what comes out stays.
-        """
+    def prepare(self, command: str, folder: Path) -> None:
+        """Puts into @folder what start() needs: command, init, the tree, the initrd."""
         (folder / "command").write_text(command + "\n")
         (folder / "guest_init.sh").write_bytes(initrd.INIT.read_bytes())
         snapshot(folder)
@@ -136,6 +144,26 @@ class Machine:
         if self.kernel.is_debug:
             (folder / "modules").symlink_to(self.kernel.modules)
         initrd.write(self.kernel, folder / "initrd")
+
+    def start(self, folder: Path, fds: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
+        """Starts QEMU in a folder that is prepared; it inherits @fds, which `devices` name."""
+        with (folder / "qemu.log").open("wb") as log:
+            return subprocess.Popen(
+                self.command_line(folder),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=fds,
+                cwd=folder,  # a path of a socket has room for 107 bytes: it may be relative
+            )
+
+    def run(self, command: str, folder: Path, timeout_s: float) -> Ending:
+        """Boots, runs the shell @command in the tree, shows its output, waits for the end.
+
+        @folder: empty; holds the run: what goes in is at /mnt, what comes out stays.
+        """
+        self.prepare(command, folder)
         for boot in range(1, BOOTS_MAX + 1):
             in_time = self._boot(folder, timeout_s)
             if not in_time or boot == BOOTS_MAX or (folder / "started").exists():
@@ -148,41 +176,28 @@ class Machine:
 
     def _boot(self, folder: Path, timeout_s: float) -> bool:
         """Runs QEMU to its end, or stops it: did it end by itself?"""
-        with (folder / "qemu.log").open("wb") as log:
-            process = subprocess.Popen(
-                self.command_line(folder),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            try:
-                with (folder / "output").open("rb") as output:
-                    return _follow(process, output, timeout_s)
-            finally:
-                process.kill()
-                process.wait()
+        process = self.start(folder)
+        try:
+            with (folder / "output").open("rb") as output:
+                return _follow(process, output, timeout_s)
+        finally:
+            process.kill()
+            process.wait()
 
     def _ending(self, folder: Path, in_time: bool, timeout_s: float) -> Ending:
         serial = folder / "serial.log"
         text = serial.read_text(errors="replace") if serial.exists() else ""
-        told = folder / "expected"
-        expected = told.read_text(errors="replace").splitlines() if told.exists() else []
-        splats = tuple(
-            line
-            for line in text.splitlines()
-            if kmsg.is_splat(line) and not line.endswith(tuple(expected))
-        )
+        found = splats(folder, text)
         try:
-            return Ending(int((folder / "status").read_text()), "", splats)
+            return Ending(int((folder / "status").read_text()), "", found)
         except (OSError, ValueError):
             pass
         if not in_time:
-            return Ending(NO_STATUS, f"stopped after {timeout_s:.0f} s", splats)
+            return Ending(NO_STATUS, f"stopped after {timeout_s:.0f} s", found)
         if "Kernel panic" in text:
-            return Ending(NO_STATUS, "the kernel panicked", splats)
+            return Ending(NO_STATUS, "the kernel panicked", found)
         said = (folder / "qemu.log").read_text(errors="replace").strip()
-        return Ending(NO_STATUS, f"QEMU ended without a status: {said}", splats)
+        return Ending(NO_STATUS, f"QEMU ended without a status: {said}", found)
 
 
 def _follow(process: subprocess.Popen[bytes], output: BinaryIO, timeout_s: float) -> bool:

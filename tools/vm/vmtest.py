@@ -4,6 +4,7 @@
 
   tools/vm/vmtest.py [--kernel 6.12|6.1|debug] [-k NAME]
   tools/vm/vmtest.py --run 'uname -a'           any command in the same machine
+  tools/vm/vmtest.py --pair [...]               tests/pair: two machines, pytest on the host
 
 Builds the module and what the tests use, puts them into a new folder build/vm/RUN, which
 the guest has at /mnt, and keeps there what came out: output, serial.log.
@@ -70,13 +71,18 @@ def run_folder(name: str) -> Path:
     return Path(tempfile.mkdtemp(prefix=f"{name}-{stamp}-", dir=RUNS))
 
 
-def pytest_command(arguments: argparse.Namespace) -> str:
+def pytest_words(arguments: argparse.Namespace, tests: str) -> list[str]:
     words = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider"]
-    words += ["--continue-on-collection-errors", "--durations=12", "tests/kernel"]
+    words += ["--continue-on-collection-errors", "--durations=12", tests]
     if arguments.name:
         words += ["-k", arguments.name]
     if arguments.kernel == "debug":
         words += ["-o", "timeout=1200"]
+    return words
+
+
+def pytest_command(arguments: argparse.Namespace) -> str:
+    words = pytest_words(arguments, "tests/kernel")
     settings = {
         "CI": os.environ.get("CI", ""),
         "DMAPLANE_VM": "/mnt",
@@ -120,6 +126,39 @@ def explain(folder: Path, ending: machine.Ending) -> None:
     for line in ending.splats[:LOG_TAIL_LINES]:
         print(f"vmtest: kernel log: {line}")
     print(f"vmtest: the run is in {shown}/")
+
+
+def pairtest(arguments: argparse.Namespace) -> int:
+    """tests/pair: its conftest.py boots both machines in the run's folder."""
+    kernel = kernels.find(arguments.kernel)
+    folder = run_folder(f"pair-{kernel.name}")
+    for path in build.build(kernel):
+        shutil.copyfile(path, folder / path.name)
+    settings = {"DMAPLANE_PAIR": str(folder), "DMAPLANE_PAIR_KERNEL": kernel.name}
+    settings |= {"PYTHONUNBUFFERED": "1", "COLUMNS": "100"}
+    words = pytest_words(arguments, "tests/pair")
+    print(f"vmtest: two of {kernel.release}, {shlex.quote(str(folder.name))}", flush=True)
+    output = ""
+    with (
+        (folder / "output").open("w") as kept,
+        subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", *words],
+            env={**os.environ, **settings},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as tests,
+    ):
+        assert tests.stdout
+        for line in tests.stdout:
+            print(line, end="", flush=True)
+            kept.write(line)
+            output += line
+    (folder / "finished").touch()
+    print(f"vmtest: the run is in {folder.relative_to(TREE)}/")
+    line = closing_line(output, machine.Ending(tests.returncode, "", ()), built=True)
+    print(line)
+    return 0 if ", 0 failed" in line else 1
 
 
 def vmtest(arguments: argparse.Namespace) -> int:
@@ -168,6 +207,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="run tests/kernel in a virtual machine")
     parser.add_argument("--kernel", choices=kernels.NAMES, default="6.12")
     parser.add_argument("-k", dest="name", default="", help="only tests whose name contains this")
+    parser.add_argument("--pair", action="store_true", help="tests/pair, in two machines")
     parser.add_argument("--run", help="a shell command instead of the tests")
     parser.add_argument("--memory", type=int, default=2048, help="MiB")
     parser.add_argument("--nodes", type=int, default=2, help="NUMA nodes, a CPU on each")
@@ -177,7 +217,7 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, help="seconds")
     arguments = parser.parse_args()
     try:
-        return vmtest(arguments)
+        return pairtest(arguments) if arguments.pair else vmtest(arguments)
     except (kernels.NoKernelError, build.BuildError) as error:
         print(f"vmtest: {error}")
         print("0 passed, 1 failed, 0 skipped")

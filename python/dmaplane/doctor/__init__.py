@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from dmaplane.doctor import _devices, _memory, _numa, _planes
+from dmaplane.doctor import _devices, _memory, _numa, _planes, _rdma
 from dmaplane.doctor._check import Check, Finding, Result, Verdict
 from dmaplane.doctor._machine import Machine, Trial
 
@@ -46,8 +46,14 @@ CHECKS: tuple[Check, ...] = (
     Check("numa-balancing", _numa.balancing),
     Check("udmabuf", _devices.udmabuf),
     Check("dma-heap", _devices.dma_heap),
-    Check("rdma", _devices.rdma),
-    Check("rdma-nodes", _devices.rdma_nodes),
+    Check("rdma", _rdma.devices),
+    Check("rdma-modules", _rdma.modules),
+    Check("rdma-nodes", _rdma.device_files),
+    Check("rdma-libraries", _rdma.libraries),
+    Check("rdma-gids", _rdma.gids),
+    Check("rdma-mtu", _rdma.mtu),
+    Check("rdma-memlock", _rdma.memlock),
+    Check("rdma-netns", _rdma.namespaces),
     Check("gpu", _devices.gpu),
 )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Devices: dma-buf sources, RDMA, GPU."""
+"""Devices: dma-buf sources, GPU."""
 
 from __future__ import annotations
 
@@ -65,77 +65,6 @@ def dma_heap(machine: Machine) -> Finding:
     )
 
 
-def rdma(machine: Machine) -> Finding:
-    """RDMA devices, and whether a port of one is up."""
-    devices = machine.names(_INFINIBAND)
-    if devices:
-        down = [device for device in devices if not _port_up(machine, device)]
-        if len(down) < len(devices):
-            up = [device for device in devices if device not in down]
-            return ok(", ".join(f"{device} ({_kind(machine, device)})" for device in up))
-        return lack(
-            f"RDMA devices {', '.join(down)} have no active port",
-            cause="no port of them is in state ACTIVE: no cable, or the link is down",
-            fix=machine.on_host(f"ip link set {_net_device(machine, down[0])} up"),
-        )
-    if _mellanox(machine) and not machine.module_loaded("mlx5_ib"):
-        return lack(
-            "an NVIDIA/Mellanox NIC without its RDMA driver",
-            cause="mlx5_ib is not loaded",
-            fix=machine.on_host("modprobe mlx5_ib"),
-        )
-    if machine.module_installed("rdma_rxe"):
-        return lack(
-            "no RDMA device",
-            cause="no RDMA NIC; Soft-RoCE (rdma_rxe) is installed and no link uses it",
-            fix=machine.on_host(
-                "sh -c 'modprobe rdma_rxe && rdma link add rxe0 type rxe netdev "
-                f"{_first_nic(machine)}'"
-            ),
-        )
-    return lack(
-        "no RDMA device",
-        cause="no NIC in this machine has RDMA, and this kernel has no rdma_rxe module",
-        fix="Fit an RDMA NIC, or boot a kernel with CONFIG_RDMA_RXE for Soft-RoCE.",
-    )
-
-
-def rdma_nodes(machine: Machine) -> Finding:
-    """The device files user space talks to RDMA through."""
-    names = machine.names("/dev/infiniband")
-    verbs = [name for name in names if name.startswith("uverbs")]
-    if not names:
-        if not machine.names(_INFINIBAND):
-            return lack(
-                "no /dev/infiniband",
-                cause="there is no RDMA device (see rdma)",
-                fix="Do what the check rdma says first.",
-            )
-        return lack(
-            "RDMA devices without /dev/infiniband",
-            cause="the device files of the host are not visible in this container"
-            if machine.container
-            else "ib_uverbs is not loaded",
-            fix="docker run --device /dev/infiniband ..."
-            if machine.container
-            else machine.as_root("modprobe ib_uverbs"),
-        )
-    if "rdma_cm" not in names:
-        return lack(
-            "/dev/infiniband/rdma_cm is missing",
-            cause="rdma_ucm is not loaded",
-            fix=machine.on_host("modprobe rdma_ucm"),
-        )
-    closed = [name for name in (*verbs, "rdma_cm") if not machine.usable(f"/dev/infiniband/{name}")]
-    if closed:
-        return lack(
-            f"this user may not open {', '.join(closed)}",
-            cause="the device files are not readable and writable for this user",
-            fix=machine.as_root(f"chmod 0666 /dev/infiniband/{closed[0]}"),
-        )
-    return ok(f"rdma_cm and {', '.join(verbs) or 'no uverbs'}")
-
-
 def gpu(machine: Machine) -> Finding:
     """NVIDIA driver and device files; accelerators of other makers are named."""
     driver = machine.text("/proc/driver/nvidia/version")
@@ -192,37 +121,3 @@ def _gpus(machine: Machine) -> tuple[str, ...]:
             if maker:
                 makers.add(maker)
     return tuple(sorted(makers))
-
-
-def _mellanox(machine: Machine) -> bool:
-    return any(
-        machine.text(f"/sys/bus/pci/devices/{address}/vendor") == "0x15b3"
-        for address in machine.names("/sys/bus/pci/devices")
-    )
-
-
-def _port_up(machine: Machine, device: str) -> bool:
-    return any(
-        "ACTIVE" in (machine.text(f"{_INFINIBAND}/{device}/ports/{port}/state") or "")
-        for port in machine.names(f"{_INFINIBAND}/{device}/ports")
-    )
-
-
-def _kind(machine: Machine, device: str) -> str:
-    layers = {
-        machine.text(f"{_INFINIBAND}/{device}/ports/{port}/link_layer")
-        for port in machine.names(f"{_INFINIBAND}/{device}/ports")
-    }
-    if not machine.exists(f"{_INFINIBAND}/{device}/device"):
-        return "software"
-    return ", ".join(sorted(layer for layer in layers if layer)) or "unknown link"
-
-
-def _net_device(machine: Machine, device: str) -> str:
-    names = machine.names(f"{_INFINIBAND}/{device}/device/net")
-    return names[0] if names else _first_nic(machine)
-
-
-def _first_nic(machine: Machine) -> str:
-    names = [name for name in machine.names("/sys/class/net") if name != "lo"]
-    return names[0] if names else "lo"

@@ -232,6 +232,14 @@ class Machine:
         except importlib.metadata.PackageNotFoundError:
             return None
 
+    def open_library(self, name: str) -> str:
+        """Why a shared library cannot be opened; nothing if it can."""
+        try:
+            ctypes.CDLL(name)
+        except OSError as error:
+            return str(error)
+        return ""
+
     def memlock_limit_bytes(self) -> int:
         """Soft limit, UNLIMITED if there is none."""
         limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]

@@ -72,16 +72,9 @@ def transparent_huge_pages(machine: Machine) -> Finding:
     )
 
 
-def memlock(machine: Machine) -> Finding:
-    """Not what the limit says, but what happens: 64 MiB are locked in a child."""
-    limit = machine.memlock_limit_bytes()
-    said = "unlimited" if limit == UNLIMITED else size(limit)
-    answer = machine.lock_memory(LOCK_TRIAL_BYTES)
-    if answer == 0:
-        if limit != UNLIMITED and limit < LOCK_TRIAL_BYTES:
-            said += ", which CAP_IPC_LOCK overrides"
-        return ok(f"locked {size(LOCK_TRIAL_BYTES)} in a child (limit: {said})")
-    fix = {
+def lift_memlock(machine: Machine) -> str:
+    """How the limit is lifted here."""
+    return {
         "docker": "docker run --ulimit memlock=-1:-1 ...",
         "podman": "podman run --ulimit memlock=-1:-1 ...",
         "kubernetes": "Add IPC_LOCK to securityContext.capabilities.add of the pod.",
@@ -91,6 +84,18 @@ def memlock(machine: Machine) -> Finding:
             "sh -c 'echo \"* - memlock unlimited\" > /etc/security/limits.d/90-dmaplane.conf'"
         ),
     )
+
+
+def memlock(machine: Machine) -> Finding:
+    """Not what the limit says, but what happens: 64 MiB are locked in a child."""
+    limit = machine.memlock_limit_bytes()
+    said = "unlimited" if limit == UNLIMITED else size(limit)
+    answer = machine.lock_memory(LOCK_TRIAL_BYTES)
+    if answer == 0:
+        if limit != UNLIMITED and limit < LOCK_TRIAL_BYTES:
+            said += ", which CAP_IPC_LOCK overrides"
+        return ok(f"locked {size(LOCK_TRIAL_BYTES)} in a child (limit: {said})")
+    fix = lift_memlock(machine)
     if answer in (errno.ENOMEM, errno.EPERM, errno.EAGAIN) and limit != UNLIMITED:
         return lack(
             f"cannot lock {size(LOCK_TRIAL_BYTES)}",

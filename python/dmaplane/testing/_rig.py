@@ -289,12 +289,23 @@ def export_buffer(plane: Plane, identity: int, flags: int = 0) -> int:
     return fd
 
 
-def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:
     """Fails, saying @what, unless @condition holds within @seconds."""
     limit = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < limit, f"not within {seconds} s: {what}"
         time.sleep(0.002)
+
+
+def wait_until_begun(place: npt.NDArray[np.uint8], was: int) -> None:
+    """Returns as soon as the first byte of @place is not @was: what moves there has begun.
+
+    Whoever is to be caught half-way is stopped then, and not after a time that is
+    long on one machine and short on another. It spins: a sleep may outlast a transfer.
+    """
+    limit = time.monotonic() + PATIENCE_S
+    while place[0] == was:
+        assert time.monotonic() < limit, f"no byte moved in {PATIENCE_S} s"
 
 
 class Child:

@@ -28,12 +28,18 @@ def nothing_touches_a_buffer_after_cancel(make_plane: MakePlane) -> None:
         source, target = create_buffer(plane, length), create_buffer(plane, length)
         with Mapped(plane, source) as read, Mapped(plane, target) as written:
             read.bytes[:] = 1
+            entry = copy_of(source.buffer_id, target.buffer_id, length, user_data=9)
+            started = time.monotonic()
+            assert _rig.results(rings.run(rows_of(entry))) == {9: 0}
+            whole = time.monotonic() - started
+            written.bytes[::64] = 0xAA
             stopped = 0
             for round_ in range(6):
-                entry = copy_of(source.buffer_id, target.buffer_id, length, user_data=9)
                 rings.put(rows_of(*([entry] * 4)))
                 assert rings.enter(4).accepted == 4
-                time.sleep(0.003 * round_)
+                if round_:
+                    _rig.wait_until_begun(written.bytes, 0xAA)
+                    time.sleep(whole * (round_ - 1))
                 answer, count = _cancel(rings, 9)
                 _rig.expect(answer, 0, errno.ENOENT)
                 written.bytes[::64] = 0xAA

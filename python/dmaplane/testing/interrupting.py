@@ -121,12 +121,18 @@ def cancelled_transfer_touches_neither_end(make_plane: MakePlane, path: Path) ->
     with _pair.connected(make_plane, path) as (near, far):
         mine, target = near.memory(LONG), far.memory(LONG)
         remote = near.import_region(far.region(target))
+        started = time.monotonic()
+        assert near.result(write(mine, remote, LONG)) == 0
+        whole = time.monotonic() - started
         stopped = 0
         for round_ in range(6):
             for entry in (write(mine, remote, LONG), read_entry(mine, remote, LONG)):
                 mine.bytes[::64], target.bytes[::64] = 1, 2
                 near.submit({**entry, "user_data": 1}, {**entry, "user_data": 2})
-                time.sleep(0.004 * round_)
+                if round_:
+                    came_to, was = (target, 2) if entry["operation"] == _abi.OP_WRITE else (mine, 1)
+                    _rig.wait_until_begun(came_to.bytes, was)
+                    time.sleep(whole * (round_ - 1) / 4)
                 answer, count = near.cancel(flags=_abi.CANCEL_ALL)
                 expect(answer, 0, errno.ENOENT)
                 done = near.wait(2)["result"].tolist()
@@ -156,7 +162,13 @@ def cancelled_message_does_not_arrive_by_halves(make_plane: MakePlane, path: Pat
             mine.bytes[::64], target.bytes[::64] = round_ + 1, 0
             far.submit(recv(target, size, user_data=round_))
             near.submit(send(mine, size, user_data=1))
-            time.sleep(0.003 * round_)
+            if round_ == 0:
+                started = time.monotonic()
+                _rig.wait_until_begun(target.bytes[-64:], 0)
+                whole = time.monotonic() - started
+            elif round_ > 1:
+                _rig.wait_until_begun(target.bytes, 0)
+                time.sleep(whole * (round_ - 2) / 6)
             answer, _ = near.cancel(1)
             expect(answer, 0, errno.ENOENT)
             result = int(near.wait()["result"][0])

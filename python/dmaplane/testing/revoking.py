@@ -56,18 +56,23 @@ def region_of_an_earlier_generation_is_estale(make_plane: MakePlane, path: Path)
         assert (target.bytes == 6).all()
 
 
-def _keeps_at_it(side: Side, entry: dict[str, int], enough: threading.Event) -> set[int]:
-    """Submits @entry eight at a time until told; the results there were."""
+def _keeps_at_it(
+    side: Side, entry: dict[str, int], busy: threading.Event, enough: threading.Event
+) -> set[int]:
+    """Submits @entry eight at a time until told, and then once more; the results there were."""
     found: set[int] = set()
-    while not enough.is_set():
+    last = False
+    while not last:
+        last = enough.is_set()
         found |= {int(result) for result in side.run(*([entry] * 8))["result"]}
+        busy.set()
     return found
 
 
 def _while_in_use(near: Side, entry: dict[str, int], body: Callable[[], None]) -> set[int]:
-    enough = threading.Event()
-    with Meanwhile(lambda: _keeps_at_it(near, entry, enough)) as working:
-        time.sleep(0.03)
+    busy, enough = threading.Event(), threading.Event()
+    with Meanwhile(lambda: _keeps_at_it(near, entry, busy, enough)) as working:
+        busy.wait(_rig.PATIENCE_S)
         try:
             body()
         finally:

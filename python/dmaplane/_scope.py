@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: MIT
+"""What a program opens and has to close: the end of a `with` block closes it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+
+class Scope:
+    """Open from when it was made until close()."""
+
+    __slots__ = ()
+
+    def _check(self) -> None:
+        """ClosedError, with the reason, if it was closed."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Ends it; once more does nothing."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        self._check()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: MIT
+"""Tests of two machines on a cable, run on the host by `make vmtest-pair`.
+
+Around every test: the cable is in and both machines run; afterwards every program of the
+test is ended, and neither kernel may have said what it should not. Both machines end with
+the run. Elsewhere, where there are no such machines, nothing here is collected.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+TREE = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(TREE / "tools/vm"), str(TREE / "tests/pair")]
+
+import kernels  # noqa: E402 (the harness is not a package)
+from puppet import Puppet  # noqa: E402
+from twins import Pair  # noqa: E402
+
+SHARE = Path(os.environ.get("DMAPLANE_PAIR", "/nonexistent"))
+KERNEL = os.environ.get("DMAPLANE_PAIR_KERNEL", "6.12")
+SLOWNESS = {"debug": 12}.get(KERNEL, 4)
+IN_CI = os.environ.get("CI") == "true"
+
+if not SHARE.is_dir():
+    collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI everything can be installed: there a skip for a missing tool is a failure."""
+    report = yield
+    if IN_CI and report.skipped and "missing-tool" in str(report.longrepr):
+        report.outcome = "failed"
+    return report
+
+
+@pytest.fixture(scope="session")
+def two_machines() -> Iterator[Pair]:
+    kernel = kernels.find(KERNEL)
+    settings = {"DMAPLANE_TEST_SLOWNESS": str(SLOWNESS)}
+    with Pair(kernel, SHARE, python=sys.executable, patience_s=15.0 * SLOWNESS, **settings) as made:
+        # Where the guest has the tree is where the host has it.
+        made.load("puppets", str(TREE / "tests/endpoint"), str(TREE / "tests/pair"))
+        yield made
+        found = [line for node in made.nodes for line in node.all_complaints()]
+    assert not found, found
+
+
+@pytest.fixture(autouse=True)
+def pair(two_machines: Pair) -> Iterator[Pair]:
+    """Both machines; fails a test that makes a kernel complain."""
+    two_machines.ready()
+    yield two_machines
+    two_machines.plug()
+    said = []
+    for node in two_machines.nodes:
+        if node.running:
+            node.end_programs()
+            said += [f"machine {node.address.number}: {line}" for line in node.complaints()]
+            if said:
+                node.kill()  # its detectors may be off: the next test gets a new one
+    assert not said, said
+
+
+@pytest.fixture(params=[(0, 1), (1, 0)], ids=["1-to-2", "2-to-1"])
+def way(request: pytest.FixtureRequest, pair: Pair) -> tuple[Puppet, Puppet]:
+    """Who connects and who listens: nothing runs in either yet."""
+    near, far = request.param
+    return Puppet(pair.nodes[near]), Puppet(pair.nodes[far])

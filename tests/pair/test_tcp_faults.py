@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: MIT
+"""What happens to a connection when a process, a cable or a whole machine goes.
+
+Each time: one completion for each submission with the right error, one event, within the
+detection time; and a new connection works as soon as there is somebody to connect to.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+
+import pytest
+from meeting import DETECT_MS, SECRET, WINDOW, listen, meet, reach
+from puppet import Puppet
+from twins import Pair
+
+from dmaplane import _abi
+
+MIB = 1 << 20
+LONG = 8 * MIB
+COUNT = 6
+"""So many of LONG take these machines a second or two."""
+
+ENDS = {0, -errno.ECONNRESET, -errno.ETIMEDOUT}
+LOST = {-errno.ECONNRESET, -errno.ETIMEDOUT}
+DETECTED_S = 4 * DETECT_MS / 1000
+"""A silent peer counts as never found out after this: four times what was asked for."""
+
+DEATH_S = 2.0
+"""A dead process is told by its kernel. On a real machine that takes a millisecond."""
+
+
+@pytest.fixture
+def near(pair: Pair) -> Puppet:
+    return Puppet(pair.nodes[0])
+
+
+@pytest.fixture
+def far(pair: Pair) -> Puppet:
+    return Puppet(pair.nodes[1])
+
+
+def ends_lost(near: Puppet, since: float, within_s: float) -> None:
+    """What @near has submitted ends, some of it with the loss; then nothing of it is left."""
+    results = near.do("wait", count=COUNT)
+    assert set(results) <= ENDS, results
+    assert set(results) & LOST, "all of it was done before anything went"
+    assert near.do("lost") in LOST
+    assert time.monotonic() - since < within_s
+    assert near.do("state") == _abi.STATE_DEAD
+    assert near.do("close") == [0, 0]
+
+
+@pytest.mark.parametrize("kind", ["write_imm", "read"])
+def test_killed_process_in_mid_transfer(near: Puppet, far: Puppet, kind: str) -> None:
+    """kill -9 of who listens; its machine goes on, and a successor serves at the same address."""
+    made = meet(near, far, length_bytes=LONG)
+    near.do("submit", kind=kind, size=LONG, count=COUNT)
+    far.kill()
+    ends_lost(near, time.monotonic(), DEATH_S)
+    port = int(made["bound"].rpartition(":")[2])
+    said = listen(far, port=port, length_bytes=LONG)
+    again = reach(near, far, said["bound"])
+    assert again["incarnation"] == said["incarnation"] != made["incarnation"]
+    assert near.do("run", kind="write", size=4096) == [0]
+
+
+def test_killed_caller_in_mid_transfer(near: Puppet, far: Puppet) -> None:
+    """kill -9 of who connected; the other hears of it and serves the next."""
+    made = meet(near, far, length_bytes=LONG)
+    near.do("fill", value=9)
+    near.do("submit", kind="write_imm", size=LONG, count=COUNT)
+    near.kill()
+    killed = time.monotonic()
+    assert far.do("lost") in LOST
+    assert time.monotonic() - killed < DEATH_S
+    assert set(far.do("values")) <= {3, 9}
+    far.say(do="again")
+    near.live("call", length_bytes=LONG)
+    reach(near, far, made["bound"])
+    assert far.hear() is None
+    assert near.do("run", kind="write", size=4096) == [0]
+
+
+def test_cable_out_and_in_again_in_time(pair: Pair, near: Puppet, far: Puppet) -> None:
+    """Shorter than the detection time: late is all it is."""
+    made = meet(near, far, length_bytes=LONG)
+    near.do("scramble", seed=8)
+    near.do("submit", kind="write_imm", size=LONG, count=COUNT)
+    pair.pull()
+    time.sleep(DETECT_MS / 4000)
+    pair.plug()
+    assert near.do("wait", count=COUNT) == [0] * COUNT
+    assert [far.do("immediate") for _ in range(COUNT)] == [*range(1, COUNT + 1)]
+    assert far.do("checksum", size=LONG) == near.do("checksum", size=LONG)
+    assert near.do("state") == _abi.STATE_LIVE
+    assert made["path"] == _abi.PATH_TCP
+
+
+@pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])
+def test_cable_out_for_too_long(pair: Pair, near: Puppet, far: Puppet, busy: bool) -> None:
+    """Both ends find out; when it is in again a new connection has a new epoch."""
+    made = meet(near, far, length_bytes=LONG)
+    near.do("fill", value=9)
+    near.do("submit", kind="write_imm" if busy else "recv", size=LONG if busy else 64, count=COUNT)
+    pair.pull()
+    pulled = time.monotonic()
+    far.say(do="lost")
+    ends_lost(near, pulled, DETECTED_S)
+    assert far.hear() in LOST
+    assert time.monotonic() - pulled < DETECTED_S
+    near.do("fill", value=0xAA)
+    pair.plug()
+    far.say(do="again")
+    again = reach(near, far, made["bound"])
+    assert far.hear() is None
+    assert again["epoch"] != made["epoch"]
+    assert again["incarnation"] == made["incarnation"]
+    assert 0xAA not in far.do("values"), "what was in flight came in afterwards"
+    assert near.do("run", kind="write", size=4096) == [0]
+    assert 0xAA in far.do("values")
+
+
+@pytest.mark.parametrize("kind", ["write_imm", "read"])
+def test_machine_goes_out_in_mid_transfer(pair: Pair, near: Puppet, far: Puppet, kind: str) -> None:
+    """Nobody is left who could say anything. Booted again, it is somebody else."""
+    made = meet(near, far, length_bytes=LONG)
+    near.do("submit", kind=kind, size=LONG, count=COUNT)
+    far.node.kill()
+    ends_lost(near, time.monotonic(), DETECTED_S)
+    if kind == "read":
+        return
+    port = int(made["bound"].rpartition(":")[2])
+    refused = near.do("connect", address=made["bound"], secret=SECRET, deadline_s=2.0, **WINDOW)
+    assert refused["answer"] in (-errno.ETIMEDOUT, -errno.EHOSTUNREACH)
+    pair.ready()
+    said = listen(far, port=port, length_bytes=LONG)
+    again = reach(near, far, said["bound"])
+    assert again["incarnation"] == said["incarnation"] != made["incarnation"]
+    assert near.do("run", kind="write", size=4096) == [0]
