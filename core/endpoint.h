@@ -38,8 +38,8 @@
  *		the peer and answers; WRITE_IMM then sends a frame that says PLACED. Frames
  *		and the payload of SEND travel in a ring of shared memory.
  *	verbs	direct = true. On MOVE an RDMA WRITE or READ is posted and answered at its
- *		work completion. Frames are SENDs on the same queue pair; the payload of a
- *		SEND is a second gather entry. Ending the connection moves the queue pair to
+ *		work completion. Frames and payloads of SEND travel in slots, SENDs on the
+ *		same queue pair. Ending the connection moves the queue pair to
  *		the error state; CUT is answered once it has flushed.
  */
 #ifndef DMP_CORE_ENDPOINT_H

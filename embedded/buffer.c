@@ -13,6 +13,7 @@
 
 #include <linux/dma-buf.h>
 
+#include "endpoint_embedded.h"
 #include "lifetime.h"
 #include "plane.h"
 
@@ -259,6 +260,7 @@ int dmp_buffer_destroy(struct dmp_plane *plane, void *argument)
 		goto err_unlock;
 	dmp_table_remove(&plane->table, object);
 	plane->buffers--;
+	dmp_endpoint_forget_buffer_locked(plane, buffer);
 	pthread_mutex_unlock(&plane->lock);
 	dmp_buffer_free(plane, buffer);
 	return 0;

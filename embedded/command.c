@@ -16,6 +16,7 @@
 #include "placement.h"
 #include "process.h"
 #include "topology.h"
+#include "verbs_library.h"
 
 static int serve_query(struct dmp_plane *plane, void *argument)
 {
@@ -34,6 +35,9 @@ static int serve_query(struct dmp_plane *plane, void *argument)
 	if (access("/dev/udmabuf", R_OK | W_OK) == 0)
 		query->capabilities |= DMP_CAP_EXPORT_DMABUF;
 	query->fabrics = 1u << DMP_PATH_LOCAL | 1u << DMP_PATH_SHM | 1u << DMP_PATH_TCP;
+	if (access("/dev/infiniband/rdma_cm", R_OK | W_OK) == 0 &&
+	    dmp_verbs_probe() == DMP_VERBS_READY)
+		query->fabrics |= 1u << DMP_PATH_VERBS;
 	query->nodes = (uint32_t)__builtin_popcountll(dmp_topology_node_mask());
 	query->page_bytes = (uint32_t)sysconf(_SC_PAGESIZE);
 	query->buffer_bytes_max = DMP_BUFFER_BYTES_MAX;

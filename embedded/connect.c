@@ -18,6 +18,7 @@
 #include "network.h"
 #include "tls.h"
 #include "traffic.h"
+#include "verbs.h"
 
 #define CONNECT_NS	10000000000ull	/* without a deadline of the caller's */
 #define GREETING_NS	1000000000ull	/* one arrival keeps ACCEPT no longer than this */
@@ -109,6 +110,9 @@ static int make(const struct wishes *wishes, struct dmp_fabric *fabric,
 		goto err_free;
 #endif
 	error = make_machine(endpoint, wishes);
+	/* A device sends what lies in memory, and no kernel encrypts it on the way. */
+	if (!error && wishes->encrypt && endpoint->path == DMP_PATH_VERBS)
+		error = -EOPNOTSUPP;
 	/* Shared memory leaves no machine. */
 	if (!error && wishes->encrypt && endpoint->path != DMP_PATH_SHM)
 		error = dmp_tls_prepare(endpoint);
@@ -242,6 +246,8 @@ static int establish(const struct wishes *wishes, struct dmp_fabric *fabric,
 	while (epoch == 0);
 	pthread_mutex_lock(&channel->lock);
 	error = greet_locked(endpoint, epoch, deadline_ns);
+	if (!error && endpoint->path == DMP_PATH_VERBS)
+		dmp_verbs_trust(endpoint->fabric);
 	pthread_mutex_unlock(&channel->lock);
 	if (!error)
 		error = publish(endpoint, established);
@@ -271,7 +277,7 @@ static int enter_channel(struct dmp_plane *plane, __u32 id, struct dmp_embedded_
 /* Is it sure, before anybody has called, that the way leads over a wire? */
 static bool is_wire(const struct dmp_address *address, __u32 path)
 {
-	return path == DMP_PATH_TCP || (path == DMP_PATH_NONE && !address->is_unix &&
+	return path == DMP_PATH_TCP || path == DMP_PATH_VERBS || (path == DMP_PATH_NONE && !address->is_unix &&
 					!dmp_address_is_local(address));
 }
 

@@ -18,6 +18,7 @@
 #include "listener.h"
 #include "shm.h"
 #include "tcp.h"
+#include "verbs.h"
 
 #define DIAL_NS		10000000000ull	/* where the caller gave no time */
 #define KNOCK_NS	1000000u	/* the door's queue is full: knock again */
@@ -223,11 +224,14 @@ int dmp_dial(struct dmp_plane *plane, const struct dmp_address *address, __u32 r
 		deadline_ns = now_ns + DIAL_NS;
 	if (deadline_ns <= now_ns)
 		return -ETIMEDOUT;
-	if (require != 0 && require != DMP_PATH_SHM && require != DMP_PATH_TCP)
+	if (require != 0 && require != DMP_PATH_SHM && require != DMP_PATH_TCP &&
+	    require != DMP_PATH_VERBS)
 		return -ENODEV;
 	if (address->is_unix)
-		return require == DMP_PATH_TCP ? -ENODEV :
-						 dial_path(plane, address, deadline_ns, fabric);
+		return require != 0 && require != DMP_PATH_SHM ?
+			       -ENODEV : dial_path(plane, address, deadline_ns, fabric);
+	if (require == DMP_PATH_VERBS)
+		return dmp_verbs_dial(plane, address, deadline_ns, fabric);
 	if (require == DMP_PATH_TCP)
 		return dial_tcp(address, deadline_ns, fabric);
 	error = dial_door(plane, address, deadline_ns, fabric);

@@ -9,6 +9,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "verbs.h"
+
 #define KERNEL_BACKLOG_MIN 1024u	/* a burst waits there; beyond it tcp is a second late */
 
 static int listen_error(int error)
@@ -192,6 +194,20 @@ err_close:
 	return error;
 }
 
+/*
+ * RDMA at the same port, where there is a device for the address. Somebody who has the port there is
+ * no listener of tcp: only required verbs minds.
+ */
+static int open_verbs(struct dmp_doors *doors, bool required, __u32 backlog)
+{
+	int error;
+
+	if (!required && access("/dev/infiniband/rdma_cm", R_OK | W_OK) != 0)
+		return 0;
+	error = dmp_verbs_door_open(&doors->address, backlog, &doors->verbs);
+	return required ? error : 0;
+}
+
 int dmp_doors_open(struct dmp_doors *doors, const struct dmp_address *address, __u32 require,
 		   __u32 backlog)
 {
@@ -201,13 +217,16 @@ int dmp_doors_open(struct dmp_doors *doors, const struct dmp_address *address, _
 	doors->address = *address;
 	doors->tcp = -1;
 	doors->local = -1;
-	if (require != 0 && require != DMP_PATH_SHM && require != DMP_PATH_TCP)
+	if (require != 0 && require != DMP_PATH_SHM && require != DMP_PATH_TCP &&
+	    require != DMP_PATH_VERBS)
 		return -ENODEV;
 	if (address->is_unix)
-		return require == DMP_PATH_TCP ? -ENODEV : open_path(doors, backlog);
-	error = open_tcp(doors, require != DMP_PATH_SHM, backlog);
-	if (!error && require != DMP_PATH_TCP)
+		return require != 0 && require != DMP_PATH_SHM ? -ENODEV : open_path(doors, backlog);
+	error = open_tcp(doors, require == 0 || require == DMP_PATH_TCP, backlog);
+	if (!error && (require == 0 || require == DMP_PATH_SHM))
 		error = open_door(doors, require == DMP_PATH_SHM, backlog);
+	if (!error && (require == 0 || require == DMP_PATH_VERBS))
+		error = open_verbs(doors, require == DMP_PATH_VERBS, backlog);
 	if (error)
 		dmp_doors_close(doors);
 	return error;
@@ -226,6 +245,9 @@ void dmp_doors_close(struct dmp_doors *doors)
 		close(doors->local);
 	if (doors->tcp >= 0)
 		close(doors->tcp);
+	if (doors->verbs)
+		dmp_verbs_door_close(doors->verbs);
+	doors->verbs = NULL;
 	doors->local = -1;
 	doors->tcp = -1;
 }

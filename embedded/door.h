@@ -3,7 +3,8 @@
  * door.h - the sockets on which one address is listened on
  *
  * A tcp address has a tcp socket and a door, an abstract unix socket, for those of our user
- * on this machine. Listened on for shm only, the tcp socket keeps the port and refuses. A
+ * on this machine; where there is a device for the address it is listened on for RDMA too, at
+ * the same port. Listened on for shm or verbs only, the tcp socket keeps the port and refuses. A
  * unix path has its socket alone.
  */
 #ifndef DMP_DOOR_H
@@ -11,11 +12,14 @@
 
 #include "address.h"
 
+struct dmp_verbs_door;
+
 struct dmp_doors {
 	struct dmp_address address;	/* with the port that was really taken */
 	int tcp;			/* listens, or keeps the port; -1: none */
 	int local;			/* unix; -1: none */
 	bool tcp_listens;
+	struct dmp_verbs_door *verbs;	/* NULL: none */
 	/* a unix path: the file we made, which we take away if it is still that one */
 	__u64 file_device;
 	__u64 file_inode;

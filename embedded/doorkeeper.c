@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "channel_embedded.h"
+#include "verbs.h"
 #include "wait.h"
 
 #define STACK_BYTES	(256u << 10)
@@ -23,6 +24,7 @@
 #define TAG_TCP		((__u64)DMP_VISITOR_NONE << 32 | 0)
 #define TAG_LOCAL	((__u64)DMP_VISITOR_NONE << 32 | 1)
 #define TAG_POKE	((__u64)DMP_VISITOR_NONE << 32 | 2)
+#define TAG_VERBS	((__u64)DMP_VISITOR_NONE << 32 | 3)
 
 #define HANGUP		(EPOLLRDHUP | EPOLLHUP | EPOLLERR)
 
@@ -48,7 +50,7 @@ static void accept_some(struct dmp_listener *listener, bool local, __u64 now_ns)
 				 SOCK_NONBLOCK | SOCK_CLOEXEC);
 
 		if (fd >= 0) {
-			dmp_visitor_receive(listener, fd, local, &peer, length, now_ns);
+			dmp_visitor_receive(listener, fd, NULL, local, &peer, length, now_ns);
 			continue;
 		}
 		if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
@@ -62,6 +64,24 @@ static void accept_some(struct dmp_listener *listener, bool local, __u64 now_ns)
 		if (errno == EAGAIN)
 			return;
 		/* Else that one connection is gone already. */
+	}
+}
+
+static void accept_verbs(struct dmp_listener *listener, __u64 now_ns)
+{
+	struct sockaddr_storage peer;
+	struct dmp_fabric *fabric;
+	socklen_t length;
+	int turn, error;
+
+	for (turn = 0; turn < ACCEPTS && !queue_is_full(listener); turn++) {
+		error = dmp_verbs_door_take(listener->plane, listener->doors.verbs, &peer, &length,
+					    &fabric);
+		if (error == -EAGAIN)
+			return;
+		if (!error)
+			dmp_visitor_receive(listener, fabric->fd, fabric, false, &peer, length,
+					    now_ns);
 	}
 }
 
@@ -150,6 +170,10 @@ static void watch_doors(struct dmp_listener *listener, __u64 now_ns)
 	event.data.u64 = TAG_LOCAL;
 	if (listener->doors.local >= 0)
 		epoll_ctl(listener->epoll, EPOLL_CTL_MOD, listener->doors.local, &event);
+	event.data.u64 = TAG_VERBS;
+	if (listener->doors.verbs)
+		epoll_ctl(listener->epoll, EPOLL_CTL_MOD,
+			  dmp_verbs_door_fd(listener->doors.verbs), &event);
 }
 
 /* Milliseconds until something is due; -1: nothing is. */
@@ -231,6 +255,8 @@ static void *keep_door(void *argument)
 		for (i = 0; i < count; i++) {
 			if (events[i].data.u64 == TAG_TCP || events[i].data.u64 == TAG_LOCAL)
 				accept_some(listener, events[i].data.u64 == TAG_LOCAL, now_ns);
+			else if (events[i].data.u64 == TAG_VERBS)
+				accept_verbs(listener, now_ns);
 			else if (events[i].data.u64 != TAG_POKE)
 				serve_visitor(listener, &events[i], now_ns);
 			else if (read(listener->poke, &drained, sizeof(drained)) < 0)
@@ -283,6 +309,11 @@ static int watch_poke_and_doors(struct dmp_listener *listener)
 	event.data.u64 = TAG_LOCAL;
 	if (listener->doors.local >= 0 &&
 	    epoll_ctl(listener->epoll, EPOLL_CTL_ADD, listener->doors.local, &event) != 0)
+		return -errno;
+	event.data.u64 = TAG_VERBS;
+	if (listener->doors.verbs &&
+	    epoll_ctl(listener->epoll, EPOLL_CTL_ADD, dmp_verbs_door_fd(listener->doors.verbs),
+		      &event) != 0)
 		return -errno;
 	return 0;
 }

@@ -109,9 +109,13 @@ struct dmp_visitor *dmp_visitor_first(struct dmp_listener *listener,
 struct dmp_visitor *dmp_visitor_next(struct dmp_listener *listener,
 				     const struct dmp_visitor *visitor);
 
-/* Takes over a socket that was accepted, in place of the longest silent if there is no room. */
-void dmp_visitor_receive(struct dmp_listener *listener, int socket, bool local,
-			 const struct sockaddr_storage *peer, socklen_t length, __u64 now_ns);
+/*
+ * Takes over a socket that was accepted, or a fabric whose socket it is, in place of the
+ * longest silent if there is no room.
+ */
+void dmp_visitor_receive(struct dmp_listener *listener, int socket, struct dmp_fabric *fabric,
+			 bool local, const struct sockaddr_storage *peer, socklen_t length,
+			 __u64 now_ns);
 
 /* A SILENT visitor may have said something. */
 void dmp_visitor_look(struct dmp_listener *listener, struct dmp_visitor *visitor, __u64 now_ns);

@@ -11,13 +11,13 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "endpoint_embedded.h"
 #include "lifetime.h"
 #include "network.h"
 #include "shm.h"
 #include "traffic.h"
+#include "verbs.h"
 
 /* The endpoint and its channel, entered; *@channel is NULL if that has gone. plane->lock held. */
 static int enter_locked(struct dmp_plane *plane, uint32_t id,
@@ -195,6 +195,8 @@ static bool was_answered(struct dmp_embedded_channel *channel, void *context)
 	}
 	asking->result = endpoint->path == DMP_PATH_SHM ?
 				 dmp_shm_granted(endpoint->fabric, asking->remote) :
+			 endpoint->path == DMP_PATH_VERBS ?
+				 dmp_verbs_granted(endpoint->fabric, asking->remote) :
 				 endpoint->probe_result > 0 ? -EAGAIN : endpoint->probe_result;
 	return asking->result != -EAGAIN;
 }
@@ -235,6 +237,8 @@ static int prove_locked(struct dmp_embedded_endpoint *endpoint, struct dmp_remot
 	endpoint->importing = true;
 	error = endpoint->path == DMP_PATH_SHM ?
 			dmp_shm_ask(endpoint->fabric, remote->key, remote->key_bytes) :
+		endpoint->path == DMP_PATH_VERBS ?
+			dmp_verbs_ask(endpoint->fabric, remote->key, remote->key_bytes) :
 			probe_locked(endpoint, remote, deadline_ns);
 	if (!error) {
 		dmp_network_mark_locked(channel, endpoint);
@@ -315,9 +319,7 @@ int dmp_region_import_command(struct dmp_plane *plane, void *argument)
 	memcpy(remote->key, import_request->key, import_request->key_bytes);
 	error = channel ? import(plane, endpoint, channel, remote) : -ECONNRESET;
 	if (error) {
-		if (remote->mapping)
-			munmap(remote->mapping, remote->mapping_bytes);
-		free(remote);
+		dmp_remote_drop(remote);
 	} else {
 		import_request->region_id = remote->object.id;
 		import_request->access = remote->access;
@@ -325,6 +327,26 @@ int dmp_region_import_command(struct dmp_plane *plane, void *argument)
 	}
 	leave(plane, endpoint, channel);
 	return error;
+}
+
+void dmp_endpoint_forget_buffer_locked(struct dmp_plane *plane, const struct dmp_buffer *buffer)
+{
+	uint32_t slot;
+
+	if (!__atomic_load_n(&buffer->registered, __ATOMIC_SEQ_CST))
+		return;
+	for (slot = 0; slot < plane->table.capacity; slot++) {
+		struct dmp_embedded_endpoint *endpoint =
+			(struct dmp_embedded_endpoint *)dmp_table_at(&plane->table, slot);
+
+		if (!endpoint || endpoint->object.type != DMP_OBJECT_ENDPOINT ||
+		    endpoint->path != DMP_PATH_VERBS || !endpoint->channel)
+			continue;
+		pthread_mutex_lock(&endpoint->channel->lock);
+		if (endpoint->fabric)
+			dmp_verbs_forget(endpoint->fabric, buffer->object.id);
+		pthread_mutex_unlock(&endpoint->channel->lock);
+	}
 }
 
 /* ---- destroyed */

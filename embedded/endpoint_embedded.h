@@ -40,11 +40,13 @@ struct dmp_errand {
 	__u64 tag;
 	__u64 length;
 	__u64 done;
+	__u64 posted;		/* to a device that moves by itself; done or under way */
 	__u32 kind;		/* DMP_REQUEST_MOVE or COPY */
 	__u32 index;		/* of the channel's operation; a probe has none */
 	__u32 stage;		/* COPY */
 	__u32 checksum;
 	__s32 result;
+	bool stopped;		/* no more is posted; STOP waits for what is under way */
 };
 
 /* The payload that comes in now, and what is to be said when it is there. */
@@ -94,6 +96,8 @@ struct dmp_embedded_endpoint {
 	struct dmp_errand errands[DMP_ERRANDS_MAX];
 	__u32 errand_first;
 	__u32 errand_count;
+	bool errands_wait;			/* for completions of a device, and for nothing else */
+	uint64_t stop_due_ns;			/* a STOP waits until then, then the connection ends */
 	struct dmp_staged *staged;		/* window_slots of them */
 	struct dmp_landing landing;
 	struct dmp_admitted admitted[DMP_OPERATIONS_MAX];
@@ -149,6 +153,9 @@ int dmp_endpoint_histogram(struct dmp_plane *plane, struct dmp_histogram *histog
 /* The channel goes: nobody enters it through an endpoint any more. plane->lock held. */
 void dmp_endpoint_forget_channel_locked(struct dmp_plane *plane,
 					const struct dmp_embedded_channel *channel);
+
+/* A buffer goes that a device knows: peers' fabrics let go of it. plane->lock held. */
+void dmp_endpoint_forget_buffer_locked(struct dmp_plane *plane, const struct dmp_buffer *buffer);
 
 /* Closing the plane, or never published; the channel has let go of it already. */
 void dmp_endpoint_free(struct dmp_plane *plane, struct dmp_embedded_endpoint *endpoint);

@@ -5,8 +5,12 @@
  * An errand touches its buffer only inside dmp_errand_run(), so between two runs it can be
  * dropped at once: that is how STOP and CUT are answered. Errands are carried out in order;
  * a large one gives way to the other endpoints of the channel after each burst.
+ *
+ * Where the fabric is a device (`post`), slices of many errands are under way at once. What is
+ * under way cannot be dropped: its STOP is answered when the device has given it back.
  */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,6 +18,7 @@
 #include "traffic.h"
 
 #define ERRANDS_AT_ONCE 64u
+#define POSTED_BYTES	(1u << 20)	/* a slice a device has; STOP waits for no more of an errand */
 
 void dmp_errand_add(struct dmp_embedded_endpoint *endpoint,
 		       const struct dmp_endpoint_request *request)
@@ -22,6 +27,7 @@ void dmp_errand_add(struct dmp_embedded_endpoint *endpoint,
 		&endpoint->errands[(endpoint->errand_first + endpoint->errand_count++) %
 				   DMP_ERRANDS_MAX];
 
+	endpoint->errands_wait = false;
 	*errand = (struct dmp_errand){
 		.tag = request->tag,
 		.length = request->length_bytes,
@@ -31,22 +37,47 @@ void dmp_errand_add(struct dmp_embedded_endpoint *endpoint,
 	};
 }
 
+static struct dmp_errand *errand_at(struct dmp_embedded_endpoint *endpoint, __u32 number)
+{
+	return &endpoint->errands[(endpoint->errand_first + number) % DMP_ERRANDS_MAX];
+}
+
+/* The next @length bytes of a MOVE. */
+static struct dmp_move next_move(struct dmp_embedded_endpoint *endpoint,
+				 const struct dmp_errand *errand, __u64 from, __u64 length)
+{
+	struct dmp_embedded_channel *channel = endpoint->channel;
+	const struct dmp_submission *submission =
+		&channel->machine.operations[errand->index].submission;
+	const struct dmp_holds *holds = &channel->holds[errand->index];
+	bool write = submission->operation != DMP_OP_READ;
+
+	return (struct dmp_move){
+		.remote = holds->remote,
+		.buffer = write ? holds->source : holds->target,
+		.offset = from + (write ? submission->target_offset : submission->source_offset),
+		.local = dmp_traffic_local(channel, errand->index) + from,
+		.length = length,
+		.sweep = write ? holds->remote->length : holds->target->memory.length,
+		.checksum = errand->checksum,
+		.write = write,
+		.checked = dmp_traffic_is_checked(channel, errand->index),
+	};
+}
+
 /* One slice; the lock is not held. */
 static void run_slice(struct dmp_embedded_endpoint *endpoint, struct dmp_errand *errand,
 		      uint64_t room)
 {
 	struct dmp_embedded_channel *channel = endpoint->channel;
 	uint64_t length = errand->length - errand->done;
-	const struct dmp_submission *submission;
-	char *local;
 
 	if (length > room)
 		length = room;
 	if (length == 0 || errand->index == (uint32_t)DMP_TRAFFIC_PROBE)
 		return;
-	submission = &channel->machine.operations[errand->index].submission;
-	local = dmp_traffic_local(channel, errand->index) + errand->done;
 	if (errand->kind == DMP_REQUEST_COPY) {
+		char *local = dmp_traffic_local(channel, errand->index) + errand->done;
 		const char *from = endpoint->staged[errand->stage].bytes + errand->done;
 
 		if (dmp_traffic_is_checked(channel, errand->index))
@@ -55,20 +86,7 @@ static void run_slice(struct dmp_embedded_endpoint *endpoint, struct dmp_errand 
 		else
 			memcpy(local, from, length);
 	} else {
-		struct dmp_remote *remote = channel->holds[errand->index].remote;
-		bool write = submission->operation != DMP_OP_READ;
-		struct dmp_move move = {
-			.remote = remote,
-			.offset = errand->done + (write ? submission->target_offset :
-							  submission->source_offset),
-			.local = local,
-			.length = length,
-			.sweep = write ? remote->length :
-					 channel->holds[errand->index].target->memory.length,
-			.checksum = errand->checksum,
-			.write = write,
-			.checked = dmp_traffic_is_checked(channel, errand->index),
-		};
+		struct dmp_move move = next_move(endpoint, errand, errand->done, length);
 
 		errand->result = endpoint->fabric->type->move(endpoint->fabric, &move);
 		errand->checksum = move.checksum;
@@ -76,6 +94,85 @@ static void run_slice(struct dmp_embedded_endpoint *endpoint, struct dmp_errand 
 			return;
 	}
 	errand->done += length;
+}
+
+/* ---- a device moves */
+
+/* What the device has given back. */
+static void reap(struct dmp_embedded_endpoint *endpoint)
+{
+	__u64 tag, length;
+	__u32 number = 0;
+
+	while (endpoint->fabric->type->reap(endpoint->fabric, &tag, &length)) {
+		/* In the order of posting, and errands are posted in order. */
+		while (number < endpoint->errand_count && errand_at(endpoint, number)->tag != tag)
+			number++;
+		if (number == endpoint->errand_count)
+			return;
+		errand_at(endpoint, number)->done += length;
+	}
+}
+
+/* Posts what is left of a MOVE; false: no more goes in now. */
+static bool post_rest(struct dmp_embedded_endpoint *endpoint, struct dmp_errand *errand)
+{
+	while (errand->posted < errand->length && !errand->result && !errand->stopped) {
+		__u64 length = errand->length - errand->posted;
+		struct dmp_move move;
+		ssize_t posted;
+
+		if (length > POSTED_BYTES)
+			length = POSTED_BYTES;
+		move = next_move(endpoint, errand, errand->posted, length);
+		if (errand->posted == 0 && move.checked && move.write)
+			errand->checksum = dmp_crc32c(0, move.local, errand->length);
+		posted = endpoint->fabric->type->post(endpoint->fabric, &move, errand->tag);
+		if (posted == -EAGAIN)
+			return false;
+		if (posted < 0)
+			errand->result = (int)posted;
+		else
+			errand->posted += (__u64)posted;
+	}
+	return true;
+}
+
+static bool is_over(const struct dmp_errand *errand)
+{
+	if (errand->kind == DMP_REQUEST_COPY)
+		return errand->done == errand->length;
+	return errand->posted == errand->done &&
+	       (errand->done == errand->length || errand->result || errand->stopped);
+}
+
+/* How many errands at the front are over. */
+static uint32_t run_posted(struct dmp_embedded_endpoint *endpoint)
+{
+	uint32_t number, over = 0;
+
+	reap(endpoint);
+	for (number = 0; number < endpoint->errand_count; number++) {
+		struct dmp_errand *errand = errand_at(endpoint, number);
+
+		if (errand->kind == DMP_REQUEST_COPY)
+			run_slice(endpoint, errand, errand->length);
+		else if (!post_rest(endpoint, errand))
+			break;
+	}
+	while (over < endpoint->errand_count && is_over(errand_at(endpoint, over))) {
+		struct dmp_errand *errand = errand_at(endpoint, over++);
+		struct dmp_move whole;
+
+		if (errand->kind != DMP_REQUEST_MOVE || errand->done != errand->length ||
+		    errand->length == 0)
+			continue;
+		whole = next_move(endpoint, errand, 0, errand->length);
+		if (whole.checked && !whole.write)
+			errand->checksum = dmp_crc32c(0, whole.local, whole.length);
+	}
+	endpoint->errands_wait = over < endpoint->errand_count;
+	return over;
 }
 
 /* The next errand's source comes from memory while this one is copied. */
@@ -97,16 +194,15 @@ uint32_t dmp_errand_run(struct dmp_embedded_endpoint *endpoint)
 	uint64_t room = DMP_TRAFFIC_BURST;
 	uint32_t number;
 
+	if (endpoint->fabric->type->post)
+		return run_posted(endpoint);
 	for (number = 0; number < endpoint->errand_count && number < ERRANDS_AT_ONCE && room != 0;
 	     number++) {
-		struct dmp_errand *errand =
-			&endpoint->errands[(endpoint->errand_first + number) % DMP_ERRANDS_MAX];
+		struct dmp_errand *errand = errand_at(endpoint, number);
 		uint64_t before = errand->done;
 
 		if (number + 1 < endpoint->errand_count)
-			fetch_source(endpoint, &endpoint->errands[(endpoint->errand_first +
-								   number + 1) %
-								  DMP_ERRANDS_MAX]);
+			fetch_source(endpoint, errand_at(endpoint, number + 1));
 		run_slice(endpoint, errand, room);
 		room -= errand->done - before;
 		if (!errand->result && errand->done != errand->length)
@@ -144,6 +240,8 @@ void dmp_errand_finish_locked(struct dmp_embedded_endpoint *endpoint, uint32_t c
 
 		endpoint->errand_first = (endpoint->errand_first + 1) % DMP_ERRANDS_MAX;
 		endpoint->errand_count--;
+		if (errand.stopped && errand.done != errand.length)
+			reply.kind = DMP_REQUEST_STOP;
 		if (errand.index != (uint32_t)DMP_TRAFFIC_PROBE)
 			note_checksum(endpoint->channel, &errand, &reply.result);
 		if (errand.kind == DMP_REQUEST_COPY && !errand.result) {
@@ -154,20 +252,22 @@ void dmp_errand_finish_locked(struct dmp_embedded_endpoint *endpoint, uint32_t c
 	}
 }
 
-bool dmp_errand_drop(struct dmp_embedded_endpoint *endpoint, __u64 tag)
+int dmp_errand_drop(struct dmp_embedded_endpoint *endpoint, __u64 tag)
 {
 	uint32_t number, kept = 0;
 	bool found;
 
 	for (number = 0; number < endpoint->errand_count; number++) {
-		struct dmp_errand *from = &endpoint->errands[(endpoint->errand_first + number) %
-							     DMP_ERRANDS_MAX];
+		struct dmp_errand *from = errand_at(endpoint, number);
 
+		if (from->tag == tag && from->posted != from->done) {
+			from->stopped = true;
+			return -EINPROGRESS;
+		}
 		if (from->tag != tag)
-			endpoint->errands[(endpoint->errand_first + kept++) % DMP_ERRANDS_MAX] =
-				*from;
+			*errand_at(endpoint, kept++) = *from;
 	}
 	found = kept != endpoint->errand_count;
 	endpoint->errand_count = kept;
-	return found;
+	return found ? 0 : -ENOENT;
 }

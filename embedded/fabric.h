@@ -8,7 +8,7 @@
  *
  * Who calls. All functions belong to the executor of the endpoint's channel (one thread
  * at a time); during the handshake to the thread that connects or accepts. `send`,
- * `receive` and `move` run without a lock, `ready`, `rest` and `drain` with channel->lock
+ * `receive`, `move`, `post` and `reap` run without a lock, `ready`, `rest` and `drain` with channel->lock
  * held and therefore never block. Nothing here ever blocks.
  *
  * Who owns what. A fabric owns its sockets and its mappings of the peer's memory, and
@@ -23,12 +23,14 @@
 
 #include "dmaplane.h"
 
+struct dmp_buffer;
 struct dmp_fabric;
 struct dmp_remote;
 
 /* A slice of an own WRITE, WRITE_IMM or READ on a direct fabric. */
 struct dmp_move {
 	struct dmp_remote *remote;
+	struct dmp_buffer *buffer;	/* that `local` lies in */
 	__u64 offset;		/* in the peer's region; in bounds, the right is granted */
 	char *local;
 	__u64 length;
@@ -40,7 +42,7 @@ struct dmp_move {
 
 struct dmp_fabric_type {
 	__u8 path;		/* DMP_PATH_* */
-	bool direct;		/* as in struct dmp_endpoint_config: there is a `move` */
+	bool direct;		/* as in struct dmp_endpoint_config: there is a `move`, or a `post` */
 
 	/* Bytes taken or given; 0: none now; -errno: the connection is lost. */
 	ssize_t (*send)(struct dmp_fabric *fabric, const struct iovec *pieces, int count);
@@ -70,6 +72,16 @@ struct dmp_fabric_type {
 
 	/* Direct: one slice. -ESTALE: the region was revoked. */
 	int (*move)(struct dmp_fabric *fabric, struct dmp_move *move);
+
+	/*
+	 * Direct, where a device moves the bytes, in the place of `move`. post: so many bytes of
+	 * the slice, from its beginning and at least one, are on their way, their buffer the
+	 * device's until reap gives @tag and as many bytes back, in the order of posting; -EAGAIN:
+	 * later, `ready` will tell; else nothing has begun. What had begun when the
+	 * connection was lost is not given back: close() lets go of it.
+	 */
+	ssize_t (*post)(struct dmp_fabric *fabric, const struct dmp_move *move, __u64 tag);
+	bool (*reap)(struct dmp_fabric *fabric, __u64 *tag, __u64 *length);
 
 	/* Lets go of everything and frees the fabric. */
 	void (*close)(struct dmp_fabric *fabric);

@@ -101,6 +101,9 @@ DMP_PUBLIC uint32_t dmp_crc32c(uint32_t seed, const void *bytes, size_t length_b
 /* CLOCK_MONOTONIC in nanoseconds, the clock of every deadline. */
 DMP_PUBLIC uint64_t dmp_now_ns(void);
 
+/* The first broken link on the way to RDMA and what mends it, or "" if there is none. */
+DMP_PUBLIC const char *dmp_verbs_missing(void);
+
 /*
  * Every open plane publishes its counters in a sealed memfd of this name, found
  * under /proc/PID/fd by others of the same user; it goes with the process. It

@@ -131,6 +131,8 @@ static void set_timer(struct dmp_network *network, struct dmp_embedded_endpoint 
 
 	if (endpoint->event_waits && endpoint->now_ns + EVENT_RETRY_NS < next_ns)
 		next_ns = endpoint->now_ns + EVENT_RETRY_NS;
+	if (endpoint->stop_due_ns != 0 && endpoint->stop_due_ns < next_ns)
+		next_ns = endpoint->stop_due_ns;
 	if (endpoint->timer_ns != 0 && next_ns >= endpoint->timer_ns)
 		return;
 	if (endpoint->timer_ns != 0)

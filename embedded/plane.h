@@ -85,8 +85,9 @@ struct dmp_buffer {
 	uint32_t mappings;
 	uint32_t regions;
 	bool exported;			/* an fd was given out at least once */
-	/* atomic; grows only under plane->lock */
-	uint32_t operations;
+	/* atomic */
+	uint32_t operations;		/* grows only under plane->lock */
+	bool registered;		/* a verbs fabric has it registered, or had */
 };
 
 /* A call that found an object it may use. Takes plane->lock held; NULL with *error set. */

@@ -28,8 +28,10 @@
 
 #include "endpoint_embedded.h"
 #include "lifetime.h"
+#include "network.h"
 #include "region_table.h"
 #include "shm.h"
+#include "verbs.h"
 #include "wait.h"
 
 #define ACCESS_ALL	(DMP_ACCESS_LOCAL_WRITE | DMP_ACCESS_REMOTE_READ | DMP_ACCESS_REMOTE_WRITE)
@@ -214,22 +216,44 @@ int dmp_region_query(struct dmp_plane *plane, void *argument)
 
 /* ---- destroy */
 
+/* One peer, on its fabric. channel->lock held. */
+static bool touches_locked(struct dmp_embedded_endpoint *endpoint, const struct dmp_region *region)
+{
+	struct dmp_embedded_channel *channel = endpoint->channel;
+	uint64_t now_ns;
+
+	if (!endpoint->fabric)
+		return false;
+	if (endpoint->fabric->type->path == DMP_PATH_SHM)
+		return dmp_shm_is_touching(endpoint->fabric, region->slot);
+	if (endpoint->fabric->type->path != DMP_PATH_VERBS ||
+	    region->object.state == DMP_STATE_LIVE)
+		return false;
+	now_ns = dmp_now_ns();
+	if (dmp_verbs_revoke(endpoint->fabric, region->slot, now_ns)) {
+		dmp_network_mark_locked(channel, endpoint);
+		dmp_channel_kick(channel, dmp_channel_claim_wake_locked(channel));
+	}
+	return dmp_verbs_is_registered(endpoint->fabric, region->slot, now_ns);
+}
+
 bool dmp_region_is_touched_locked(struct dmp_plane *plane, const struct dmp_region *region)
 {
 	bool touched = false;
 	uint32_t slot;
 
-	if (!__atomic_load_n(&region->shared, __ATOMIC_SEQ_CST))
+	if (!__atomic_load_n(&region->shared, __ATOMIC_SEQ_CST) &&
+	    !__atomic_load_n(&region->registered, __ATOMIC_SEQ_CST))
 		return false;
-	for (slot = 0; slot < plane->table.capacity && !touched; slot++) {
+	for (slot = 0; slot < plane->table.capacity; slot++) {
 		struct dmp_embedded_endpoint *endpoint =
 			(struct dmp_embedded_endpoint *)dmp_table_at(&plane->table, slot);
 
 		if (!endpoint || endpoint->object.type != DMP_OBJECT_ENDPOINT || !endpoint->channel)
 			continue;
+		/* All of them, even if one does: each is told at once. */
 		pthread_mutex_lock(&endpoint->channel->lock);
-		touched = endpoint->fabric && endpoint->fabric->type->path == DMP_PATH_SHM &&
-			  dmp_shm_is_touching(endpoint->fabric, region->slot);
+		touched |= touches_locked(endpoint, region);
 		pthread_mutex_unlock(&endpoint->channel->lock);
 	}
 	/* After the walk: a fabric that is closed meanwhile moves to those that were left. */
@@ -310,7 +334,11 @@ static int end_locked(struct dmp_plane *plane, struct dmp_region *region)
 		}
 		sched_yield();
 	}
-	return 0;
+	if (!__atomic_load_n(&region->registered, __ATOMIC_SEQ_CST))
+		return 0;
+	/* Whether a device is in the middle of it only the peer knows: it goes on as a drain. */
+	dmp_lifetime_move(&region->object.state, DMP_STATE_DRAINING);
+	return drain_locked(plane, region->object.id, 0);
 }
 
 /* Out of the table of ids, and what it holds is let go. */
@@ -382,7 +410,13 @@ void dmp_remote_free(struct dmp_plane *plane, struct dmp_remote *remote)
 	if (remote->object.state != DMP_STATE_DEAD)	/* the plane closes */
 		dmp_table_remove(&plane->table, &remote->object);
 	dmp_board_add(&plane->board->statistics.regions, (__u64)-1);
+	dmp_remote_drop(remote);
+}
+
+void dmp_remote_drop(struct dmp_remote *remote)
+{
 	if (remote->mapping)
 		munmap(remote->mapping, remote->mapping_bytes);
+	free(remote->parts);
 	free(remote);
 }

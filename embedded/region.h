@@ -44,6 +44,16 @@ struct dmp_region {
 	/* atomic */
 	uint32_t operations;		/* grows only under the table's lock while it is live */
 	bool shared;			/* a shm peer was given the memory */
+	bool registered;		/* a device was, for a peer on verbs */
+};
+
+/* So many bytes of a peer's region, from @offset on, that one rkey covers. */
+struct dmp_remote_part {
+	__u64 offset;
+	__u64 length;
+	__u64 base;			/* of the byte `offset`, behind rkey */
+	__u32 rkey;
+	__u32 grant;			/* the number of the answer that brought it */
 };
 
 /* A peer's region, named on an endpoint by REGION_IMPORT. */
@@ -57,6 +67,8 @@ struct dmp_remote {
 	__u32 slot;
 	__u32 key_bytes;
 	__u8 key[DMP_KEY_BYTES];
+	struct dmp_remote_part *parts;	/* verbs: all of it, in order, without a gap */
+	__u32 part_count;
 	char *address;			/* shm: the first byte of the region here, else NULL */
 	void *mapping;			/* shm: what to unmap */
 	size_t mapping_bytes;
@@ -101,7 +113,9 @@ int dmp_region_board(struct dmp_plane *plane, const uint32_t **words, int *read_
 
 /*
  * Does a shm peer touch the region right now? plane->lock held, no channel's; a peer that
- * is stopped in a copy touches it until its process goes on or is gone.
+ * is stopped in a copy touches it until its process goes on or is gone. Of a region that is
+ * revoked: is it registered with a device for a peer on verbs? He is told, here, and has
+ * half a second to let go.
  */
 bool dmp_region_is_touched_locked(struct dmp_plane *plane, const struct dmp_region *region);
 
@@ -113,9 +127,11 @@ void dmp_region_close(struct dmp_plane *plane);
  * Closing the plane: all that is left, executors and peers gone. Neither looks at the buffer
  * or the endpoint, whose counts REGION_DESTROY keeps. Who makes a remote public counts it, in
  * plane->regions, in statistics.regions (taken back by dmp_remote_free) and on its endpoint.
+ * drop: of one that never was public.
  */
 void dmp_region_free(struct dmp_plane *plane, struct dmp_region *region);
 void dmp_remote_free(struct dmp_plane *plane, struct dmp_remote *remote);
+void dmp_remote_drop(struct dmp_remote *remote);
 
 /* Commands. REGION_QUERY and REGION_DESTROY serve both kinds; REGION_IMPORT is endpoint's. */
 int dmp_region_create(struct dmp_plane *plane, void *argument);

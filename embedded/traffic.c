@@ -17,6 +17,8 @@
 #include "libdmaplane.h"
 #include "network.h"
 
+#define STOP_NS 500000000u	/* a device has so long to give back what is stopped */
+
 static struct dmp_submission *submission_of(struct dmp_embedded_channel *channel, uint32_t index)
 {
 	return &channel->machine.operations[index].submission;
@@ -248,14 +250,22 @@ static void authenticate(struct dmp_embedded_endpoint *endpoint,
 	dmp_traffic_answer(endpoint, &reply);
 }
 
-/* Lets go of an own operation's buffer: nothing of ours is touching it right now. */
+/*
+ * Lets go of an own operation's buffer: nothing of ours is touching it right now, but a
+ * device may be. Then its completion is the answer, and if that does not come soon, the end.
+ */
 static void stop(struct dmp_embedded_endpoint *endpoint,
 		 const struct dmp_endpoint_request *request)
 {
 	struct dmp_endpoint_answer reply = { .kind = request->kind, .tag = request->tag };
-	int error = 0;
+	int error = 0, dropped = dmp_errand_drop(endpoint, request->tag);
 
-	if (!dmp_errand_drop(endpoint, request->tag)) {
+	if (dropped == -EINPROGRESS) {
+		if (endpoint->stop_due_ns == 0)
+			endpoint->stop_due_ns = endpoint->now_ns + STOP_NS;
+		return;
+	}
+	if (dropped) {
 		if (endpoint->landing.active && endpoint->landing.target == DMP_TARGET_LOCAL &&
 		    endpoint->landing.local == request->local)
 			error = dmp_landing_divert(endpoint, request);
@@ -277,6 +287,7 @@ static void let_go(struct dmp_embedded_endpoint *endpoint)
 	endpoint->landing.region = NULL;
 	endpoint->landing.active = false;
 	endpoint->errand_count = 0;
+	endpoint->stop_due_ns = 0;
 	for (number = 0; number < DMP_OPERATIONS_MAX; number++) {
 		if (endpoint->admitted[number].region)
 			dmp_region_release(endpoint->plane, endpoint->admitted[number].region);
@@ -430,6 +441,18 @@ static void move_bytes_locked(struct dmp_embedded_endpoint *endpoint)
 	feed_locked(endpoint);
 }
 
+/* True: a device keeps what it was asked back for too long. */
+static bool is_stuck(struct dmp_embedded_endpoint *endpoint)
+{
+	uint32_t number;
+
+	for (number = 0; number < endpoint->errand_count; number++)
+		if (endpoint->errands[(endpoint->errand_first + number) % DMP_ERRANDS_MAX].stopped)
+			return endpoint->now_ns >= endpoint->stop_due_ns;
+	endpoint->stop_due_ns = 0;
+	return false;
+}
+
 bool dmp_traffic_round_locked(struct dmp_embedded_endpoint *endpoint, uint64_t now_ns)
 {
 	struct dmp_embedded_channel *channel = endpoint->channel;
@@ -438,7 +461,8 @@ bool dmp_traffic_round_locked(struct dmp_embedded_endpoint *endpoint, uint64_t n
 	dmp_endpoint_time(endpoint, now_ns);
 	dmp_endpoint_tick(endpoint->machine, endpoint->now_ns);
 	/* An error of drain is one of receive too, once all that had come is taken. */
-	if (endpoint->has_event && endpoint->fabric && endpoint->fabric->type->drain) {
+	if (endpoint->fabric && endpoint->fabric->type->drain &&
+	    (endpoint->has_event || endpoint->fabric->type->post)) {
 		endpoint->fabric->type->drain(endpoint->fabric);
 		if (endpoint->importing)
 			dmp_channel_nudge_locked(channel);
@@ -452,6 +476,8 @@ bool dmp_traffic_round_locked(struct dmp_embedded_endpoint *endpoint, uint64_t n
 	}
 	if (endpoint->fabric && endpoint->stream.error)
 		dmp_traffic_abort_locked(endpoint, endpoint->stream.error);
+	if (endpoint->fabric && endpoint->stop_due_ns != 0 && is_stuck(endpoint))
+		dmp_traffic_abort_locked(endpoint, -ECONNRESET);
 	/* Whoever waited for a slot of the machine may have one now. */
 	do
 		answer_requests_locked(endpoint);
@@ -461,7 +487,9 @@ bool dmp_traffic_round_locked(struct dmp_embedded_endpoint *endpoint, uint64_t n
 					      endpoint->now_ns) ||
 		       dmp_stream_is_hungry(&endpoint->stream);
 	settle_end_locked(endpoint);
-	return (more || endpoint->errand_count != 0) && !endpoint->ended;
+	if (endpoint->errand_count != 0 && !endpoint->errands_wait)
+		more = true;
+	return more && !endpoint->ended;
 }
 
 /* ---- memory */

@@ -40,7 +40,9 @@ void dmp_errand_add(struct dmp_embedded_endpoint *endpoint,
 		    const struct dmp_endpoint_request *request);
 uint32_t dmp_errand_run(struct dmp_embedded_endpoint *endpoint);
 void dmp_errand_finish_locked(struct dmp_embedded_endpoint *endpoint, uint32_t count);
-bool dmp_errand_drop(struct dmp_embedded_endpoint *endpoint, __u64 tag);
+
+/* Lets go of @tag's buffer. -ENOENT: it is no errand. -EINPROGRESS: a device has it; finish answers. */
+int dmp_errand_drop(struct dmp_embedded_endpoint *endpoint, __u64 tag);
 
 void dmp_landing_place(struct dmp_embedded_endpoint *endpoint,
 		       const struct dmp_endpoint_request *request);

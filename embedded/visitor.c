@@ -234,7 +234,7 @@ static int look_tcp(struct dmp_visitor *visitor)
 	return error;
 }
 
-/* The segment comes over the socket, the HELLO in the segment. */
+/* The segment comes over the socket, the HELLO in the segment; or there is a fabric already. */
 static int look_local(struct dmp_listener *listener, struct dmp_visitor *visitor)
 {
 	struct dmp_fabric *fabric = visitor->arrival.fabric;
@@ -279,7 +279,8 @@ static int look_local(struct dmp_listener *listener, struct dmp_visitor *visitor
 
 void dmp_visitor_look(struct dmp_listener *listener, struct dmp_visitor *visitor, __u64 now_ns)
 {
-	int error = visitor->local ? look_local(listener, visitor) : look_tcp(visitor);
+	bool is_tcp = !visitor->local && !visitor->arrival.fabric;
+	int error = is_tcp ? look_tcp(visitor) : look_local(listener, visitor);
 
 	if (!error)
 		admit(listener, visitor, now_ns);
@@ -310,8 +311,9 @@ static bool identify(struct dmp_visitor *visitor, const struct sockaddr_storage 
 	return true;
 }
 
-void dmp_visitor_receive(struct dmp_listener *listener, int socket, bool local,
-			 const struct sockaddr_storage *peer, socklen_t length, __u64 now_ns)
+void dmp_visitor_receive(struct dmp_listener *listener, int socket, struct dmp_fabric *fabric,
+			 bool local, const struct sockaddr_storage *peer, socklen_t length,
+			 __u64 now_ns)
 {
 	struct dmp_visitor *visitor, *silent = dmp_visitor_first(listener, &listener->silent);
 
@@ -323,7 +325,10 @@ void dmp_visitor_receive(struct dmp_listener *listener, int socket, bool local,
 		unchain(listener, &listener->unused, visitor);
 	pthread_mutex_unlock(&listener->lock);
 	if (!visitor) {
-		close(socket);
+		if (fabric)
+			fabric->type->close(fabric);
+		else
+			close(socket);
 		return;
 	}
 	visitor->state = DMP_VISITOR_SILENT;
@@ -334,7 +339,7 @@ void dmp_visitor_receive(struct dmp_listener *listener, int socket, bool local,
 	visitor->announced = false;
 	visitor->waited = false;
 	visitor->due_ns = now_ns + DMP_SILENCE_NS;
-	visitor->arrival.fabric = NULL;
+	visitor->arrival.fabric = fabric;
 	append(listener, &listener->silent, visitor);
 	if (!identify(visitor, peer, length) ||
 	    watch(listener, visitor, EPOLL_CTL_ADD, socket, EPOLLIN | EPOLLRDHUP) != 0)

@@ -82,6 +82,10 @@ missing_programs() {
 }
 
 missing_test_programs() {
+	[ -e /usr/include/infiniband/verbs.h ] || want libibverbs-dev
+	[ -e /usr/include/rdma/rdma_cma.h ] || want librdmacm-dev
+	[ -e /etc/libibverbs.d/rxe.driver ] || want ibverbs-providers
+	have rdma || want iproute2
 	compiles g++ c++ || want g++ # the contract compiles as C++ too
 	have clang || want clang
 	have setarch || want util-linux

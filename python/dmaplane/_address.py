@@ -15,13 +15,18 @@ from typing import TYPE_CHECKING, Final, Literal, NoReturn
 
 from dmaplane import _abi
 from dmaplane._errors import DmaplaneError, InvalidError, UnsupportedError
+from dmaplane._library import verbs_missing
 from dmaplane._plane import PATHS
 
 if TYPE_CHECKING:
     from dmaplane._plane import Plane
 
-Require = Literal["shm", "tcp"]
-_REQUIRED: Final[dict[Require, int]] = {"shm": _abi.PATH_SHM, "tcp": _abi.PATH_TCP}
+Require = Literal["shm", "tcp", "verbs"]
+_REQUIRED: Final[dict[Require, int]] = {
+    "shm": _abi.PATH_SHM,
+    "tcp": _abi.PATH_TCP,
+    "verbs": _abi.PATH_VERBS,
+}
 
 
 def describe(
@@ -47,7 +52,9 @@ def describe(
             "address", f"{address!r} has no port", fix='"host:port", "[host]:port" or "unix:/path"'
         )
     if require is not None and require not in _REQUIRED:
-        raise InvalidError("require", f"{require!r} is no path", fix='"shm", "tcp" or None')
+        raise InvalidError(
+            "require", f"{require!r} is no path", fix='"shm", "tcp", "verbs" or None'
+        )
     known = secret.encode() if isinstance(secret, str) else bytes(secret or b"")
     if len(known) > _abi.SECRET_BYTES:
         raise InvalidError(
@@ -93,6 +100,10 @@ def refuse(failure: DmaplaneError, plane: Plane, request: _abi.Listen | _abi.Con
 
 def _broken_link(plane: Plane, path: int, address: str) -> str:
     """What is missing first on the way to that path."""
+    if path == _abi.PATH_VERBS:
+        return (
+            verbs_missing() or f"a tcp address with an RDMA device on the way; {address} has none"
+        )
     if PATHS[path] not in plane.paths:
         return f"a plane with that path; this one has {', '.join(plane.paths)}"
     if path == _abi.PATH_TCP:

@@ -63,6 +63,7 @@ _PROTOTYPES: Final = {
     "dmp_client_arm": (ctypes.c_int, (_POINTER,)),
     "dmp_crc32c": (_U32, (_U32, _POINTER, ctypes.c_size_t)),
     "dmp_now_ns": (_U64, ()),
+    "dmp_verbs_missing": (ctypes.c_char_p, ()),
 }
 
 
@@ -102,6 +103,11 @@ def crc32c(data: bytes | bytearray | memoryview, seed: int = 0) -> int:
 
     array = np.frombuffer(data, dtype=np.uint8)
     return int(load().waiting.dmp_crc32c(seed, array.ctypes.data, array.nbytes))
+
+
+def verbs_missing() -> str:
+    """The first broken link on the way to RDMA, and what mends it; empty if there is none."""
+    return bytes(load().waiting.dmp_verbs_missing()).decode()
 
 
 def now_ns() -> int:

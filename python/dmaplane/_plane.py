@@ -379,9 +379,9 @@ class Plane(Scope, abc.ABC):
         """Waits for peers at "host:port" (port 0: any free one), "[host]:port", "unix:/path".
 
         @secret: up to 64 bytes that both sides must know; mandatory beyond loopback.
-        @require: the only path peers may come by, "shm" or "tcp". @encrypt: bytes on a wire are
-        encrypted, or UnsupportedError. @backlog: callers kept until accept(). @channel: which
-        one is told that somebody has come; by default one of the listener's own.
+        @require: the only path peers may come by, "shm", "tcp" or "verbs". @encrypt: bytes on a
+        wire are encrypted, or UnsupportedError. @backlog: callers kept until accept(). @channel:
+        which one is told that somebody has come; by default one of the listener's own.
         """
         from dmaplane import _listener
 

@@ -41,3 +41,12 @@ if(EXISTS ${CMAKE_SOURCE_DIR}/tests/kernel/device.c)
 		set_target_properties(kernel_${name} PROPERTIES OUTPUT_NAME ${name})
 	endforeach()
 endif()
+
+# The embedded plane's own, for the RDMA device that test_verbs.py makes.
+if(TARGET embedded_verbs)
+	add_custom_command(TARGET embedded_verbs POST_BUILD
+		COMMAND ${CMAKE_COMMAND} -E make_directory ${CMAKE_BINARY_DIR}/kernel-programs
+		COMMAND ${CMAKE_COMMAND} -E copy $<TARGET_FILE:embedded_verbs>
+			${CMAKE_BINARY_DIR}/kernel-programs/verbs)
+	add_dependencies(kernel_programs embedded_verbs)
+endif()

@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: MIT
+/*
+ * verbs_grant.c - own regions: granted by registration, and taken back; see verbs.h
+ *
+ * A region that is larger than the device registers at once goes in parts, which lie on a grid
+ * of ours: whatever bytes a peer asks from, it cannot make more registrations than the grid
+ * has. Nothing new is registered under an rkey that was revoked before REVOKED came or the
+ * registration was dropped. The importer's half is verbs_remote.c.
+ */
+#ifdef DMP_VERBS
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdlib.h>
+
+#include "verbs_layout.h"
+
+#define LET_GO_NS	500000000u	/* the peer has so long to stop using what was revoked */
+
+static __u64 part_limit = ~0ull;
+
+void dmp_verbs_limit_parts(__u64 bytes)
+{
+	__atomic_store_n(&part_limit, bytes, __ATOMIC_RELAXED);
+}
+
+/* ---- what is granted */
+
+static void drop_grant(struct dmp_verbs *verbs, __u32 number)
+{
+	if (verbs->grants[number].revoked && !verbs->grants[number].told)
+		verbs->untold--;
+	verbs->library->dereg_mr(verbs->grants[number].mr);
+	verbs->grants[number] = verbs->grants[--verbs->grant_count];
+}
+
+/* What is registered of the region, from byte @from of it on. */
+static struct dmp_verbs_grant *find_grant(struct dmp_verbs *verbs,
+					  const struct dmp_region *region, __u64 from)
+{
+	__u32 number;
+
+	for (number = 0; number < verbs->grant_count; number++) {
+		struct dmp_verbs_grant *grant = &verbs->grants[number];
+
+		if (!grant->revoked && grant->slot == region->slot &&
+		    grant->generation == region->generation && from >= grant->from &&
+		    from - grant->from < grant->length)
+			return grant;
+	}
+	return NULL;
+}
+
+/* At most so much goes in one registration of @verbs: whole pages. */
+static __u64 part_bytes(const struct dmp_verbs *verbs)
+{
+	__u64 bytes = __atomic_load_n(&part_limit, __ATOMIC_RELAXED);
+
+	if (bytes > verbs->mr_bytes_max)
+		bytes = verbs->mr_bytes_max;
+	return bytes < DMP_VERBS_PAGE ? DMP_VERBS_PAGE : bytes - bytes % DMP_VERBS_PAGE;
+}
+
+static int access_of(const struct dmp_region *region)
+{
+	int access = 0;
+
+	if (region->access & DMP_ACCESS_REMOTE_WRITE)
+		access |= IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE;
+	if (region->access & DMP_ACCESS_REMOTE_READ)
+		access |= IBV_ACCESS_REMOTE_READ;
+	return access;
+}
+
+/*
+ * Registers the part of the region, which begins at @address, that has the byte @from. The
+ * kernel wants the place in a page kept.
+ */
+static int add_grant(struct dmp_verbs *verbs, struct dmp_region *region, char *address,
+		     __u64 from, struct dmp_verbs_grant **grant)
+{
+	__u64 part = part_bytes(verbs), first = from - from % part, length = region->length - first;
+	struct dmp_verbs_grant *more;
+	struct ibv_mr *mr;
+
+	if (length > part)
+		length = part;
+	more = realloc(verbs->grants, (verbs->grant_count + 1) * sizeof(*more));
+	if (!more)
+		return -ENOMEM;
+	verbs->grants = more;
+	mr = verbs->library->reg_mr_iova(verbs->pd, address + first, length,
+					 (uintptr_t)(address + first) % DMP_VERBS_PAGE,
+					 access_of(region));
+	if (!mr)
+		return errno ? -errno : -ENOMEM;
+	__atomic_store_n(&region->registered, true, __ATOMIC_SEQ_CST);
+	*grant = &verbs->grants[verbs->grant_count++];
+	**grant = (struct dmp_verbs_grant){
+		.mr = mr,
+		.from = first,
+		.length = length,
+		.base = (uintptr_t)(address + first) % DMP_VERBS_PAGE,
+		.slot = region->slot,
+		.generation = region->generation,
+	};
+	return 0;
+}
+
+static bool answer(struct dmp_verbs *verbs, const struct dmp_rdma_message *question)
+{
+	struct dmp_rdma_message message = { .number = question->number };
+	struct dmp_verbs_grant *grant = NULL;
+	__u64 from = question->from;
+	struct dmp_region *region;
+	char *address;
+
+	message.result = dmp_region_admit(verbs->plane, question->key, question->key_bytes, from,
+					  1, 0, &region, &address);
+	if (!message.result) {
+		grant = find_grant(verbs, region, from);
+		if (!grant)
+			message.result = add_grant(verbs, region, address - from, from, &grant);
+		message.access = region->access;
+		message.length = region->length;
+		dmp_region_release(verbs->plane, region);
+	}
+	if (grant) {
+		message.rkey = grant->mr->rkey;
+		message.offset = grant->base + (from - grant->from);
+		message.covered = grant->length - (from - grant->from);
+	}
+	return dmp_verbs_say(verbs, DMP_RDMA_GRANT, &message) != -EAGAIN;
+}
+
+bool dmp_verbs_revoke(struct dmp_fabric *fabric, __u32 slot, __u64 now_ns)
+{
+	struct dmp_verbs *verbs = dmp_verbs_of(fabric);
+	bool any = false;
+	__u32 number;
+
+	for (number = 0; number < verbs->grant_count; number++) {
+		struct dmp_verbs_grant *grant = &verbs->grants[number];
+
+		if (grant->slot != slot || grant->revoked)
+			continue;
+		grant->revoked = true;
+		grant->due_ns = now_ns + LET_GO_NS;
+		verbs->untold++;
+		any = true;
+	}
+	return any;
+}
+
+bool dmp_verbs_is_registered(struct dmp_fabric *fabric, __u32 slot, __u64 now_ns)
+{
+	struct dmp_verbs *verbs = dmp_verbs_of(fabric);
+	bool any = false;
+	__u32 number;
+
+	for (number = verbs->grant_count; number-- != 0;) {
+		struct dmp_verbs_grant *grant = &verbs->grants[number];
+
+		if (grant->slot != slot || !grant->revoked)
+			continue;
+		if (verbs->lost || now_ns >= grant->due_ns)
+			drop_grant(verbs, number);
+		else
+			any = true;
+	}
+	return any;
+}
+
+static void let_go(struct dmp_verbs *verbs, __u32 rkey)
+{
+	__u32 number;
+
+	for (number = verbs->grant_count; number-- != 0;)
+		if (verbs->grants[number].told && verbs->grants[number].mr->rkey == rkey)
+			drop_grant(verbs, number);
+	/* channel->lock is held: no plane->lock. Who misses this looks again in milliseconds. */
+	if (__atomic_load_n(&verbs->plane->drainers, __ATOMIC_SEQ_CST) != 0)
+		pthread_cond_broadcast(&verbs->plane->released);
+}
+
+bool dmp_verbs_serve(struct dmp_verbs *verbs, __u8 kind, const struct dmp_rdma_message *message)
+{
+	switch (kind) {
+	case DMP_RDMA_ASK:
+		return answer(verbs, message);
+	case DMP_RDMA_GRANT:
+		dmp_verbs_note_answer(verbs, message);
+		return true;
+	case DMP_RDMA_REVOKE:
+		return dmp_verbs_obey(verbs, message->rkey);
+	default:
+		let_go(verbs, message->rkey);
+		return true;
+	}
+}
+
+void dmp_verbs_write_letters(struct dmp_verbs *verbs)
+{
+	__u32 number;
+
+	if (verbs->ask_waits && !dmp_verbs_say(verbs, DMP_RDMA_ASK, &verbs->ask))
+		verbs->ask_waits = false;
+	for (number = 0; verbs->untold != 0 && number < verbs->grant_count; number++) {
+		struct dmp_verbs_grant *grant = &verbs->grants[number];
+		struct dmp_rdma_message message = { .rkey = grant->mr->rkey };
+
+		if (!grant->revoked || grant->told)
+			continue;
+		if (dmp_verbs_say(verbs, DMP_RDMA_REVOKE, &message))
+			break;
+		grant->told = true;
+		verbs->untold--;
+	}
+}
+
+void dmp_verbs_trust(struct dmp_fabric *fabric)
+{
+	dmp_verbs_of(fabric)->trusted = true;
+}
+
+void dmp_verbs_free_grants(struct dmp_verbs *verbs)
+{
+	while (verbs->grant_count != 0)
+		drop_grant(verbs, verbs->grant_count - 1);
+	free(verbs->grants);
+	free(verbs->granted);
+	free(verbs->parts);
+}
+
+#endif /* DMP_VERBS */

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: MIT
+/*
+ * verbs_move.c - RDMA WRITEs and READs, and registrations of local buffers; see verbs.h
+ *
+ * A buffer is registered whole, when it is first used on this connection, and until it or the
+ * connection goes. Pieces complete in the order in which they were posted.
+ */
+#ifdef DMP_VERBS
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdlib.h>
+
+#include "verbs_layout.h"
+
+static struct ibv_mr *find_local(const struct dmp_verbs *verbs, __u32 buffer_id)
+{
+	__u32 number;
+
+	for (number = verbs->local_count; number-- != 0;)
+		if (verbs->locals[number].buffer_id == buffer_id)
+			return verbs->locals[number].mr;
+	return NULL;
+}
+
+/* A device that writes into memory wants to be allowed to; what is read only is only sent. */
+static struct ibv_mr *register_local(struct dmp_verbs *verbs, struct dmp_buffer *buffer)
+{
+	const struct dmp_memory *memory = &buffer->memory;
+	struct ibv_mr *mr = verbs->library->reg_mr(verbs->pd, memory->address, memory->length,
+						   IBV_ACCESS_LOCAL_WRITE);
+
+	__atomic_store_n(&buffer->registered, true, __ATOMIC_SEQ_CST);
+	if (!mr)
+		mr = verbs->library->reg_mr(verbs->pd, memory->address, memory->length, 0);
+	return mr;
+}
+
+static int local_key(struct dmp_verbs *verbs, struct dmp_buffer *buffer, __u32 *lkey)
+{
+	struct dmp_verbs_local *more;
+	struct ibv_mr *mr;
+	int error = 0;
+
+	pthread_mutex_lock(&verbs->locals_lock);
+	mr = find_local(verbs, buffer->object.id);
+	if (!mr) {
+		more = realloc(verbs->locals, (verbs->local_count + 1) * sizeof(*more));
+		if (more)
+			verbs->locals = more;
+		mr = more ? register_local(verbs, buffer) : NULL;
+		if (mr)
+			verbs->locals[verbs->local_count++] = (struct dmp_verbs_local){
+				.mr = mr, .buffer_id = buffer->object.id,
+			};
+		else
+			error = errno ? -errno : -ENOMEM;
+	}
+	if (mr)
+		*lkey = mr->lkey;
+	pthread_mutex_unlock(&verbs->locals_lock);
+	return error;
+}
+
+ssize_t dmp_verbs_post(struct dmp_fabric *fabric, const struct dmp_move *move, __u64 tag)
+{
+	struct dmp_verbs *verbs = dmp_verbs_of(fabric);
+	const struct dmp_remote_part *part = dmp_verbs_part(move->remote, move->offset);
+	__u64 within = move->offset - part->offset;
+	__u64 length = move->length < part->length - within ? move->length : part->length - within;
+	struct ibv_sge place = { .addr = (uintptr_t)move->local, .length = (__u32)length };
+	struct ibv_send_wr request = {
+		.wr_id = DMP_VERBS_ID(DMP_VERBS_MOVED, 0),
+		.sg_list = &place,
+		.num_sge = 1,
+		.opcode = move->write ? IBV_WR_RDMA_WRITE : IBV_WR_RDMA_READ,
+		.send_flags = IBV_SEND_SIGNALED,
+		.wr.rdma = { .remote_addr = part->base + within, .rkey = part->rkey },
+	};
+	struct ibv_send_wr *refused;
+	int error;
+
+	if (verbs->lost)
+		return verbs->lost;
+	if (dmp_verbs_is_void(verbs, part))
+		return -ESTALE;
+	if (verbs->piece_count == DMP_VERBS_MOVES ||
+	    (verbs->piece_count != 0 &&
+	     verbs->piece_bytes + length > DMP_VERBS_MOVING_BYTES))
+		return -EAGAIN;
+	error = local_key(verbs, move->buffer, &place.lkey);
+	if (error)
+		return error;
+	if (ibv_post_send(verbs->id->qp, &request, &refused))
+		return dmp_verbs_lose(verbs, -ECONNRESET);
+	verbs->pieces[(verbs->piece_first + verbs->piece_count++) % DMP_VERBS_MOVES] =
+		(struct dmp_verbs_piece){
+			.tag = tag, .length = length, .rkey = part->rkey,
+		};
+	verbs->piece_bytes += length;
+	return (ssize_t)length;
+}
+
+bool dmp_verbs_reap(struct dmp_fabric *fabric, __u64 *tag, __u64 *length)
+{
+	struct dmp_verbs *verbs = dmp_verbs_of(fabric);
+
+	if (!verbs->pieces_done)
+		dmp_verbs_poll(verbs);
+	if (!verbs->pieces_done)
+		return false;
+	*tag = verbs->pieces[verbs->piece_first].tag;
+	*length = verbs->pieces[verbs->piece_first].length;
+	verbs->piece_first = (verbs->piece_first + 1) % DMP_VERBS_MOVES;
+	verbs->piece_count--;
+	verbs->piece_bytes -= *length;
+	verbs->pieces_done--;
+	return true;
+}
+
+void dmp_verbs_forget(struct dmp_fabric *fabric, __u32 buffer_id)
+{
+	struct dmp_verbs *verbs = dmp_verbs_of(fabric);
+	__u32 number;
+
+	pthread_mutex_lock(&verbs->locals_lock);
+	for (number = 0; number < verbs->local_count; number++) {
+		if (verbs->locals[number].buffer_id != buffer_id)
+			continue;
+		verbs->library->dereg_mr(verbs->locals[number].mr);
+		verbs->locals[number] = verbs->locals[--verbs->local_count];
+		break;
+	}
+	pthread_mutex_unlock(&verbs->locals_lock);
+}
+
+void dmp_verbs_free_locals(struct dmp_verbs *verbs)
+{
+	while (verbs->local_count != 0)
+		verbs->library->dereg_mr(verbs->locals[--verbs->local_count].mr);
+	free(verbs->locals);
+}
+
+#endif /* DMP_VERBS */

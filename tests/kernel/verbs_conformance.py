@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: MIT
+"""The conformance suite's cases about connections, over the fabric verbs; one line a case.
+
+  python verbs_conformance.py [WORD...]     only cases whose name begins with one of these
+
+A program of its own: where cases listen is settled when dmaplane.testing is imported. The last
+line is "N passed, N failed"; what is known not to work yet is not run, and said.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import faulthandler
+import sys
+import time
+import traceback
+
+import dmaplane
+from dmaplane import testing
+
+CASE_S = 60
+NOT_YET = {
+    "connecting-ipv6_is_served_as_ipv4_is": "it is about [::1], and RDMA has no loopback",
+    "strangers-wrong_secret_is_refused": "no secret at all is EPERM before anybody is called",
+    "loss-killed_peer_is_noticed_and_leaves_nothing": "it counts descriptors, and rdma-core opens "
+    "its device after the first count, for good; or it forks when that is done, which cannot",
+}
+"""Case without its path: why it is not run."""
+
+
+def embedded() -> dmaplane.Plane:
+    return dmaplane.open(plane="embedded")
+
+
+def main(words: list[str]) -> int:
+    passed = failed = 0
+    for case in testing.cases():
+        if case.path != "tcp" or (words and not str(case).startswith(tuple(words))):
+            continue
+        mine = dataclasses.replace(case, path="verbs")
+        reason = NOT_YET.get(f"{case.group}-{case.name}")
+        if reason:
+            print(f"not yet  {mine}: {reason}", flush=True)
+            continue
+        faulthandler.dump_traceback_later(CASE_S, exit=True)
+        began = time.monotonic()
+        try:
+            mine.run(embedded)
+        except BaseException:  # the suite goes on, and the last line counts it
+            failed += 1
+            print(f"FAIL {mine}\n{traceback.format_exc(limit=-3)}", flush=True)
+        else:
+            passed += 1
+            print(f"pass {mine} {time.monotonic() - began:.1f} s", flush=True)
+        faulthandler.cancel_dump_traceback_later()
+    print(f"{passed} passed, {failed} failed")
+    return failed != 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
