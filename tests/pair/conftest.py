@@ -19,6 +19,7 @@ TREE = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(TREE / "tools/vm"), str(TREE / "tests/pair")]
 
 import kernels  # noqa: E402 (the harness is not a package)
+from meeting import CARRIERS, Carrier  # noqa: E402
 from puppet import Puppet  # noqa: E402
 from twins import Pair  # noqa: E402
 
@@ -70,8 +71,33 @@ def pair(two_machines: Pair) -> Iterator[Pair]:
     assert not said, said
 
 
+@pytest.fixture(params=CARRIERS, ids=lambda carrier: carrier.fabric)
+def carrier(request: pytest.FixtureRequest, pair: Pair) -> Iterator[Carrier]:
+    """A fabric; what a test takes of a device is given back when its programs have ended."""
+    made: Carrier = request.param
+    made.ready(pair)
+    before = [made.idle(node) for node in pair.nodes]
+    yield made
+    for node, used in zip(pair.nodes, before, strict=True):
+        if node.running:
+            node.end_programs()
+            made.check(node, used)
+
+
+@pytest.fixture
+def near(pair: Pair, carrier: Carrier) -> Puppet:
+    """Who connects, on the first machine; nothing runs in it yet."""
+    return Puppet(pair.nodes[0], carrier.fabric)
+
+
+@pytest.fixture
+def far(pair: Pair, carrier: Carrier) -> Puppet:
+    """Who listens, on the second."""
+    return Puppet(pair.nodes[1], carrier.fabric)
+
+
 @pytest.fixture(params=[(0, 1), (1, 0)], ids=["1-to-2", "2-to-1"])
-def way(request: pytest.FixtureRequest, pair: Pair) -> tuple[Puppet, Puppet]:
+def way(request: pytest.FixtureRequest, pair: Pair, carrier: Carrier) -> tuple[Puppet, Puppet]:
     """Who connects and who listens: nothing runs in either yet."""
     near, far = request.param
-    return Puppet(pair.nodes[near]), Puppet(pair.nodes[far])
+    return Puppet(pair.nodes[near], carrier.fabric), Puppet(pair.nodes[far], carrier.fabric)

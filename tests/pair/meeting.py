@@ -1,11 +1,20 @@
 # SPDX-License-Identifier: MIT
-"""How two puppets of the two machines come to a connection."""
+"""How two puppets of the two machines come to a connection, and over what."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import shutil
+import time
 from typing import Any
 
+import pytest
+from node import Node
 from puppet import Puppet
+from twins import Pair
+
+from dmaplane import _abi
 
 MIB = 1 << 20
 LENGTH = 3 * MIB
@@ -15,16 +24,84 @@ DETECT_MS = 4000
 
 WINDOW = {"window_slots": 64, "window_bytes": MIB, "detect_ms": DETECT_MS}
 
+RDMA_MODULES = ("rdma_rxe", "ib_uverbs", "rdma_ucm")
+RDMA_DEVICE = "rxe0"
+COUNTERS = f"/sys/class/infiniband/{RDMA_DEVICE}/ports/1/hw_counters"
+NOT_READY = ("rcvd_rnr_err", "send_rnr_err", "retry_rnr_exceeded_err")
+"""Receiver not ready: sent, received, given up. We never let it come to that."""
+
+
+def bring_rdma_up(pair: Pair) -> None:
+    """Soft-RoCE on the wire of both machines; it stays as long as they do."""
+    for tool in ("rdma", "modprobe"):
+        if not shutil.which(tool):
+            pytest.skip(f"missing-tool: {tool}")
+    for node in pair.nodes:
+        for module in RDMA_MODULES:
+            status, said = node.run("modprobe", module)
+            if status:
+                pytest.skip(f"missing-kernel-feature: {module}: {said}")
+        if RDMA_DEVICE not in node.shell("rdma link show"):
+            node.shell(f"rdma link add {RDMA_DEVICE} type rxe netdev wire")
+
+
+def in_use(node: Node) -> dict[str, int]:
+    """What of the device there is in use, by kind; empty if there is no device."""
+    listed = json.loads(node.shell("rdma -j resource show"))
+    shown = next((row for row in listed if row["ifname"] == RDMA_DEVICE), {})
+    return {kind: count for kind, count in shown.items() if isinstance(count, int)}
+
+
+def not_ready(node: Node) -> int:
+    """How often a receiver of that machine's was not ready, or somebody else's for it."""
+    names = " ".join(f"{COUNTERS}/{name}" for name in NOT_READY)
+    return sum(int(line) for line in node.shell(f"cat {names}").split())
+
+
+@dataclasses.dataclass(frozen=True)
+class Carrier:
+    """What carries the connections of a test."""
+
+    fabric: str
+
+    @property
+    def path(self) -> int:
+        return {"tcp": _abi.PATH_TCP, "verbs": _abi.PATH_VERBS}[self.fabric]
+
+    def ready(self, pair: Pair) -> None:
+        """Both machines run and can be connected."""
+        pair.ready()
+        if self.fabric == "verbs":
+            bring_rdma_up(pair)
+
+    def idle(self, node: Node) -> dict[str, int]:
+        """What the device has in use for itself, on a machine where no program runs."""
+        return in_use(node) if self.fabric == "verbs" else {}
+
+    def check(self, node: Node, before: dict[str, int]) -> None:
+        """The programs have ended: as before, and no receiver was ever not ready."""
+        if self.fabric != "verbs":
+            return
+        limit = time.monotonic() + node.patience_s
+        while (now := in_use(node)) != before and now:
+            assert time.monotonic() < limit, f"{before} were in use, now {now}"
+        assert not now or not_ready(node) == 0
+
+
+CARRIERS = (Carrier("tcp"), Carrier("verbs"))
+
 
 def listen(far: Puppet, *, port: int = 0, length_bytes: int = LENGTH, **settings: Any) -> Any:
     """@far listens; what it says of where, and who it is."""
     every = {"length_bytes": length_bytes, "fill": 3, "fields": WINDOW, **settings}
-    return far.live("serve", address=f"{far.node.address.ip}:{port}", secret=SECRET, **every)
+    every |= {"path": far.fabric, "secret": SECRET}
+    return far.live("serve", address=f"{far.node.address.ip}:{port}", **every)
 
 
 def reach(near: Puppet, far: Puppet, bound: str) -> dict[str, Any]:
     """@near, which lives, connects to @far and takes its region."""
-    made: dict[str, Any] = near.do("connect", address=bound, secret=SECRET, **WINDOW)
+    words = {"address": bound, "secret": SECRET, "path": near.fabric}
+    made: dict[str, Any] = near.do("connect", **words, **WINDOW)
     assert made["answer"] == 0, made
     near.do("take", key=far.hear()["key"])
     return made

@@ -10,10 +10,11 @@ from node import Node, Program
 
 
 class Puppet:
-    """A process with a plane in a machine; born by live()."""
+    """A process with a plane in a machine, for connections over one fabric; born by live()."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, fabric: str) -> None:
         self.node = node
+        self.fabric = fabric
         self._program: Program | None = None
 
     @property

@@ -8,10 +8,10 @@ import re
 import shutil
 
 import pytest
+from meeting import RDMA_MODULES, bring_rdma_up
 from node import Node
 from twins import Pair
 
-MODULES = ("rdma_rxe", "ib_uverbs", "rdma_ucm")
 PORT = 18515
 LISTENS = f":{PORT:04X} [0-9A-F]*:0000 0A"
 SIZES = (65536, 4096)
@@ -27,17 +27,10 @@ def _doctor(node: Node) -> dict[str, dict[str, str]]:
 
 @pytest.fixture
 def rdma(pair: Pair) -> Pair:
-    """rxe0 on the wire of both; it stays."""
-    for tool in ("rdma", "ib_write_bw", "modprobe"):
-        if not shutil.which(tool):
-            pytest.skip(f"missing-tool: {tool}")
-    for node in pair.nodes:
-        for module in MODULES:
-            status, said = node.run("modprobe", module)
-            if status:
-                pytest.skip(f"missing-kernel-feature: {module}: {said}")
-        if "rxe0" not in node.shell("rdma link show"):
-            node.shell("rdma link add rxe0 type rxe netdev wire")
+    """rxe0 on the wire of both, and perftest to try it."""
+    if not shutil.which("ib_write_bw"):
+        pytest.skip("missing-tool: ib_write_bw")
+    bring_rdma_up(pair)
     return pair
 
 
@@ -50,7 +43,7 @@ def test_doctor_explains_the_way_to_rdma(pair: Pair) -> None:
     if "rxe0" not in node.run("rdma", "link", "show")[1]:
         assert found["rdma"]["verdict"] == "lack"
         assert "rdma link add rxe0 type rxe netdev wire" in found["rdma"]["fix"]
-        for module in MODULES:
+        for module in RDMA_MODULES:
             node.shell(f"modprobe {module}")
         node.shell("rdma link add rxe0 type rxe netdev wire")
         found = _doctor(node)

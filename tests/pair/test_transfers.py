@@ -1,24 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""The embedded plane over tcp, from one kernel to another: every byte, each way."""
+"""The embedded plane over each fabric, from one kernel to another: every byte, each way."""
 
 from __future__ import annotations
 
 import errno
 
 import pytest
-from meeting import LENGTH, SECRET, listen, meet
+from meeting import LENGTH, SECRET, Carrier, listen, meet
 from puppet import Puppet
-from twins import Pair
-
-from dmaplane import _abi
 
 SMALL, MESSAGES = 3000, 40
 
 
-def test_every_kind_of_operation_is_exact(way: tuple[Puppet, Puppet]) -> None:
+def test_every_kind_of_operation_is_exact(carrier: Carrier, way: tuple[Puppet, Puppet]) -> None:
     near, far = way
     made = meet(near, far)
-    assert made["path"] == _abi.PATH_TCP
+    assert made["path"] == carrier.path
     near.do("scramble", seed=1)
     assert near.do("run", kind="write_imm", size=LENGTH, number=41) == [0]
     assert far.do("immediate") == 41
@@ -46,19 +43,18 @@ def test_messages_are_exact_both_ways(way: tuple[Puppet, Puppet]) -> None:
         assert received == sender.do("checksum", size=SMALL * MESSAGES)
 
 
-def test_who_has_no_secret_is_refused(pair: Pair) -> None:
-    near, far = (Puppet(node) for node in pair.nodes)
+def test_who_has_no_secret_is_refused(near: Puppet, far: Puppet) -> None:
     bound = listen(far)["bound"]
     near.live("call", length_bytes=4096)
+    whom = {"address": bound, "path": near.fabric}
     for secret, wrong in (("", errno.EPERM), ("another", errno.EACCES)):
-        assert near.do("connect", address=bound, secret=secret)["answer"] == -wrong
+        assert near.do("connect", secret=secret, **whom)["answer"] == -wrong
     assert near.do("connect", address=bound, secret=SECRET, path="shm")["answer"] == -errno.ENODEV
-    assert near.do("connect", address=bound, secret=SECRET)["answer"] == 0
+    assert near.do("connect", secret=SECRET, **whom)["answer"] == 0
 
 
 @pytest.mark.parametrize("kind", ["write_imm", "send"])
-def test_many_small_ones_come_in_order(pair: Pair, kind: str) -> None:
-    near, far = (Puppet(node) for node in pair.nodes)
+def test_many_small_ones_come_in_order(near: Puppet, far: Puppet, kind: str) -> None:
     meet(near, far)
     near.do("scramble", seed=5)
     if kind == "send":

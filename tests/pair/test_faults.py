@@ -11,7 +11,7 @@ import errno
 import time
 
 import pytest
-from meeting import DETECT_MS, SECRET, WINDOW, listen, meet, reach
+from meeting import DETECT_MS, SECRET, WINDOW, Carrier, listen, meet, reach
 from puppet import Puppet
 from twins import Pair
 
@@ -29,16 +29,6 @@ DETECTED_S = 4 * DETECT_MS / 1000
 
 DEATH_S = 2.0
 """A dead process is told by its kernel. On a real machine that takes a millisecond."""
-
-
-@pytest.fixture
-def near(pair: Pair) -> Puppet:
-    return Puppet(pair.nodes[0])
-
-
-@pytest.fixture
-def far(pair: Pair) -> Puppet:
-    return Puppet(pair.nodes[1])
 
 
 def ends_lost(near: Puppet, since: float, within_s: float) -> None:
@@ -83,7 +73,9 @@ def test_killed_caller_in_mid_transfer(near: Puppet, far: Puppet) -> None:
     assert near.do("run", kind="write", size=4096) == [0]
 
 
-def test_cable_out_and_in_again_in_time(pair: Pair, near: Puppet, far: Puppet) -> None:
+def test_cable_out_and_in_again_in_time(
+    pair: Pair, carrier: Carrier, near: Puppet, far: Puppet
+) -> None:
     """Shorter than the detection time: late is all it is."""
     made = meet(near, far, length_bytes=LONG)
     near.do("scramble", seed=8)
@@ -95,7 +87,7 @@ def test_cable_out_and_in_again_in_time(pair: Pair, near: Puppet, far: Puppet) -
     assert [far.do("immediate") for _ in range(COUNT)] == [*range(1, COUNT + 1)]
     assert far.do("checksum", size=LONG) == near.do("checksum", size=LONG)
     assert near.do("state") == _abi.STATE_LIVE
-    assert made["path"] == _abi.PATH_TCP
+    assert made["path"] == carrier.path
 
 
 @pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])
@@ -123,7 +115,9 @@ def test_cable_out_for_too_long(pair: Pair, near: Puppet, far: Puppet, busy: boo
 
 
 @pytest.mark.parametrize("kind", ["write_imm", "read"])
-def test_machine_goes_out_in_mid_transfer(pair: Pair, near: Puppet, far: Puppet, kind: str) -> None:
+def test_machine_goes_out_in_mid_transfer(
+    pair: Pair, carrier: Carrier, near: Puppet, far: Puppet, kind: str
+) -> None:
     """Nobody is left who could say anything. Booted again, it is somebody else."""
     made = meet(near, far, length_bytes=LONG)
     near.do("submit", kind=kind, size=LONG, count=COUNT)
@@ -132,9 +126,10 @@ def test_machine_goes_out_in_mid_transfer(pair: Pair, near: Puppet, far: Puppet,
     if kind == "read":
         return
     port = int(made["bound"].rpartition(":")[2])
-    refused = near.do("connect", address=made["bound"], secret=SECRET, deadline_s=2.0, **WINDOW)
+    words = {"address": made["bound"], "secret": SECRET, "path": near.fabric}
+    refused = near.do("connect", deadline_s=2.0, **words, **WINDOW)
     assert refused["answer"] in (-errno.ETIMEDOUT, -errno.EHOSTUNREACH)
-    pair.ready()
+    carrier.ready(pair)
     said = listen(far, port=port, length_bytes=LONG)
     again = reach(near, far, said["bound"])
     assert again["incarnation"] == said["incarnation"] != made["incarnation"]
