@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import socket
+import time
 from typing import Any
 
 import numpy as np
@@ -126,6 +127,14 @@ class Server(Host):
     def scramble(self, seed: int) -> None:
         """The memory, with bytes_of(seed)."""
         self.memory.bytes[:] = bytes_of(seed, len(self.memory.bytes))
+
+    def watch(self, value: int, seconds: float) -> bool:
+        """Whether for so long every byte of the memory is @value."""
+        limit = time.monotonic() + seconds
+        while (self.memory.bytes == value).all():
+            if time.monotonic() > limit:
+                return True
+        return False
 
     def revoke(self, region: int) -> int:
         """Takes a grant back; when it has answered, nobody uses it any more."""

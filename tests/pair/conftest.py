@@ -71,7 +71,7 @@ def pair(two_machines: Pair) -> Iterator[Pair]:
     assert not said, said
 
 
-@pytest.fixture(params=CARRIERS, ids=lambda carrier: carrier.fabric)
+@pytest.fixture(params=CARRIERS, ids=str)
 def carrier(request: pytest.FixtureRequest, pair: Pair) -> Iterator[Carrier]:
     """A fabric; what a test takes of a device is given back when its programs have ended."""
     made: Carrier = request.param

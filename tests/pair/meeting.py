@@ -26,6 +26,7 @@ WINDOW = {"window_slots": 64, "window_bytes": MIB, "detect_ms": DETECT_MS}
 
 RDMA_MODULES = ("rdma_rxe", "ib_uverbs", "rdma_ucm")
 RDMA_DEVICE = "rxe0"
+RESOURCES = ("pd", "cq", "qp", "cm_id", "mr", "ctx", "srq")
 COUNTERS = f"/sys/class/infiniband/{RDMA_DEVICE}/ports/1/hw_counters"
 NOT_READY = ("rcvd_rnr_err", "send_rnr_err", "retry_rnr_exceeded_err")
 """Receiver not ready: sent, received, given up. We never let it come to that."""
@@ -49,7 +50,7 @@ def in_use(node: Node) -> dict[str, int]:
     """What of the device there is in use, by kind; empty if there is no device."""
     listed = json.loads(node.shell("rdma -j resource show"))
     shown = next((row for row in listed if row["ifname"] == RDMA_DEVICE), {})
-    return {kind: count for kind, count in shown.items() if isinstance(count, int)}
+    return {kind: shown[kind] for kind in RESOURCES if kind in shown}
 
 
 def not_ready(node: Node) -> int:
@@ -63,6 +64,9 @@ class Carrier:
     """What carries the connections of a test."""
 
     fabric: str
+
+    def __str__(self) -> str:
+        return self.fabric
 
     @property
     def path(self) -> int:
@@ -88,7 +92,8 @@ class Carrier:
         assert not now or not_ready(node) == 0
 
 
-CARRIERS = (Carrier("tcp"), Carrier("verbs"))
+VERBS = (Carrier("verbs"),)
+CARRIERS = (Carrier("tcp"), *VERBS)
 
 
 def listen(far: Puppet, *, port: int = 0, length_bytes: int = LENGTH, **settings: Any) -> Any:
@@ -103,8 +108,9 @@ def reach(near: Puppet, far: Puppet, bound: str) -> dict[str, Any]:
     words = {"address": bound, "secret": SECRET, "path": near.fabric}
     made: dict[str, Any] = near.do("connect", **words, **WINDOW)
     assert made["answer"] == 0, made
-    near.do("take", key=far.hear()["key"])
-    return made
+    granted = far.hear()
+    near.do("take", key=granted["key"])
+    return {**made, "region": granted["region"]}
 
 
 def meet(near: Puppet, far: Puppet, *, length_bytes: int = LENGTH) -> dict[str, Any]:

@@ -6,9 +6,11 @@ The one that listens is `Server` of tests/endpoint/peers.py; the one that connec
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
+import time
 import traceback
 from typing import Any
 
@@ -16,6 +18,7 @@ import peers
 
 import dmaplane
 import dmaplane.doctor
+from dmaplane import _abi
 from dmaplane.testing import _pair, _rig
 from dmaplane.testing._pair import Memory, Side
 from dmaplane.testing._rig import Rings
@@ -84,7 +87,9 @@ class Caller(peers.Server):
         _rig.expect(answer, 0)
         self.remote = imported.region_id
 
-    def submit(self, kind: str, size: int, count: int = 1, number: int = 1) -> None:
+    def submit(
+        self, kind: str, size: int, count: int = 1, number: int = 1, deadline_s: float = 0
+    ) -> None:
         """So many of one kind; a message's bytes are one behind the other."""
         makers = {
             "write": lambda n: _pair.write(self.memory, self.remote, size),
@@ -93,12 +98,31 @@ class Caller(peers.Server):
             "send": lambda n: _pair.send(self.memory, size, n * size),
             "recv": lambda n: _pair.recv(self.memory, size, n * size),
         }
-        self.side.submit(*(makers[kind](n) for n in range(count)))
+        until = {"deadline_ns": _rig.later(deadline_s)} if deadline_s else {}
+        self.side.submit(*({**makers[kind](n), **until} for n in range(count)))
 
     def run(self, kind: str, size: int, count: int = 1, number: int = 1) -> list[int]:
         """The same, and their results."""
         self.submit(kind, size, count, number)
         return self.wait(count)
+
+    def hammer(self, size: int, seconds: float) -> list[int]:
+        """Writes for so long, whatever comes of it; the results there were."""
+        limit, found = time.monotonic() + seconds, set[int]()
+        while time.monotonic() < limit and -errno.ECONNRESET not in found:
+            found.update(self.run("write", size, 4))
+        return sorted(found)
+
+    def interrupt(self, value: int, count: int) -> list[int]:
+        """Cancels everything once a byte of the memory is no longer @value; the results."""
+        _rig.wait_until_begun(self.memory.bytes, value)
+        answer, _ = self.side.cancel(flags=_abi.CANCEL_ALL)
+        _rig.expect(answer, 0)
+        return self.wait(count)
+
+    def descriptors(self) -> int:
+        """How many files the process has open."""
+        return len(os.listdir("/proc/self/fd"))
 
     def state(self) -> int:
         """Of the endpoint."""

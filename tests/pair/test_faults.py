@@ -8,16 +8,28 @@ detection time; and a new connection works as soon as there is somebody to conne
 from __future__ import annotations
 
 import errno
+import os
 import time
 
 import pytest
-from meeting import DETECT_MS, SECRET, WINDOW, Carrier, listen, meet, reach
+from meeting import (
+    DETECT_MS,
+    RDMA_DEVICE,
+    SECRET,
+    VERBS,
+    WINDOW,
+    Carrier,
+    listen,
+    meet,
+    reach,
+)
 from puppet import Puppet
 from twins import Pair
 
 from dmaplane import _abi
 
 MIB = 1 << 20
+DEATHS = int(os.environ.get("DMAPLANE_PAIR_DEATHS", "5"))
 LONG = 8 * MIB
 COUNT = 6
 """So many of LONG take these machines a second or two."""
@@ -54,6 +66,23 @@ def test_killed_process_in_mid_transfer(near: Puppet, far: Puppet, kind: str) ->
     again = reach(near, far, said["bound"])
     assert again["incarnation"] == said["incarnation"] != made["incarnation"]
     assert near.do("run", kind="write", size=4096) == [0]
+
+
+def test_many_deaths(near: Puppet, far: Puppet) -> None:
+    """Who listens is killed in mid-transfer, again and again; nothing is left of any of them."""
+    said = listen(far, length_bytes=LONG)
+    near.live("call", length_bytes=LONG)
+    port, descriptors = int(said["bound"].rpartition(":")[2]), 0
+    for death in range(DEATHS):
+        made = reach(near, far, said["bound"])
+        assert made["incarnation"] == said["incarnation"]
+        near.do("submit", kind="write" if death % 2 else "read", size=LONG, count=COUNT)
+        far.kill()
+        ends_lost(near, time.monotonic(), DEATH_S)
+        if death == 0:
+            descriptors = near.do("descriptors")
+        said = listen(far, port=port, length_bytes=LONG)
+    assert near.do("descriptors") == descriptors
 
 
 def test_killed_caller_in_mid_transfer(near: Puppet, far: Puppet) -> None:
@@ -133,4 +162,25 @@ def test_machine_goes_out_in_mid_transfer(
     said = listen(far, port=port, length_bytes=LONG)
     again = reach(near, far, said["bound"])
     assert again["incarnation"] == said["incarnation"] != made["incarnation"]
+    assert near.do("run", kind="write", size=4096) == [0]
+
+
+@pytest.mark.parametrize("where", ["near", "far"])
+@pytest.mark.parametrize("carrier", VERBS, ids=str, indirect=True)
+def test_device_goes_in_mid_transfer(near: Puppet, far: Puppet, where: str) -> None:
+    """The link of Soft-RoCE is deleted under a transfer; made again, a new connection works."""
+    meet(near, far, length_bytes=LONG)
+    near.do("submit", kind="write_imm", size=LONG, count=COUNT)
+    node = {"near": near, "far": far}[where].node
+    remover = node.start("rdma", "link", "delete", RDMA_DEVICE)
+    gone = time.monotonic()
+    far.say(do="lost")
+    ends_lost(near, gone, DETECTED_S)
+    assert far.hear() in LOST
+    assert time.monotonic() - gone < DETECTED_S
+    near.kill()
+    far.kill()
+    assert remover.wait(node.patience_s) == 0
+    node.shell(f"rdma link add {RDMA_DEVICE} type rxe netdev wire")
+    meet(near, far)
     assert near.do("run", kind="write", size=4096) == [0]
