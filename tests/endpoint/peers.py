@@ -59,7 +59,7 @@ class Host:
             enter_namespace(settings["namespace"])
         self.talk = talk
         self.secret = settings.get("secret", "").encode()
-        self.plane = dmaplane.open(plane="embedded")
+        self.plane = dmaplane.open(plane=settings.get("plane", "embedded"))
         self.rings = Rings(self.plane, slots=128)
         self.fields = settings.get("fields", {})
         answer, made = _pair.try_listen(

@@ -87,17 +87,17 @@ def carrier(request: pytest.FixtureRequest, pair: Pair) -> Iterator[Carrier]:
 @pytest.fixture
 def near(pair: Pair, carrier: Carrier) -> Puppet:
     """Who connects, on the first machine; nothing runs in it yet."""
-    return Puppet(pair.nodes[0], carrier.fabric)
+    return Puppet(pair.nodes[0], carrier.fabric, carrier.near)
 
 
 @pytest.fixture
 def far(pair: Pair, carrier: Carrier) -> Puppet:
     """Who listens, on the second."""
-    return Puppet(pair.nodes[1], carrier.fabric)
+    return Puppet(pair.nodes[1], carrier.fabric, carrier.far)
 
 
 @pytest.fixture(params=[(0, 1), (1, 0)], ids=["1-to-2", "2-to-1"])
 def way(request: pytest.FixtureRequest, pair: Pair, carrier: Carrier) -> tuple[Puppet, Puppet]:
     """Who connects and who listens: nothing runs in either yet."""
-    near, far = request.param
-    return Puppet(pair.nodes[near], carrier.fabric), Puppet(pair.nodes[far], carrier.fabric)
+    near, far = (pair.nodes[number] for number in request.param)
+    return Puppet(near, carrier.fabric, carrier.near), Puppet(far, carrier.fabric, carrier.far)

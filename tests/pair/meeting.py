@@ -26,6 +26,8 @@ WINDOW = {"window_slots": 64, "window_bytes": MIB, "detect_ms": DETECT_MS}
 
 RDMA_MODULES = ("rdma_rxe", "ib_uverbs", "rdma_ucm")
 RDMA_DEVICE = "rxe0"
+MODULE = "dmaplane.ko"
+MODULE_USERS = "/sys/module/dmaplane/refcnt"
 RESOURCES = ("pd", "cq", "qp", "cm_id", "mr", "ctx", "srq")
 COUNTERS = f"/sys/class/infiniband/{RDMA_DEVICE}/ports/1/hw_counters"
 NOT_READY = ("rcvd_rnr_err", "send_rnr_err", "retry_rnr_exceeded_err")
@@ -46,6 +48,16 @@ def bring_rdma_up(pair: Pair) -> None:
             node.shell(f"rdma link add {RDMA_DEVICE} type rxe netdev wire")
 
 
+def bring_module_up(pair: Pair) -> None:
+    """The kernel plane in both machines; it stays."""
+    for node in pair.nodes:
+        if node.run("test", "-e", MODULE_USERS)[0]:
+            shutil.copyfile(node.folder.parent / MODULE, node.folder / MODULE)
+            depends = node.shell(f"modinfo -F depends /mnt/{MODULE}").replace(",", " ")
+            node.shell(f"modprobe -a {depends}")
+            node.shell(f"insmod /mnt/{MODULE}")
+
+
 def in_use(node: Node) -> dict[str, int]:
     """What of the device there is in use, by kind; empty if there is no device."""
     listed = json.loads(node.shell("rdma -j resource show"))
@@ -61,12 +73,16 @@ def not_ready(node: Node) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Carrier:
-    """What carries the connections of a test."""
+    """What carries the connections of a test, and whose plane is at each end."""
 
     fabric: str
+    near: str = "embedded"
+    far: str = "embedded"
 
     def __str__(self) -> str:
-        return self.fabric
+        planes = {self.near, self.far}
+        shown = "kernel" if planes == {"kernel"} else f"{self.near}-{self.far}"
+        return self.fabric if planes == {"embedded"} else f"{self.fabric}-{shown}"
 
     @property
     def path(self) -> int:
@@ -77,6 +93,8 @@ class Carrier:
         pair.ready()
         if self.fabric == "verbs":
             bring_rdma_up(pair)
+        if "kernel" in (self.near, self.far):
+            bring_module_up(pair)
 
     def idle(self, node: Node) -> dict[str, int]:
         """What the device has in use for itself, on a machine where no program runs."""
@@ -90,6 +108,7 @@ class Carrier:
         while (now := in_use(node)) != before and now:
             assert time.monotonic() < limit, f"{before} were in use, now {now}"
         assert not now or not_ready(node) == 0
+        assert node.shell(f"cat {MODULE_USERS} 2>/dev/null || echo 0").strip() == "0"
 
 
 VERBS = (Carrier("verbs"),)
@@ -99,8 +118,13 @@ CARRIERS = (Carrier("tcp"), *VERBS)
 def listen(far: Puppet, *, port: int = 0, length_bytes: int = LENGTH, **settings: Any) -> Any:
     """@far listens; what it says of where, and who it is."""
     every = {"length_bytes": length_bytes, "fill": 3, "fields": WINDOW, **settings}
-    every |= {"path": far.fabric, "secret": SECRET}
+    every |= {"path": far.fabric, "plane": far.plane, "secret": SECRET}
     return far.live("serve", address=f"{far.node.address.ip}:{port}", **every)
+
+
+def call(near: Puppet, *, length_bytes: int = LENGTH) -> None:
+    """@near is born; it is to connect."""
+    near.live("call", length_bytes=length_bytes, plane=near.plane)
 
 
 def reach(near: Puppet, far: Puppet, bound: str) -> dict[str, Any]:
@@ -116,7 +140,7 @@ def reach(near: Puppet, far: Puppet, bound: str) -> dict[str, Any]:
 def meet(near: Puppet, far: Puppet, *, length_bytes: int = LENGTH) -> dict[str, Any]:
     """Both are born and connected; what the connection is, and `bound`, where @far listens."""
     said = listen(far, length_bytes=length_bytes)
-    near.live("call", length_bytes=length_bytes)
+    call(near, length_bytes=length_bytes)
     made = reach(near, far, said["bound"])
     assert made["incarnation"] == said["incarnation"]
     return {**made, "bound": said["bound"]}

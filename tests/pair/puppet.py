@@ -12,9 +12,10 @@ from node import Node, Program
 class Puppet:
     """A process with a plane in a machine, for connections over one fabric; born by live()."""
 
-    def __init__(self, node: Node, fabric: str) -> None:
+    def __init__(self, node: Node, fabric: str, plane: str) -> None:
         self.node = node
         self.fabric = fabric
+        self.plane = plane
         self._program: Program | None = None
 
     @property

@@ -49,9 +49,11 @@ def live(program: str, settings: dict[str, Any]) -> None:
 class Caller(peers.Server):
     """Connects, and does what it is told: what a server can do, and operations of each kind."""
 
-    def __init__(self, talk: Lines, *, length_bytes: int, fill: int = 0) -> None:
+    def __init__(
+        self, talk: Lines, *, length_bytes: int, fill: int = 0, plane: str = "embedded"
+    ) -> None:
         self.talk = talk
-        self.plane = dmaplane.open(plane="embedded")
+        self.plane = dmaplane.open(plane=plane)
         self.rings = Rings(self.plane, slots=128)
         self.memory = Memory(self.plane, length_bytes, fill)
         talk.say({"incarnation": self.plane.incarnation})

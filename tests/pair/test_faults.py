@@ -19,6 +19,7 @@ from meeting import (
     VERBS,
     WINDOW,
     Carrier,
+    call,
     listen,
     meet,
     reach,
@@ -71,7 +72,7 @@ def test_killed_process_in_mid_transfer(near: Puppet, far: Puppet, kind: str) ->
 def test_many_deaths(near: Puppet, far: Puppet) -> None:
     """Who listens is killed in mid-transfer, again and again; nothing is left of any of them."""
     said = listen(far, length_bytes=LONG)
-    near.live("call", length_bytes=LONG)
+    call(near, length_bytes=LONG)
     port, descriptors = int(said["bound"].rpartition(":")[2]), 0
     for death in range(DEATHS):
         made = reach(near, far, said["bound"])
@@ -96,7 +97,7 @@ def test_killed_caller_in_mid_transfer(near: Puppet, far: Puppet) -> None:
     assert time.monotonic() - killed < DEATH_S
     assert set(far.do("values")) <= {3, 9}
     far.say(do="again")
-    near.live("call", length_bytes=LONG)
+    call(near, length_bytes=LONG)
     reach(near, far, made["bound"])
     assert far.hear() is None
     assert near.do("run", kind="write", size=4096) == [0]

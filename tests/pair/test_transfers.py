@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 
 import pytest
-from meeting import LENGTH, SECRET, Carrier, listen, meet
+from meeting import LENGTH, SECRET, Carrier, call, listen, meet
 from puppet import Puppet
 
 SMALL, MESSAGES = 3000, 40
@@ -45,7 +45,7 @@ def test_messages_are_exact_both_ways(way: tuple[Puppet, Puppet]) -> None:
 
 def test_who_has_no_secret_is_refused(near: Puppet, far: Puppet) -> None:
     bound = listen(far)["bound"]
-    near.live("call", length_bytes=4096)
+    call(near, length_bytes=4096)
     whom = {"address": bound, "path": near.fabric}
     for secret, wrong in (("", errno.EPERM), ("another", errno.EACCES)):
         assert near.do("connect", secret=secret, **whom)["answer"] == -wrong
