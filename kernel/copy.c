@@ -126,6 +126,54 @@ int dmp_copy_slice(struct dmp_memory *target, u64 target_offset, struct dmp_memo
 	return error;
 }
 
+/*
+ * Bytes of the kernel's own, in and out. Context: may sleep. -ESTALE if the memory was revoked.
+ */
+int dmp_copy_to(struct dmp_memory *memory, u64 offset, const void *bytes, u64 length)
+{
+	struct dmp_span source = { .address = (void *)bytes };
+	struct walk walk = { .memory = memory, .offset = offset };
+	int section = dmp_memory_enter();
+	int error = dmp_memory_alive(memory) ? 0 : -ESTALE;
+
+	while (!error && length != 0) {
+		u64 piece;
+
+		error = walk_on(&walk);
+		if (error)
+			break;
+		piece = min(walk.span.bytes, length);
+		copy_piece(&walk.span, &source, piece, NULL);
+		walk_past(&walk, piece);
+		source.address += piece;
+		length -= piece;
+	}
+	dmp_memory_leave(section);
+	return error;
+}
+
+int dmp_copy_from(struct dmp_memory *memory, u64 offset, void *bytes, u64 length)
+{
+	struct walk walk = { .memory = memory, .offset = offset };
+	int section = dmp_memory_enter();
+	int error = dmp_memory_alive(memory) ? 0 : -ESTALE;
+
+	while (!error && length != 0) {
+		u64 piece;
+
+		error = walk_on(&walk);
+		if (error)
+			break;
+		piece = min(walk.span.bytes, length);
+		read_span(bytes, &walk.span, piece);
+		walk_past(&walk, piece);
+		bytes += piece;
+		length -= piece;
+	}
+	dmp_memory_leave(section);
+	return error;
+}
+
 /* @row repeats every 4 bytes, so any multiple of that can be written at a time. */
 static void fill_span(const struct dmp_span *span, const u8 *row, u64 length)
 {
