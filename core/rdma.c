@@ -4,16 +4,17 @@
  *
  * Bytes behind a header, in order:
  *	SETUP		rkey u32, zero u32, offset u64
- *	ASK		number u32, key_bytes u32, key 64
- *	GRANT		number u32, result s32, rkey u32, access u32, offset u64, length u64
+ *	ASK		number u32, key_bytes u32, from u64, key 64
+ *	GRANT		number u32, result s32, rkey u32, access u32, offset u64, length u64,
+ *			covered u64
  *	REVOKE(D)	rkey u32, zero u32
  */
 #include "rdma.h"
 
 #define MAGIC		0x52504d44u	/* "DMPR" */
 #define SETUP_BYTES	16u
-#define ASK_BYTES	(8u + DMP_KEY_BYTES)
-#define GRANT_BYTES	32u
+#define ASK_BYTES	(16u + DMP_KEY_BYTES)
+#define GRANT_BYTES	40u
 #define REVOKE_BYTES	8u
 
 _Static_assert(DMP_RDMA_SLOT_BYTES_MIN >= DMP_RDMA_HEADER_BYTES + DMP_RDMA_MESSAGE_BYTES_MAX,
@@ -111,8 +112,9 @@ __u32 dmp_rdma_put_message(__u8 kind, const struct dmp_rdma_message *message,
 	case DMP_RDMA_ASK:
 		put(bytes, message->number, 4);
 		put(bytes + 4, message->key_bytes, 4);
+		put(bytes + 8, message->from, 8);
 		for (i = 0; i < DMP_KEY_BYTES; i++)
-			bytes[8 + i] = i < message->key_bytes ? message->key[i] : 0;
+			bytes[16 + i] = i < message->key_bytes ? message->key[i] : 0;
 		break;
 	case DMP_RDMA_GRANT:
 		put(bytes, message->number, 4);
@@ -121,10 +123,13 @@ __u32 dmp_rdma_put_message(__u8 kind, const struct dmp_rdma_message *message,
 		put(bytes + 12, message->access, 4);
 		put(bytes + 16, message->offset, 8);
 		put(bytes + 24, message->length, 8);
+		put(bytes + 32, message->covered, 8);
 		break;
 	case DMP_RDMA_SETUP:
+		put(bytes, message->rkey, 4);
+		put(bytes + 4, 0, 4);
 		put(bytes + 8, message->offset, 8);
-		/* fall through */
+		break;
 	case DMP_RDMA_REVOKE:
 	case DMP_RDMA_REVOKED:
 		put(bytes, message->rkey, 4);
@@ -144,7 +149,17 @@ static int get_grant(const __u8 *bytes, struct dmp_rdma_message *said)
 	said->access = (__u32)get(bytes + 12, 4);
 	said->offset = get(bytes + 16, 8);
 	said->length = get(bytes + 24, 8);
-	if (said->result > 0 || said->result < -4095 || said->offset + said->length < said->offset)
+	said->covered = get(bytes + 32, 8);
+	if (said->result > 0 || said->result < -4095 ||
+	    said->offset + said->covered < said->offset)
+		return -EPROTO;
+	return 0;
+}
+
+int dmp_rdma_check_grant(const struct dmp_rdma_message *grant, __u64 from)
+{
+	if (from >= grant->length || grant->covered == 0 ||
+	    grant->covered > grant->length - from)
 		return -EPROTO;
 	return 0;
 }
@@ -163,10 +178,11 @@ int dmp_rdma_get_message(__u8 kind, const __u8 *bytes, __u32 count,
 	} else if (kind == DMP_RDMA_ASK) {
 		said.number = (__u32)get(bytes, 4);
 		said.key_bytes = (__u32)get(bytes + 4, 4);
+		said.from = get(bytes + 8, 8);
 		if (said.key_bytes == 0 || said.key_bytes > DMP_KEY_BYTES)
 			return -EPROTO;
 		for (i = 0; i < DMP_KEY_BYTES; i++)
-			said.key[i] = bytes[8 + i];
+			said.key[i] = bytes[16 + i];
 	} else {
 		said.rkey = (__u32)get(bytes, 4);
 		if (get(bytes + 4, 4))

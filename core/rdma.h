@@ -48,8 +48,10 @@ struct dmp_rdma_header {
 
 /* A message between fabrics; each kind uses its own fields, see the table in rdma.c. */
 struct dmp_rdma_message {
-	__u64 offset;
-	__u64 length;
+	__u64 from;		/* ASK: the first byte asked for, in the region */
+	__u64 offset;		/* SETUP: of the word. GRANT: what rkey calls the byte `from` */
+	__u64 length;		/* of the whole region */
+	__u64 covered;		/* bytes from `from` on that rkey covers */
 	__u32 number;		/* of a question, comes back with the answer */
 	__u32 rkey;
 	__u32 access;		/* DMP_ACCESS_REMOTE_* */
@@ -58,7 +60,7 @@ struct dmp_rdma_message {
 	__u8 key[DMP_KEY_BYTES];
 };
 
-#define DMP_RDMA_MESSAGE_BYTES_MAX (8u + DMP_KEY_BYTES)
+#define DMP_RDMA_MESSAGE_BYTES_MAX (16u + DMP_KEY_BYTES)
 
 void dmp_rdma_put_hello(const struct dmp_rdma_hello *hello, __u8 bytes[DMP_RDMA_HELLO_BYTES]);
 
@@ -75,6 +77,12 @@ __u32 dmp_rdma_put_message(__u8 kind, const struct dmp_rdma_message *message,
 			   __u8 bytes[DMP_RDMA_MESSAGE_BYTES_MAX]);
 int dmp_rdma_get_message(__u8 kind, const __u8 *bytes, __u32 count,
 			 struct dmp_rdma_message *message);
+
+/*
+ * Is @grant, whose result is 0, an answer to who asked for @from and on? It covers at least
+ * one byte and none behind the region's end. -EPROTO.
+ */
+int dmp_rdma_check_grant(const struct dmp_rdma_message *grant, __u64 from);
 
 void dmp_rdma_put_word(__u32 emptied, __u8 bytes[DMP_RDMA_WORD_BYTES]);
 

@@ -11,7 +11,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "endpoint_embedded.h"
 #include "lifetime.h"
@@ -320,9 +319,7 @@ int dmp_region_import_command(struct dmp_plane *plane, void *argument)
 	memcpy(remote->key, import_request->key, import_request->key_bytes);
 	error = channel ? import(plane, endpoint, channel, remote) : -ECONNRESET;
 	if (error) {
-		if (remote->mapping)
-			munmap(remote->mapping, remote->mapping_bytes);
-		free(remote);
+		dmp_remote_drop(remote);
 	} else {
 		import_request->region_id = remote->object.id;
 		import_request->access = remote->access;

@@ -120,19 +120,20 @@ static bool post_rest(struct dmp_embedded_endpoint *endpoint, struct dmp_errand 
 	while (errand->posted < errand->length && !errand->result && !errand->stopped) {
 		__u64 length = errand->length - errand->posted;
 		struct dmp_move move;
-		int error;
+		ssize_t posted;
 
 		if (length > POSTED_BYTES)
 			length = POSTED_BYTES;
 		move = next_move(endpoint, errand, errand->posted, length);
 		if (errand->posted == 0 && move.checked && move.write)
 			errand->checksum = dmp_crc32c(0, move.local, errand->length);
-		error = endpoint->fabric->type->post(endpoint->fabric, &move, errand->tag);
-		if (error == -EAGAIN)
+		posted = endpoint->fabric->type->post(endpoint->fabric, &move, errand->tag);
+		if (posted == -EAGAIN)
 			return false;
-		errand->result = error;
-		if (!error)
-			errand->posted += length;
+		if (posted < 0)
+			errand->result = (int)posted;
+		else
+			errand->posted += (__u64)posted;
 	}
 	return true;
 }

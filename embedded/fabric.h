@@ -74,12 +74,13 @@ struct dmp_fabric_type {
 	int (*move)(struct dmp_fabric *fabric, struct dmp_move *move);
 
 	/*
-	 * Direct, where a device moves the bytes, in the place of `move`. post: the slice is on its
-	 * way, its buffer the device's until reap gives @tag and the slice's length back, in the
-	 * order of posting; -EAGAIN: later, `ready` will tell; else it has not begun. What
-	 * had begun when the connection was lost is not given back: close() lets go of it.
+	 * Direct, where a device moves the bytes, in the place of `move`. post: so many bytes of
+	 * the slice, from its beginning and at least one, are on their way, their buffer the
+	 * device's until reap gives @tag and as many bytes back, in the order of posting; -EAGAIN:
+	 * later, `ready` will tell; else nothing has begun. What had begun when the
+	 * connection was lost is not given back: close() lets go of it.
 	 */
-	int (*post)(struct dmp_fabric *fabric, const struct dmp_move *move, __u64 tag);
+	ssize_t (*post)(struct dmp_fabric *fabric, const struct dmp_move *move, __u64 tag);
 	bool (*reap)(struct dmp_fabric *fabric, __u64 *tag, __u64 *length);
 
 	/* Lets go of everything and frees the fabric. */

@@ -409,7 +409,13 @@ void dmp_remote_free(struct dmp_plane *plane, struct dmp_remote *remote)
 	if (remote->object.state != DMP_STATE_DEAD)	/* the plane closes */
 		dmp_table_remove(&plane->table, &remote->object);
 	dmp_board_add(&plane->board->statistics.regions, (__u64)-1);
+	dmp_remote_drop(remote);
+}
+
+void dmp_remote_drop(struct dmp_remote *remote)
+{
 	if (remote->mapping)
 		munmap(remote->mapping, remote->mapping_bytes);
+	free(remote->parts);
 	free(remote);
 }

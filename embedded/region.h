@@ -45,6 +45,15 @@ struct dmp_region {
 	bool registered;		/* a device was, for a peer on verbs */
 };
 
+/* So many bytes of a peer's region, from @offset on, that one rkey covers. */
+struct dmp_remote_part {
+	__u64 offset;
+	__u64 length;
+	__u64 base;			/* of the byte `offset`, behind rkey */
+	__u32 rkey;
+	__u32 grant;			/* the number of the answer that brought it */
+};
+
 /* A peer's region, named on an endpoint by REGION_IMPORT. */
 struct dmp_remote {
 	struct dmp_object object;
@@ -56,9 +65,8 @@ struct dmp_remote {
 	__u32 slot;
 	__u32 key_bytes;
 	__u8 key[DMP_KEY_BYTES];
-	__u64 base;			/* verbs: of the first byte, behind rkey */
-	__u32 rkey;
-	__u32 grant;			/* verbs: the number of the answer that brought it */
+	struct dmp_remote_part *parts;	/* verbs: all of it, in order, without a gap */
+	__u32 part_count;
 	char *address;			/* shm: the first byte of the region here, else NULL */
 	void *mapping;			/* shm: what to unmap */
 	size_t mapping_bytes;
@@ -106,9 +114,11 @@ void dmp_region_close(struct dmp_plane *plane);
  * Closing the plane: all that is left, executors and peers gone. Neither looks at the buffer
  * or the endpoint, whose counts REGION_DESTROY keeps. Who makes a remote public counts it, in
  * plane->regions, in statistics.regions (taken back by dmp_remote_free) and on its endpoint.
+ * drop: of one that never was public.
  */
 void dmp_region_free(struct dmp_plane *plane, struct dmp_region *region);
 void dmp_remote_free(struct dmp_plane *plane, struct dmp_remote *remote);
+void dmp_remote_drop(struct dmp_remote *remote);
 
 /* Commands. REGION_QUERY and REGION_DESTROY serve both kinds; REGION_IMPORT is endpoint's. */
 int dmp_region_create(struct dmp_plane *plane, void *argument);

@@ -7,7 +7,8 @@
  *
  *	verbs.c		slots: the byte stream, repayment, completions, sleep
  *	verbs_move.c	post and reap; registrations of local buffers
- *	verbs_grant.c	peers' regions: ask, grant, revoke
+ *	verbs_grant.c	own regions, for the peer: grant, revoke
+ *	verbs_remote.c	the peer's regions, for us: ask, parts, void
  *	verbs_connect.c	from an address to a queue pair, and its end
  *	verbs_absent.c	all of this where rdma-core's headers were not there
  *
@@ -50,7 +51,7 @@ int dmp_verbs_door_take(struct dmp_plane *plane, struct dmp_verbs_door *door,
  */
 void dmp_verbs_trust(struct dmp_fabric *fabric);
 
-/* As dmp_shm_ask() and dmp_shm_granted(): rkey, base and grant of @remote. channel->lock held. */
+/* As dmp_shm_ask() and dmp_shm_granted(): the parts of @remote. channel->lock held. */
 int dmp_verbs_ask(struct dmp_fabric *fabric, const __u8 *key, __u32 key_bytes);
 int dmp_verbs_granted(struct dmp_fabric *fabric, struct dmp_remote *remote);
 
@@ -66,5 +67,8 @@ bool dmp_verbs_is_registered(struct dmp_fabric *fabric, __u32 slot, __u64 now_ns
 
 /* The buffer goes: its local registration with it. No operation of it is in flight. Any lock. */
 void dmp_verbs_forget(struct dmp_fabric *fabric, __u32 buffer_id);
+
+/* Tests, as a device that registers few bytes at once: what is granted from now on goes in parts. */
+void dmp_verbs_limit_parts(__u64 bytes);
 
 #endif /* DMP_VERBS_H */

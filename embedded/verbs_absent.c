@@ -98,4 +98,9 @@ void dmp_verbs_forget(struct dmp_fabric *fabric, __u32 buffer_id)
 	abort();
 }
 
+void dmp_verbs_limit_parts(__u64 bytes)
+{
+	(void)bytes;
+}
+
 #endif /* not DMP_VERBS */

@@ -129,11 +129,14 @@ static int make_queues(struct dmp_verbs *verbs)
 			.max_inline_data = DMP_RDMA_WORD_BYTES,
 		},
 	};
+	struct ibv_device_attr device = { .max_mr_size = 0 };
 	__u32 slot;
 	int error;
 
 	if (!verbs->id->verbs)
 		return -ENODEV;
+	library->query_device(verbs->id->verbs, &device);
+	verbs->mr_bytes_max = device.max_mr_size ? device.max_mr_size : ~0ull;
 	verbs->pd = library->alloc_pd(verbs->id->verbs);
 	if (!verbs->pd)
 		return failed();

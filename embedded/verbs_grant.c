@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT
 /*
- * verbs_grant.c - regions named by key, granted by registration, and taken back; see verbs.h
+ * verbs_grant.c - own regions: granted by registration, and taken back; see verbs.h
  *
- * An rkey may come back with a later registration. So what is void is said with a number:
- * all grants of the rkey that were answered before the REVOKE. The owner registers nothing
- * new under an rkey it has revoked before REVOKED came or the registration was dropped.
+ * A region that is larger than the device registers at once goes in parts, which lie on a grid
+ * of ours: whatever bytes a peer asks from, it cannot make more registrations than the grid
+ * has. Nothing new is registered under an rkey that was revoked before REVOKED came or the
+ * registration was dropped. The importer's half is verbs_remote.c.
  */
 #ifdef DMP_VERBS
 #define _GNU_SOURCE
@@ -15,53 +16,92 @@
 
 #define LET_GO_NS	500000000u	/* the peer has so long to stop using what was revoked */
 
-/* ---- ours */
+static __u64 part_limit = ~0ull;
+
+void dmp_verbs_limit_parts(__u64 bytes)
+{
+	__atomic_store_n(&part_limit, bytes, __ATOMIC_RELAXED);
+}
+
+/* ---- what is granted */
 
 static void drop_grant(struct dmp_verbs *verbs, __u32 number)
 {
+	if (verbs->grants[number].revoked && !verbs->grants[number].told)
+		verbs->untold--;
 	verbs->library->dereg_mr(verbs->grants[number].mr);
 	verbs->grants[number] = verbs->grants[--verbs->grant_count];
 }
 
+/* What is registered of the region, from byte @from of it on. */
 static struct dmp_verbs_grant *find_grant(struct dmp_verbs *verbs,
-					  const struct dmp_region *region)
+					  const struct dmp_region *region, __u64 from)
 {
 	__u32 number;
 
-	for (number = 0; number < verbs->grant_count; number++)
-		if (!verbs->grants[number].revoked &&
-		    verbs->grants[number].slot == region->slot &&
-		    verbs->grants[number].generation == region->generation)
-			return &verbs->grants[number];
+	for (number = 0; number < verbs->grant_count; number++) {
+		struct dmp_verbs_grant *grant = &verbs->grants[number];
+
+		if (!grant->revoked && grant->slot == region->slot &&
+		    grant->generation == region->generation && from >= grant->from &&
+		    from - grant->from < grant->length)
+			return grant;
+	}
 	return NULL;
 }
 
-/* Registers the region as it was granted. The kernel wants the place in a page kept. */
-static int add_grant(struct dmp_verbs *verbs, struct dmp_region *region, char *address,
-		     struct dmp_verbs_grant **grant)
+/* At most so much goes in one registration of @verbs: whole pages. */
+static __u64 part_bytes(const struct dmp_verbs *verbs)
 {
-	int access = IBV_ACCESS_LOCAL_WRITE;
+	__u64 bytes = __atomic_load_n(&part_limit, __ATOMIC_RELAXED);
+
+	if (bytes > verbs->mr_bytes_max)
+		bytes = verbs->mr_bytes_max;
+	return bytes < DMP_VERBS_PAGE ? DMP_VERBS_PAGE : bytes - bytes % DMP_VERBS_PAGE;
+}
+
+static int access_of(const struct dmp_region *region)
+{
+	int access = 0;
+
+	if (region->access & DMP_ACCESS_REMOTE_WRITE)
+		access |= IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE;
+	if (region->access & DMP_ACCESS_REMOTE_READ)
+		access |= IBV_ACCESS_REMOTE_READ;
+	return access;
+}
+
+/*
+ * Registers the part of the region, which begins at @address, that has the byte @from. The
+ * kernel wants the place in a page kept.
+ */
+static int add_grant(struct dmp_verbs *verbs, struct dmp_region *region, char *address,
+		     __u64 from, struct dmp_verbs_grant **grant)
+{
+	__u64 part = part_bytes(verbs), first = from - from % part, length = region->length - first;
 	struct dmp_verbs_grant *more;
 	struct ibv_mr *mr;
 
-	if (!(region->access & DMP_ACCESS_REMOTE_WRITE))
-		access = 0;
-	else
-		access |= IBV_ACCESS_REMOTE_WRITE;
-	if (region->access & DMP_ACCESS_REMOTE_READ)
-		access |= IBV_ACCESS_REMOTE_READ;
+	if (length > part)
+		length = part;
 	more = realloc(verbs->grants, (verbs->grant_count + 1) * sizeof(*more));
 	if (!more)
 		return -ENOMEM;
 	verbs->grants = more;
-	mr = verbs->library->reg_mr_iova(verbs->pd, address, region->length,
-					 (uintptr_t)address % DMP_VERBS_PAGE, access);
+	mr = verbs->library->reg_mr_iova(verbs->pd, address + first, length,
+					 (uintptr_t)(address + first) % DMP_VERBS_PAGE,
+					 access_of(region));
 	if (!mr)
 		return errno ? -errno : -ENOMEM;
 	__atomic_store_n(&region->registered, true, __ATOMIC_SEQ_CST);
 	*grant = &verbs->grants[verbs->grant_count++];
 	**grant = (struct dmp_verbs_grant){
-		.mr = mr, .slot = region->slot, .generation = region->generation,
+		.mr = mr,
+		.from = first,
+		.length = length,
+		.base = (uintptr_t)(address + first) % DMP_VERBS_PAGE,
+		.slot = region->slot,
+		.generation = region->generation,
 	};
 	return 0;
 }
@@ -70,22 +110,24 @@ static bool answer(struct dmp_verbs *verbs, const struct dmp_rdma_message *quest
 {
 	struct dmp_rdma_message message = { .number = question->number };
 	struct dmp_verbs_grant *grant = NULL;
+	__u64 from = question->from;
 	struct dmp_region *region;
 	char *address;
 
-	message.result = dmp_region_admit(verbs->plane, question->key, question->key_bytes, 0, 0,
-					  0, &region, &address);
+	message.result = dmp_region_admit(verbs->plane, question->key, question->key_bytes, from,
+					  1, 0, &region, &address);
 	if (!message.result) {
-		grant = find_grant(verbs, region);
+		grant = find_grant(verbs, region, from);
 		if (!grant)
-			message.result = add_grant(verbs, region, address, &grant);
+			message.result = add_grant(verbs, region, address - from, from, &grant);
 		message.access = region->access;
 		message.length = region->length;
 		dmp_region_release(verbs->plane, region);
 	}
 	if (grant) {
 		message.rkey = grant->mr->rkey;
-		message.offset = (uintptr_t)address % DMP_VERBS_PAGE;
+		message.offset = grant->base + (from - grant->from);
+		message.covered = grant->length - (from - grant->from);
 	}
 	return dmp_verbs_say(verbs, DMP_RDMA_GRANT, &message) != -EAGAIN;
 }
@@ -103,6 +145,7 @@ bool dmp_verbs_revoke(struct dmp_fabric *fabric, __u32 slot, __u64 now_ns)
 			continue;
 		grant->revoked = true;
 		grant->due_ns = now_ns + LET_GO_NS;
+		verbs->untold++;
 		any = true;
 	}
 	return any;
@@ -139,76 +182,16 @@ static void let_go(struct dmp_verbs *verbs, __u32 rkey)
 		pthread_cond_broadcast(&verbs->plane->released);
 }
 
-/* ---- the peer's */
-
-static struct dmp_verbs_granted *find_granted(const struct dmp_verbs *verbs, __u32 rkey)
-{
-	__u32 number;
-
-	for (number = 0; number < verbs->granted_count; number++)
-		if (verbs->granted[number].rkey == rkey)
-			return &verbs->granted[number];
-	return NULL;
-}
-
-bool dmp_verbs_is_void(const struct dmp_verbs *verbs, const struct dmp_remote *remote)
-{
-	const struct dmp_verbs_granted *granted = find_granted(verbs, remote->rkey);
-
-	return !granted || remote->grant <= granted->revoked;
-}
-
-static bool is_moving(const struct dmp_verbs *verbs, __u32 rkey)
-{
-	__u32 number;
-
-	for (number = verbs->pieces_done; number < verbs->piece_count; number++)
-		if (verbs->pieces[(verbs->piece_first + number) % DMP_VERBS_MOVES].rkey == rkey)
-			return true;
-	return false;
-}
-
-/* False: pieces of ours are still on their way there, or there is no slot for the answer. */
-static bool obey(struct dmp_verbs *verbs, __u32 rkey)
-{
-	struct dmp_verbs_granted *granted = find_granted(verbs, rkey);
-	struct dmp_rdma_message message = { .rkey = rkey };
-
-	if (granted)
-		granted->revoked = verbs->asked;
-	return !is_moving(verbs, rkey) &&
-	       dmp_verbs_say(verbs, DMP_RDMA_REVOKED, &message) != -EAGAIN;
-}
-
-static void note_answer(struct dmp_verbs *verbs, const struct dmp_rdma_message *message)
-{
-	struct dmp_verbs_granted *more;
-
-	if (message->number != verbs->asked || verbs->answered)
-		return;		/* nobody waits for it any more */
-	verbs->answer = *message;
-	verbs->answered = true;
-	if (message->result || find_granted(verbs, message->rkey))
-		return;
-	more = realloc(verbs->granted, (verbs->granted_count + 1) * sizeof(*more));
-	if (!more) {
-		verbs->answer.result = -ENOMEM;
-		return;
-	}
-	verbs->granted = more;
-	more[verbs->granted_count++] = (struct dmp_verbs_granted){ .rkey = message->rkey };
-}
-
 bool dmp_verbs_serve(struct dmp_verbs *verbs, __u8 kind, const struct dmp_rdma_message *message)
 {
 	switch (kind) {
 	case DMP_RDMA_ASK:
 		return answer(verbs, message);
 	case DMP_RDMA_GRANT:
-		note_answer(verbs, message);
+		dmp_verbs_note_answer(verbs, message);
 		return true;
 	case DMP_RDMA_REVOKE:
-		return obey(verbs, message->rkey);
+		return dmp_verbs_obey(verbs, message->rkey);
 	default:
 		let_go(verbs, message->rkey);
 		return true;
@@ -221,13 +204,16 @@ void dmp_verbs_write_letters(struct dmp_verbs *verbs)
 
 	if (verbs->ask_waits && !dmp_verbs_say(verbs, DMP_RDMA_ASK, &verbs->ask))
 		verbs->ask_waits = false;
-	for (number = 0; number < verbs->grant_count; number++) {
+	for (number = 0; verbs->untold != 0 && number < verbs->grant_count; number++) {
 		struct dmp_verbs_grant *grant = &verbs->grants[number];
 		struct dmp_rdma_message message = { .rkey = grant->mr->rkey };
 
-		if (grant->revoked && !grant->told &&
-		    !dmp_verbs_say(verbs, DMP_RDMA_REVOKE, &message))
-			grant->told = true;
+		if (!grant->revoked || grant->told)
+			continue;
+		if (dmp_verbs_say(verbs, DMP_RDMA_REVOKE, &message))
+			break;
+		grant->told = true;
+		verbs->untold--;
 	}
 }
 
@@ -236,45 +222,13 @@ void dmp_verbs_trust(struct dmp_fabric *fabric)
 	dmp_verbs_of(fabric)->trusted = true;
 }
 
-int dmp_verbs_ask(struct dmp_fabric *fabric, const __u8 *key, __u32 key_bytes)
-{
-	struct dmp_verbs *verbs = dmp_verbs_of(fabric);
-	__u32 at;
-
-	if (key_bytes > DMP_KEY_BYTES)
-		return -EINVAL;
-	if (verbs->lost)
-		return verbs->lost;
-	verbs->ask = (struct dmp_rdma_message){ .number = ++verbs->asked, .key_bytes = key_bytes };
-	for (at = 0; at < key_bytes; at++)
-		verbs->ask.key[at] = key[at];
-	verbs->ask_waits = true;
-	verbs->answered = false;
-	return 0;
-}
-
-int dmp_verbs_granted(struct dmp_fabric *fabric, struct dmp_remote *remote)
-{
-	struct dmp_verbs *verbs = dmp_verbs_of(fabric);
-
-	if (!verbs->answered)
-		return verbs->lost ? verbs->lost : -EAGAIN;
-	if (verbs->answer.result)
-		return verbs->answer.result;
-	if (verbs->answer.length != remote->length || verbs->answer.access != remote->access)
-		return -EACCES;
-	remote->rkey = verbs->answer.rkey;
-	remote->base = verbs->answer.offset;
-	remote->grant = verbs->answer.number;
-	return 0;
-}
-
 void dmp_verbs_free_grants(struct dmp_verbs *verbs)
 {
 	while (verbs->grant_count != 0)
 		drop_grant(verbs, verbs->grant_count - 1);
 	free(verbs->grants);
 	free(verbs->granted);
+	free(verbs->parts);
 }
 
 #endif /* DMP_VERBS */

@@ -60,9 +60,12 @@ struct dmp_verbs_local {
 	__u32 buffer_id;
 };
 
-/* A region of ours that the peer was granted. */
+/* A region of ours that the peer was granted, or a part of one. */
 struct dmp_verbs_grant {
 	struct ibv_mr *mr;
+	__u64 from;		/* in the region */
+	__u64 length;
+	__u64 base;		/* what the rkey calls `from` */
 	__u64 due_ns;		/* revoked: the peer has until then */
 	__u32 slot;
 	__u32 generation;
@@ -70,10 +73,10 @@ struct dmp_verbs_grant {
 	bool told;
 };
 
-/* A region of the peer's: all grants of @rkey with numbers up to `revoked` are void. */
+/* An rkey of the peer's that is not revoked, and the number of the answer that brought it. */
 struct dmp_verbs_granted {
 	__u32 rkey;
-	__u32 revoked;
+	__u32 first;
 };
 
 struct dmp_verbs {
@@ -126,8 +129,13 @@ struct dmp_verbs {
 	/* regions; channel->lock */
 	struct dmp_verbs_grant *grants;
 	__u32 grant_count;
-	struct dmp_verbs_granted *granted;
+	__u32 untold;			/* revoked, and the peer does not know */
+	__u64 mr_bytes_max;		/* the device registers no more at once */
+	struct dmp_verbs_granted *granted;	/* by rkey */
 	__u32 granted_count;
+	__u32 granted_room;
+	struct dmp_remote_part *parts;	/* of what is being imported */
+	__u32 part_count;
 	__u32 asked;			/* the number of the last question */
 	bool ask_waits;			/* it is not sent yet */
 	bool answered;
@@ -151,15 +159,21 @@ int dmp_verbs_say(struct dmp_verbs *verbs, __u8 kind, const struct dmp_rdma_mess
 int dmp_verbs_lose(struct dmp_verbs *verbs, int error);
 
 /* verbs_move.c */
-int dmp_verbs_post(struct dmp_fabric *fabric, const struct dmp_move *move, __u64 tag);
+ssize_t dmp_verbs_post(struct dmp_fabric *fabric, const struct dmp_move *move, __u64 tag);
 bool dmp_verbs_reap(struct dmp_fabric *fabric, __u64 *tag, __u64 *length);
 void dmp_verbs_free_locals(struct dmp_verbs *verbs);
 
 /* verbs_grant.c. serve: false, the message has to wait. channel->lock held. */
 bool dmp_verbs_serve(struct dmp_verbs *verbs, __u8 kind, const struct dmp_rdma_message *message);
 void dmp_verbs_write_letters(struct dmp_verbs *verbs);
-bool dmp_verbs_is_void(const struct dmp_verbs *verbs, const struct dmp_remote *remote);
 void dmp_verbs_free_grants(struct dmp_verbs *verbs);
+
+/* verbs_remote.c. obey: false, the message has to wait. channel->lock held. */
+void dmp_verbs_note_answer(struct dmp_verbs *verbs, const struct dmp_rdma_message *grant);
+bool dmp_verbs_obey(struct dmp_verbs *verbs, __u32 rkey);
+/* The part that has the byte @offset of the region; the executor's. */
+const struct dmp_remote_part *dmp_verbs_part(const struct dmp_remote *remote, __u64 offset);
+bool dmp_verbs_is_void(const struct dmp_verbs *verbs, const struct dmp_remote_part *part);
 
 /* verbs_connect.c */
 int dmp_verbs_hear_manager(struct dmp_verbs *verbs);

@@ -61,29 +61,31 @@ static int local_key(struct dmp_verbs *verbs, struct dmp_buffer *buffer, __u32 *
 	return error;
 }
 
-int dmp_verbs_post(struct dmp_fabric *fabric, const struct dmp_move *move, __u64 tag)
+ssize_t dmp_verbs_post(struct dmp_fabric *fabric, const struct dmp_move *move, __u64 tag)
 {
 	struct dmp_verbs *verbs = dmp_verbs_of(fabric);
-	struct ibv_sge place = { .addr = (uintptr_t)move->local, .length = (__u32)move->length };
+	const struct dmp_remote_part *part = dmp_verbs_part(move->remote, move->offset);
+	__u64 within = move->offset - part->offset;
+	__u64 length = move->length < part->length - within ? move->length : part->length - within;
+	struct ibv_sge place = { .addr = (uintptr_t)move->local, .length = (__u32)length };
 	struct ibv_send_wr request = {
 		.wr_id = DMP_VERBS_ID(DMP_VERBS_MOVED, 0),
 		.sg_list = &place,
 		.num_sge = 1,
 		.opcode = move->write ? IBV_WR_RDMA_WRITE : IBV_WR_RDMA_READ,
 		.send_flags = IBV_SEND_SIGNALED,
-		.wr.rdma = { .remote_addr = move->remote->base + move->offset,
-			     .rkey = move->remote->rkey },
+		.wr.rdma = { .remote_addr = part->base + within, .rkey = part->rkey },
 	};
 	struct ibv_send_wr *refused;
 	int error;
 
 	if (verbs->lost)
 		return verbs->lost;
-	if (dmp_verbs_is_void(verbs, move->remote))
+	if (dmp_verbs_is_void(verbs, part))
 		return -ESTALE;
 	if (verbs->piece_count == DMP_VERBS_MOVES ||
 	    (verbs->piece_count != 0 &&
-	     verbs->piece_bytes + move->length > DMP_VERBS_MOVING_BYTES))
+	     verbs->piece_bytes + length > DMP_VERBS_MOVING_BYTES))
 		return -EAGAIN;
 	error = local_key(verbs, move->buffer, &place.lkey);
 	if (error)
@@ -92,10 +94,10 @@ int dmp_verbs_post(struct dmp_fabric *fabric, const struct dmp_move *move, __u64
 		return dmp_verbs_lose(verbs, -ECONNRESET);
 	verbs->pieces[(verbs->piece_first + verbs->piece_count++) % DMP_VERBS_MOVES] =
 		(struct dmp_verbs_piece){
-			.tag = tag, .length = move->length, .rkey = move->remote->rkey,
+			.tag = tag, .length = length, .rkey = part->rkey,
 		};
-	verbs->piece_bytes += move->length;
-	return 0;
+	verbs->piece_bytes += length;
+	return (ssize_t)length;
 }
 
 bool dmp_verbs_reap(struct dmp_fabric *fabric, __u64 *tag, __u64 *length)

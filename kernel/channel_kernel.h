@@ -197,10 +197,9 @@ int dmp_copy_slice(struct dmp_memory *target, u64 target_offset, struct dmp_memo
 		   u64 source_offset, u64 length, u32 *checksum);
 int dmp_copy_fill(struct dmp_memory *target, u64 offset, u64 length, u32 pattern, u64 phase);
 
-/* The same between a memory and @bytes of the kernel's; and what is in a memory, checked. */
-int dmp_copy_out(void *bytes, struct dmp_memory *memory, u64 offset, u64 length, u32 *checksum);
-int dmp_copy_in(struct dmp_memory *memory, u64 offset, const void *bytes, u64 length,
-		u32 *checksum);
+/* As dmp_copy_to(), going on with *@checksum unless that is NULL; and over what is there. */
+int dmp_copy_to_checked(struct dmp_memory *memory, u64 offset, const void *bytes, u64 length,
+			u32 *checksum);
 int dmp_copy_checksum(struct dmp_memory *memory, u64 offset, u64 length, u32 *checksum);
 
 /* copy_stream.c: from write-combined device memory. */

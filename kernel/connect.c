@@ -233,7 +233,7 @@ static int publish(struct dmp_kernel_endpoint *endpoint, struct established *est
 		plane->endpoints++;
 		established->id = endpoint->object.id;
 		established->epoch = endpoint->epoch;
-		trace_dmp_endpoint_create(endpoint);
+		trace_dmp_endpoint_create(endpoint, 0);
 	}
 	up_write(&plane->lock);		/* from here on another thread may destroy it */
 	if (kick)

@@ -142,17 +142,20 @@ static int copy_bytes(struct dmp_memory *memory, u64 offset, void *bytes, u64 le
 	return error;
 }
 
-/* Context: may sleep. */
-int dmp_copy_out(void *bytes, struct dmp_memory *memory, u64 offset, u64 length, u32 *checksum)
+int dmp_copy_to(struct dmp_memory *memory, u64 offset, const void *bytes, u64 length)
 {
-	return copy_bytes(memory, offset, bytes, length, false, checksum);
+	return copy_bytes(memory, offset, (void *)bytes, length, true, NULL);
 }
 
-/* Context: may sleep. */
-int dmp_copy_in(struct dmp_memory *memory, u64 offset, const void *bytes, u64 length,
-		u32 *checksum)
+int dmp_copy_to_checked(struct dmp_memory *memory, u64 offset, const void *bytes, u64 length,
+			u32 *checksum)
 {
 	return copy_bytes(memory, offset, (void *)bytes, length, true, checksum);
+}
+
+int dmp_copy_from(struct dmp_memory *memory, u64 offset, void *bytes, u64 length)
+{
+	return copy_bytes(memory, offset, bytes, length, false, NULL);
 }
 
 static void checksum_span(const struct dmp_span *span, u64 length, u32 *checksum)

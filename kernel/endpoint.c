@@ -482,7 +482,7 @@ void dmp_endpoint_forget_channel_locked(struct dmp_plane *plane,
 
 void dmp_endpoint_free(struct dmp_kernel_endpoint *endpoint)
 {
-	trace_dmp_endpoint_destroy(endpoint);
+	trace_dmp_endpoint_destroy(endpoint, 0);
 	dmp_traffic_free(endpoint);
 	if (endpoint->ask.state == DMP_ASK_DONE && !endpoint->ask.result)
 		dmp_pair_remote_free(&endpoint->ask.remote);

@@ -167,6 +167,7 @@ struct dmp_kernel_endpoint {
 	struct dmp_landing landing;
 	struct dmp_admitted *admitted;	/* DMP_OPERATIONS_MAX */
 	struct dmp_ask ask;
+	u64 traced;			/* of stalls and grants, those that were traced */
 	bool cutting;			/* the pair is being closed: it may still touch memory */
 	bool event_waits;		/* the channel has no slot for one of the machine's */
 	bool drop;			/* destroyed: to be detached once it has ended */

@@ -40,9 +40,9 @@ static void copy(struct dmp_kernel_endpoint *endpoint, struct dmp_errand *errand
 	while (errand->done < errand->length && !errand->result) {
 		u64 length = min_t(u64, errand->length - errand->done, DMP_BATCH_BYTES);
 
-		errand->result = dmp_copy_in(local.memory, local.offset + errand->done,
-					     from + errand->done, length,
-					     checked ? &errand->checksum : NULL);
+		errand->result = dmp_copy_to_checked(local.memory, local.offset + errand->done,
+						     from + errand->done, length,
+						     checked ? &errand->checksum : NULL);
 		if (!errand->result)
 			errand->done += length;
 		cond_resched();
@@ -101,8 +101,10 @@ static bool post_rest(struct dmp_kernel_endpoint *endpoint, struct dmp_errand *e
 		if (error == -EAGAIN)
 			return false;
 		errand->result = error;
-		if (!error)
+		if (!error) {
+			trace_dmp_post(endpoint, errand->tag, move.length, move.write);
 			errand->posted += move.length;
+		}
 	}
 	return true;
 }

@@ -158,8 +158,8 @@ static int move_to_stage(struct dmp_kernel_endpoint *endpoint, u32 number, struc
 	int error = find_stage(endpoint, number, landing->length, place);
 
 	if (!error && stream->payload_done != 0 && landing->place.memory)
-		error = dmp_copy_out(place->address, landing->place.memory,
-				     landing->place.offset, stream->payload_done, NULL);
+		error = dmp_copy_from(landing->place.memory, landing->place.offset, place->address,
+				      stream->payload_done);
 	return error;
 }
 

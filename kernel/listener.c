@@ -23,6 +23,7 @@
 #define HALF_OPEN_FACTOR	4U
 #define SILENCE_NS		NSEC_PER_SEC		/* who says nothing for so long is sent away */
 #define LOOK_NS			(2 * NSEC_PER_MSEC)	/* while somebody is silent, or boxed */
+#define HANGUP_NS		(100 * NSEC_PER_MSEC)	/* who has gone is noticed */
 #define ANNOUNCE_NS		(4 * NSEC_PER_MSEC)	/* the channel had no slot */
 
 enum visitor_state { SILENT, BOXED, QUEUED, VISITOR_STATES };
@@ -130,6 +131,12 @@ static void look_after(struct dmp_listener *listener)
 		if (!spoke || !sort_locked(listener, visitor, now_ns))
 			list_add_tail(&visitor->list, &gone);
 	}
+	list_for_each_entry_safe(visitor, next, &listener->visitors[QUEUED], list) {
+		if (!dmp_pair_serve(visitor->arrival.pair))
+			continue;
+		remove_locked(listener, visitor, QUEUED);
+		list_add_tail(&visitor->list, &gone);
+	}
 	list_for_each_entry_safe(visitor, next, &listener->visitors[BOXED], list) {
 		if (visitor->due_ns > now_ns &&
 		    !dmp_origin_is_clean(&listener->origins, visitor->arrival.origin))
@@ -208,10 +215,31 @@ static u64 look_again_ns(struct dmp_listener *listener, bool unannounced)
 	u64 wait_ns = unannounced ? ANNOUNCE_NS : 0;
 
 	mutex_lock(&listener->lock);
+	if (listener->counts[QUEUED] != 0 && wait_ns == 0)
+		wait_ns = HANGUP_NS;
 	if (listener->counts[SILENT] + listener->counts[BOXED] != 0)
 		wait_ns = LOOK_NS;
 	mutex_unlock(&listener->lock);
 	return wait_ns == 0 ? 0 : ktime_get_ns() + wait_ns;
+}
+
+/* Takers see `stop` before they look at the queue, and go home. */
+static void send_all_away(struct dmp_listener *listener)
+{
+	struct visitor *visitor, *next;
+	u32 state;
+	LIST_HEAD(gone);
+
+	mutex_lock(&listener->lock);
+	WRITE_ONCE(listener->stop, true);
+	for (state = 0; state < VISITOR_STATES; state++)
+		list_for_each_entry_safe(visitor, next, &listener->visitors[state], list) {
+			remove_locked(listener, visitor, state);
+			list_add_tail(&visitor->list, &gone);
+		}
+	mutex_unlock(&listener->lock);
+	wake_up_all(&listener->takers);
+	dismiss(&gone);
 }
 
 static int keep_door(void *argument)
@@ -239,33 +267,18 @@ static int keep_door(void *argument)
 		else if (error != -ETIMEDOUT)
 			schedule_timeout_idle(1);	/* out of memory, mostly: others need time */
 	}
-	/* Whoever destroys the listener stops us; until then there is nothing more to do. */
+	/* A device that goes waits for this. Whoever destroys the listener stops us. */
+	send_all_away(listener);
 	wait_event_idle(listener->keeper_wait, kthread_should_stop());
 	return 0;
 }
 
 static void stop(struct dmp_listener *listener)
 {
-	struct visitor *visitor, *next;
-	u32 state;
-	LIST_HEAD(gone);
-
-	mutex_lock(&listener->lock);
-	WRITE_ONCE(listener->stop, true);
-	mutex_unlock(&listener->lock);
-	wake_up_all(&listener->takers);
 	dmp_pair_door_shut(listener->door);
 	kthread_stop(listener->keeper);
+	send_all_away(listener);	/* one who never ran did not */
 	dmp_pair_door_close(listener->door);
-	/* Takers see `stop` before they look at the queue. */
-	mutex_lock(&listener->lock);
-	for (state = 0; state < VISITOR_STATES; state++)
-		list_for_each_entry_safe(visitor, next, &listener->visitors[state], list) {
-			remove_locked(listener, visitor, state);
-			list_add_tail(&visitor->list, &gone);
-		}
-	mutex_unlock(&listener->lock);
-	dismiss(&gone);
 }
 
 /* ---- made and destroyed */

@@ -191,8 +191,8 @@ static int set_aside(struct dmp_outgoing *outgoing)
 	left = outgoing->frame.payload_bytes - from;
 	error = dmp_stage_alloc(&outgoing->aside, left);
 	if (!error)
-		error = dmp_copy_out(outgoing->aside.bytes, outgoing->memory,
-				     outgoing->offset + from, left, NULL);
+		error = dmp_copy_from(outgoing->memory, outgoing->offset + from,
+				      outgoing->aside.bytes, left);
 	if (error)
 		dmp_stage_free(&outgoing->aside);
 	outgoing->aside_from = from;

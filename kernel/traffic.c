@@ -510,6 +510,20 @@ static void serve_pair_locked(struct dmp_kernel_endpoint *endpoint)
 	serve_ask_locked(endpoint);
 }
 
+/* Credit is the machine's: what it was and is now is looked at while somebody watches. */
+static void trace_credit_locked(struct dmp_kernel_endpoint *endpoint)
+{
+	struct dmp_endpoint_status status;
+
+	if (!trace_dmp_credit_enabled())
+		return;
+	dmp_endpoint_query(endpoint->machine, &status);
+	if (status.stalls + status.receive.granted.slots == endpoint->traced)
+		return;
+	endpoint->traced = status.stalls + status.receive.granted.slots;
+	trace_dmp_credit(endpoint, &status);
+}
+
 bool dmp_traffic_round_locked(struct dmp_kernel_endpoint *endpoint, u64 now_ns)
 {
 	struct dmp_kernel_stream *stream = &endpoint->stream;
@@ -537,6 +551,7 @@ bool dmp_traffic_round_locked(struct dmp_kernel_endpoint *endpoint, u64 now_ns)
 		more = dmp_kernel_stream_load_locked(endpoint) ||
 		       dmp_kernel_stream_is_hungry(stream);
 	settle_end_locked(endpoint);
+	trace_credit_locked(endpoint);
 	if (endpoint->errand_count != 0 && !endpoint->errands_wait)
 		more = true;
 	return more && !endpoint->ended;

@@ -76,6 +76,7 @@ static struct dmp_rdma_message sample(__u8 kind)
 	if (kind == DMP_RDMA_ASK) {
 		message.number = 0x01020304;
 		message.key_bytes = 48;
+		message.from = 0x0102030405060708;
 		memset(message.key, 0x5a, 48);
 	} else if (kind == DMP_RDMA_GRANT) {
 		message.number = 7;
@@ -84,6 +85,7 @@ static struct dmp_rdma_message sample(__u8 kind)
 		message.access = 3;
 		message.offset = 0x1122334455667788;
 		message.length = 4096;
+		message.covered = 2048;
 	} else {
 		message.rkey = 0x80000001;
 		message.offset = kind == DMP_RDMA_SETUP ? 64 : 0;
@@ -119,7 +121,7 @@ static void test_messages_that_lie_are_refused(void)
 	__u8 bytes[DMP_RDMA_MESSAGE_BYTES_MAX];
 	__u32 count;
 
-	message.length = ~0ULL;
+	message.covered = ~0ULL;
 	count = dmp_rdma_put_message(DMP_RDMA_GRANT, &message, bytes);
 	CHECK(dmp_rdma_get_message(DMP_RDMA_GRANT, bytes, count, &said) == -EPROTO);
 	message = sample(DMP_RDMA_GRANT);
@@ -130,6 +132,23 @@ static void test_messages_that_lie_are_refused(void)
 	message.key_bytes = DMP_KEY_BYTES + 1;
 	count = dmp_rdma_put_message(DMP_RDMA_ASK, &message, bytes);
 	CHECK(dmp_rdma_get_message(DMP_RDMA_ASK, bytes, count, &said) == -EPROTO);
+}
+
+/* One byte at least, and none behind the end, whatever was asked for. */
+static void test_a_grant_covers_what_was_asked_and_no_more(void)
+{
+	struct dmp_rdma_message grant = { .length = 10 };
+	__u64 from;
+
+	for (from = 0; from < 13; from++)
+		for (grant.covered = 0; grant.covered < 13; grant.covered++)
+			CHECK((dmp_rdma_check_grant(&grant, from) == 0) ==
+			      (grant.covered >= 1 && from + grant.covered <= 10));
+	grant.length = ~0ULL;
+	grant.covered = ~0ULL;
+	CHECK(!dmp_rdma_check_grant(&grant, 0));
+	CHECK(dmp_rdma_check_grant(&grant, 1) == -EPROTO);
+	CHECK(dmp_rdma_check_grant(&grant, ~0ULL) == -EPROTO);
 }
 
 /* No word mints slots, also where the count wraps. */
@@ -162,6 +181,7 @@ int main(void)
 	test_header_is_exact();
 	test_messages_come_back_and_nothing_shorter_does();
 	test_messages_that_lie_are_refused();
+	test_a_grant_covers_what_was_asked_and_no_more();
 	test_a_word_repays_what_was_sent_and_no_more();
 	return 0;
 }

@@ -279,6 +279,62 @@ static void test_bytes_are_written_and_read_where_they_belong(void)
 	close_pair(&pair);
 }
 
+static void check_moves(struct pair *pair, uint32_t remote, uint64_t offset, uint64_t length,
+			unsigned int seed)
+{
+	struct dmp_submission move = operation(&pair->near, DMP_OP_WRITE, length);
+
+	fill(pair->near.bytes, BYTES, seed);
+	memset(pair->far.bytes, 0, BYTES);
+	move.source_id = pair->near.buffer;
+	move.target_id = remote;
+	move.target_offset = offset;
+	run(&pair->near, &move, 1, 0);
+	CHECK(!memcmp(pair->far.bytes + 5000 + offset, pair->near.bytes, length));
+	CHECK(pair->far.bytes[4999 + offset] == 0 && pair->far.bytes[5000 + offset + length] == 0);
+	memset(pair->near.bytes, 0, BYTES);
+	move.operation = DMP_OP_READ;
+	move.source_id = remote;
+	move.source_offset = offset;
+	move.target_id = pair->near.buffer;
+	move.target_offset = 0;
+	run(&pair->near, &move, 1, 0);
+	CHECK(!memcmp(pair->far.bytes + 5000 + offset, pair->near.bytes, length));
+}
+
+/* An owner whose device registers little at once: no piece crosses from one part to the next. */
+static void test_a_region_in_parts_is_one_region(void)
+{
+	static const uint64_t edges[][2] = {
+		{ 0, BYTES - 6000 }, { 65535, 1 }, { 65536, 1 }, { 65535, 2 }, { 100, 65536 },
+		{ 65536, 131072 }, { BYTES - 6001, 1 }, { 65530, 2 * 65536 + 12 },
+	};
+	uint32_t access = DMP_ACCESS_REMOTE_READ | DMP_ACCESS_REMOTE_WRITE, remote, again, i;
+	struct dmp_region_create region;
+	struct dmp_submission move;
+	struct pair pair;
+
+	dmp_verbs_limit_parts(65536 + 100);	/* whole pages of it */
+	open_pair(&pair);
+	region = grant(&pair.far, 5000, BYTES - 6000, access);
+	CHECK(!import(&pair.near, &region, &remote) && !import(&pair.near, &region, &again));
+	for (i = 0; i < sizeof(edges) / sizeof(edges[0]); i++)
+		check_moves(&pair, i % 2 ? again : remote, edges[i][0], edges[i][1], i);
+	CHECK(!end_region(&pair.near, again, 0));
+	check_moves(&pair, remote, 1, 200000, 77);
+	CHECK(!end_region(&pair.far, region.region_id, DMP_DESTROY_DRAIN));
+	move = operation(&pair.near, DMP_OP_WRITE, 200000);
+	move.source_id = pair.near.buffer;
+	move.target_id = remote;
+	run(&pair.near, &move, 1, -ESTALE);
+	region = grant(&pair.far, 5000, BYTES - 6000, access);
+	CHECK(!import(&pair.near, &region, &again));
+	run(&pair.near, &move, 1, -ESTALE);
+	check_moves(&pair, again, 0, BYTES - 6000, 78);
+	close_pair(&pair);
+	dmp_verbs_limit_parts(~0ull);
+}
+
 /* A batch with more operations than fit in flight, then one that announces itself. */
 static void test_many_at_once_and_an_immediate(void)
 {
@@ -474,6 +530,7 @@ int main(int count, char **words)
 #define RUN(test) (test(), printf("%s: ok\n", #test), fflush(stdout))
 	RUN(test_messages_go_both_ways);
 	RUN(test_bytes_are_written_and_read_where_they_belong);
+	RUN(test_a_region_in_parts_is_one_region);
 	RUN(test_many_at_once_and_an_immediate);
 	RUN(test_wrong_keys_and_rights_are_refused_at_import);
 	RUN(test_a_revoked_region_does_not_cost_the_connection);
