@@ -215,8 +215,8 @@ static void deliver_event(struct dmp_kernel_endpoint *endpoint,
 		endpoint->counters.bytes += from->length_bytes;
 }
 
-static void complete(struct dmp_kernel_endpoint *endpoint,
-		     const struct dmp_endpoint_completion *from)
+static void deliver_completion(struct dmp_kernel_endpoint *endpoint,
+			       const struct dmp_endpoint_completion *from)
 {
 	struct dmp_outcome outcome = {
 		.length_bytes = from->length_bytes,
@@ -241,7 +241,7 @@ static bool deliver_locked(struct dmp_kernel_endpoint *endpoint)
 	u32 room = 0;
 
 	while (dmp_endpoint_next_completion(endpoint->machine, &from) == 0) {
-		complete(endpoint, &from);
+		deliver_completion(endpoint, &from);
 		any = true;
 	}
 	if (any)
