@@ -347,7 +347,8 @@ int dmp_endpoint_connect_command(struct dmp_plane *plane, void *argument)
 		return error;
 	secret.count = connect->secret_bytes;
 	memcpy(secret.bytes, connect->secret, secret.count);
-	error = dmp_pair_dial(&address, deadline_ns, &pair);
+	error = deadline_ns <= ktime_get_ns() ? -ETIMEDOUT :
+						 dmp_pair_dial(&address, deadline_ns, &pair);
 	if (!error)
 		error = establish(&wishes, pair, connect->address, deadline_ns, &established);
 	dmp_secret_forget(&secret);
