@@ -386,8 +386,9 @@ int dmp_channel_destroy(struct dmp_plane *plane, void *argument)
 void dmp_channel_free(struct dmp_plane *plane, struct dmp_kernel_channel *channel)
 {
 	trace_dmp_channel_destroy(channel);
-	dmp_channel_cancel_everything(channel);
+	/* Connections first: what is cancelled on one may have to wait for its peer. */
 	dmp_network_end(channel);
+	dmp_channel_cancel_everything(channel);
 	dmp_worker_stop(channel);
 	dmp_network_free(channel);
 	free_memory(channel);

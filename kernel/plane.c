@@ -11,6 +11,7 @@
 #include "lifetime.h"
 #include "listener.h"
 #include "memory.h"
+#include "network.h"
 #include "plane.h"
 #include "trace.h"
 
@@ -101,8 +102,10 @@ static int plane_release(struct inode *inode, struct file *file)
 	 * Channels next: their operations hold buffers. All are told to stop before the first
 	 * one is waited for, or each would wait for its turn among all the others that copy.
 	 */
-	xa_for_each_marked(&plane->objects, id, object, DMP_MARK_CHANNEL)
+	xa_for_each_marked(&plane->objects, id, object, DMP_MARK_CHANNEL) {
+		dmp_network_end((struct dmp_kernel_channel *)object);
 		dmp_channel_cancel_begin((struct dmp_kernel_channel *)object);
+	}
 	xa_for_each(&plane->objects, id, object) {
 		if (object->type != DMP_OBJECT_CHANNEL)
 			continue;
