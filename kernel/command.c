@@ -19,6 +19,7 @@
 #include "endpoint_kernel.h"
 #include "listener.h"
 #include "plane.h"
+#include "rdma_device.h"
 
 #define SERVED_EVERYWHERE                                                             \
 	(DMP_CAP_HUGE | DMP_CAP_COHERENT | DMP_CAP_USER | DMP_CAP_PEER | DMP_CAP_EXPORT | \
@@ -41,8 +42,10 @@ static int serve_query(struct dmp_plane *plane, void *argument)
 	if (IS_ENABLED(CONFIG_X86))
 		query->capabilities |= DMP_CAP_WRITE_COMBINE;
 	query->fabrics = 1U << DMP_PATH_LOCAL | 1U << DMP_PATH_PEER;
-	if (DMP_KERNEL_RDMA) {
-		query->capabilities |= DMP_CAP_ENDPOINT | DMP_CAP_REGION;
+	if (DMP_KERNEL_RDMA)
+		query->capabilities |= DMP_CAP_REGION;
+	if (dmp_rdma_is_there()) {
+		query->capabilities |= DMP_CAP_ENDPOINT;
 		query->fabrics |= 1U << DMP_PATH_VERBS;
 	}
 	query->nodes = num_node_state(N_MEMORY);

@@ -300,13 +300,10 @@ bool dmp_endpoint_is_reaching_locked(struct dmp_plane *plane, const struct dmp_r
 			continue;	/* its pair is gone, or will be before its buffers are */
 		/* All of them, even if one does: each is told at once. */
 		mutex_lock(&channel->lock);
-		if (endpoint->cutting)
-			reaching = true;
-		else if (endpoint->pair && dmp_pair_revoke(endpoint->pair, region->key.slot))
-			reaching = true;
+		reaching |= endpoint->cutting;
 		if (endpoint->pair) {
-			dmp_network_mark_locked(channel, endpoint);
-			kick_locked(channel);
+			dmp_pair_revoke(endpoint->pair, region->key.slot);
+			reaching |= dmp_pair_is_registered(endpoint->pair, region->key.slot);
 		}
 		mutex_unlock(&channel->lock);
 	}

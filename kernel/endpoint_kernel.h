@@ -304,10 +304,10 @@ bool dmp_kernel_stream_load_locked(struct dmp_kernel_endpoint *endpoint);
 bool dmp_kernel_stream_move(struct dmp_kernel_endpoint *endpoint);
 int dmp_kernel_stream_feed_locked(struct dmp_kernel_endpoint *endpoint, bool *placed);
 bool dmp_kernel_stream_is_hungry(const struct dmp_kernel_stream *stream);
-void dmp_kernel_stream_place_locked(struct dmp_kernel_stream *stream, const struct dmp_run *place,
+void dmp_kernel_stream_place(struct dmp_kernel_stream *stream, const struct dmp_run *place,
 				    u64 length);
-void dmp_kernel_stream_redirect_locked(struct dmp_kernel_stream *stream,
+void dmp_kernel_stream_redirect(struct dmp_kernel_stream *stream,
 				       const struct dmp_run *place);
-int dmp_kernel_stream_stop_locked(struct dmp_kernel_stream *stream, u64 tag);
+int dmp_kernel_stream_stop(struct dmp_kernel_stream *stream, u64 tag);
 
 #endif /* DMP_KERNEL_ENDPOINT_H */

@@ -37,6 +37,7 @@ static struct dmp_buffer *find_buffer_locked(struct dmp_plane *plane, struct dmp
 {
 	struct dmp_object *object = find_locked(plane, recent, id, DMP_OBJECT_BUFFER, error);
 
+	lockdep_assert_held(&plane->lock);
 	return object ? container_of(object, struct dmp_buffer, object) : NULL;
 }
 
@@ -70,6 +71,7 @@ static int find_remote_locked(struct dmp_plane *plane, const struct dmp_submissi
 	struct dmp_remote *remote;
 	int error = 0;
 
+	lockdep_assert_held(&plane->lock);
 	if (!(TOUCHES_REMOTE & 1U << submission->operation))
 		return 0;
 	object = find_locked(plane, recent, read ? submission->source_id : submission->target_id,
@@ -100,6 +102,7 @@ static int take_transfer_locked(struct dmp_kernel_channel *channel,
 	struct dmp_buffer *local;
 	int error = 0;
 
+	lockdep_assert_held(&channel->plane->lock);
 	object = find_locked(plane, &recent[RECENT_ENDPOINT], submission->endpoint_id,
 			     DMP_OBJECT_ENDPOINT, &error);
 	if (!object)
@@ -142,6 +145,7 @@ static int take_local_locked(struct dmp_kernel_channel *channel,
 	struct dmp_plane *plane = channel->plane;
 	int error = 0;
 
+	lockdep_assert_held(&channel->plane->lock);
 	if (submission->source_id != 0) {
 		source = find_buffer_locked(plane, &recent[RECENT_SOURCE], submission->source_id,
 					    &error);

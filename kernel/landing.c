@@ -106,7 +106,7 @@ void dmp_landing_place_locked(struct dmp_kernel_endpoint *endpoint,
 	if (landing->error)
 		place = (struct dmp_run){ };
 	landing->place = place;
-	dmp_kernel_stream_place_locked(&endpoint->stream, &place, request->length_bytes);
+	dmp_kernel_stream_place(&endpoint->stream, &place, request->length_bytes);
 }
 
 void dmp_landing_check(struct dmp_kernel_endpoint *endpoint)
@@ -181,7 +181,7 @@ int dmp_landing_divert_locked(struct dmp_kernel_endpoint *endpoint,
 		landing->checked = false;
 	}
 	landing->place = place;
-	dmp_kernel_stream_redirect_locked(&endpoint->stream, &place);
+	dmp_kernel_stream_redirect(&endpoint->stream, &place);
 	return 0;
 }
 

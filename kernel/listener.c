@@ -80,6 +80,7 @@ static void remove_locked(struct dmp_listener *listener, struct visitor *visitor
 
 static void enqueue_locked(struct dmp_listener *listener, struct visitor *visitor)
 {
+	lockdep_assert_held(&listener->lock);
 	add_locked(listener, visitor, QUEUED);
 	wake_up_all(&listener->takers);
 }
@@ -90,6 +91,7 @@ static bool sort_locked(struct dmp_listener *listener, struct visitor *visitor, 
 	u32 boxed_max = listener->backlog * HALF_OPEN_FACTOR / 2;
 	u64 until_ns;
 
+	lockdep_assert_held(&listener->lock);
 	if (dmp_origin_arrive(&listener->origins, visitor->arrival.origin, now_ns, &until_ns))
 		return false;
 	if (until_ns == 0) {

@@ -38,6 +38,7 @@ static void take_stirring_locked(struct dmp_kernel_channel *channel)
 	struct dmp_kernel_endpoint *endpoint, *next;
 	struct llist_node *first = llist_del_all(&channel->stirring);
 
+	lockdep_assert_held(&channel->lock);
 	llist_for_each_entry_safe(endpoint, next, first, stirring) {
 		/* Before its pair is looked at: what comes after that look rings again. */
 		clear_bit(RUNG, &endpoint->rung);
@@ -62,6 +63,7 @@ static void activate_locked(struct dmp_kernel_channel *channel,
 {
 	struct dmp_network *network = channel->network;
 
+	lockdep_assert_held(&channel->lock);
 	if (!endpoint->pair || endpoint->ended) {
 		forget_active(network, endpoint);
 	} else if (list_empty(&endpoint->active)) {
@@ -78,6 +80,7 @@ static void ask_active_locked(struct dmp_kernel_channel *channel)
 {
 	struct dmp_kernel_endpoint *endpoint;
 
+	lockdep_assert_held(&channel->lock);
 	list_for_each_entry(endpoint, &channel->network->active, active)
 		if (endpoint->pair && dmp_pair_is_ready(endpoint->pair))
 			dmp_network_mark_locked(channel, endpoint);
@@ -150,6 +153,7 @@ static void ring_timers_locked(struct dmp_kernel_channel *channel, u64 now_ns)
 	u64 due_ns;
 	u32 slot;
 
+	lockdep_assert_held(&channel->lock);
 	while (dmp_deadline_next(&network->timers, &slot, &due_ns) && due_ns <= now_ns) {
 		dmp_deadline_remove(&network->timers, slot);
 		network->endpoints[slot]->timer_ns = 0;
@@ -173,6 +177,7 @@ static void detach_locked(struct dmp_kernel_channel *channel,
 {
 	struct dmp_network *network = channel->network;
 
+	lockdep_assert_held(&channel->lock);
 	if (!endpoint->attached)
 		return;
 	/* Its pair is gone and rings no more; it may have, a moment ago. */
@@ -196,6 +201,7 @@ static void end_all_locked(struct dmp_kernel_channel *channel)
 	struct dmp_network *network = channel->network;
 	u32 slot;
 
+	lockdep_assert_held(&channel->lock);
 	for (slot = 0; slot < DMP_ENDPOINTS_MAX && network->count != 0; slot++) {
 		struct dmp_kernel_endpoint *endpoint = network->endpoints[slot];
 
@@ -209,6 +215,7 @@ static void end_all_locked(struct dmp_kernel_channel *channel)
 
 static void turn_locked(struct dmp_kernel_channel *channel, struct dmp_kernel_endpoint *endpoint)
 {
+	lockdep_assert_held(&channel->lock);
 	list_del_init(&endpoint->dirty);
 	if (dmp_traffic_round_locked(endpoint, ktime_get_ns()))
 		dmp_network_mark_locked(channel, endpoint);

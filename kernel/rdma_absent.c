@@ -6,6 +6,7 @@
  */
 #include <linux/errno.h>
 
+#include "rdma_device.h"
 #include "rdma_pair.h"
 
 int dmp_pair_dial(const struct sockaddr_storage *to, u64 deadline_ns, struct dmp_pair **pair)
@@ -115,4 +116,18 @@ bool dmp_pair_is_registered(struct dmp_pair *pair, u32 slot)
 void dmp_pair_count(const struct dmp_pair *pair, struct dmp_pair_counters *counters)
 {
 	*counters = (struct dmp_pair_counters){ 0 };
+}
+
+int dmp_rdma_init(void)
+{
+	return 0;
+}
+
+void dmp_rdma_exit(void)
+{
+}
+
+bool dmp_rdma_is_there(void)
+{
+	return false;
 }

@@ -346,6 +346,7 @@ static struct dmp_object *find_either_locked(struct dmp_plane *plane, u32 id)
 {
 	struct dmp_object *object = dmp_plane_find_locked(plane, id, DMP_OBJECT_REGION);
 
+	lockdep_assert_held(&plane->lock);
 	return object ?: dmp_plane_find_locked(plane, id, DMP_OBJECT_REMOTE);
 }
 

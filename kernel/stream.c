@@ -159,6 +159,7 @@ static void tell_sent_locked(struct dmp_kernel_endpoint *endpoint)
 {
 	struct dmp_kernel_stream *stream = &endpoint->stream;
 
+	lockdep_assert_held(&endpoint->channel->lock);
 	while (stream->out_done != 0) {
 		struct dmp_outgoing *outgoing = outgoing_at(stream, 0);
 		const struct dmp_endpoint_frame *frame = &outgoing->frame;
@@ -203,7 +204,7 @@ static int set_aside(struct dmp_outgoing *outgoing)
  * Lets go of the payload of the own operation @tag that waits or is half sent: what is left of it
  * is copied aside and sent from there. 0, also if there is none; else end the connection.
  */
-int dmp_kernel_stream_stop_locked(struct dmp_kernel_stream *stream, u64 tag)
+int dmp_kernel_stream_stop(struct dmp_kernel_stream *stream, u64 tag)
 {
 	u32 number;
 
@@ -353,6 +354,7 @@ static int feed_frame_locked(struct dmp_kernel_endpoint *endpoint)
 	u32 length;
 	int error;
 
+	lockdep_assert_held(&endpoint->channel->lock);
 	if (stream->in_have < DMP_WIRE_HEADER_BYTES)
 		return 0;
 	if (dmp_wire_peek(frame, DMP_WIRE_HEADER_BYTES, &length)) {
@@ -412,7 +414,7 @@ int dmp_kernel_stream_feed_locked(struct dmp_kernel_endpoint *endpoint, bool *pl
 }
 
 /* Where the payload goes. For a PLACE of no bytes too. */
-void dmp_kernel_stream_place_locked(struct dmp_kernel_stream *stream, const struct dmp_run *place,
+void dmp_kernel_stream_place(struct dmp_kernel_stream *stream, const struct dmp_run *place,
 				    u64 length)
 {
 	if (!stream->placing) {
@@ -426,7 +428,7 @@ void dmp_kernel_stream_place_locked(struct dmp_kernel_stream *stream, const stru
 }
 
 /* What is still to come of the payload goes elsewhere; at the place it would have had there. */
-void dmp_kernel_stream_redirect_locked(struct dmp_kernel_stream *stream,
+void dmp_kernel_stream_redirect(struct dmp_kernel_stream *stream,
 				       const struct dmp_run *place)
 {
 	stream->place = *place;

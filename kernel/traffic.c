@@ -177,6 +177,7 @@ static void unpark_locked(struct dmp_kernel_endpoint *endpoint)
 	u32 which, index;
 	int error;
 
+	lockdep_assert_held(&endpoint->channel->lock);
 	for (which = 0; which < ARRAY_SIZE(endpoint->lanes); which++) {
 		struct dmp_lane *lane = &endpoint->lanes[which];
 
@@ -240,6 +241,7 @@ static bool deliver_locked(struct dmp_kernel_endpoint *endpoint)
 	bool any = false;
 	u32 room = 0;
 
+	lockdep_assert_held(&endpoint->channel->lock);
 	while (dmp_endpoint_next_completion(endpoint->machine, &from) == 0) {
 		deliver_completion(endpoint, &from);
 		any = true;
@@ -296,6 +298,7 @@ static void stop_locked(struct dmp_kernel_endpoint *endpoint,
 	struct dmp_endpoint_answer reply = { .kind = request->kind, .tag = request->tag };
 	int error = 0, dropped = dmp_errand_drop_locked(endpoint, request->tag);
 
+	lockdep_assert_held(&endpoint->channel->lock);
 	if (dropped == -EINPROGRESS)
 		return;
 	if (dropped) {
@@ -303,7 +306,7 @@ static void stop_locked(struct dmp_kernel_endpoint *endpoint,
 		    endpoint->landing.local == (u32)request->local)
 			error = dmp_landing_divert_locked(endpoint, request);
 		else
-			error = dmp_kernel_stream_stop_locked(&endpoint->stream, request->tag);
+			error = dmp_kernel_stream_stop(&endpoint->stream, request->tag);
 	}
 	dmp_traffic_answer(endpoint, &reply);
 	if (error)
@@ -315,6 +318,7 @@ static void close_pair_locked(struct dmp_kernel_endpoint *endpoint)
 {
 	struct dmp_pair *pair = endpoint->pair;
 
+	lockdep_assert_held(&endpoint->channel->lock);
 	if (!pair)
 		return;
 	endpoint->pair = NULL;
@@ -332,6 +336,7 @@ static void let_go_locked(struct dmp_kernel_endpoint *endpoint)
 {
 	u32 number;
 
+	lockdep_assert_held(&endpoint->channel->lock);
 	close_pair_locked(endpoint);
 	if (endpoint->landing.region)
 		dmp_region_release(endpoint->landing.region);
@@ -356,6 +361,7 @@ static void cut_locked(struct dmp_kernel_endpoint *endpoint,
 {
 	struct dmp_endpoint_answer reply = { .kind = request->kind, .tag = request->tag };
 
+	lockdep_assert_held(&endpoint->channel->lock);
 	/* The last word is small and mostly fits; who does not get it sees the end all the same. */
 	if (endpoint->pair && !endpoint->stream.error) {
 		dmp_kernel_stream_load_locked(endpoint);
@@ -406,6 +412,7 @@ static void feed_locked(struct dmp_kernel_endpoint *endpoint)
 {
 	struct dmp_kernel_channel *channel = endpoint->channel;
 
+	lockdep_assert_held(&endpoint->channel->lock);
 	while (endpoint->pair) {
 		bool placed;
 		int got = dmp_kernel_stream_feed_locked(endpoint, &placed);
@@ -429,6 +436,7 @@ static void serve_ask_locked(struct dmp_kernel_endpoint *endpoint)
 {
 	struct dmp_ask *ask = &endpoint->ask;
 
+	lockdep_assert_held(&endpoint->channel->lock);
 	if (ask->state == DMP_ASK_WANTED) {
 		ask->result = dmp_pair_ask(endpoint->pair, ask->key, ask->key_bytes);
 		ask->state = ask->result ? DMP_ASK_DONE : DMP_ASK_SENT;
@@ -447,6 +455,7 @@ static void settle_end_locked(struct dmp_kernel_endpoint *endpoint)
 	struct dmp_endpoint_status status;
 	u32 which, index;
 
+	lockdep_assert_held(&endpoint->channel->lock);
 	if (dmp_endpoint_state(endpoint->machine) != DMP_ENDPOINT_DEAD)
 		return;
 	dmp_endpoint_query(endpoint->machine, &status);
@@ -479,6 +488,7 @@ static void move_bytes_locked(struct dmp_kernel_endpoint *endpoint)
 	struct dmp_kernel_channel *channel = endpoint->channel;
 	u32 finished;
 
+	lockdep_assert_held(&endpoint->channel->lock);
 	if (endpoint->errand_count != 0) {
 		mutex_unlock(&channel->lock);
 		finished = dmp_errand_run(endpoint);
@@ -499,6 +509,7 @@ static void serve_pair_locked(struct dmp_kernel_endpoint *endpoint)
 {
 	int error;
 
+	lockdep_assert_held(&endpoint->channel->lock);
 	if (!endpoint->pair)
 		return;
 	/* An error is one of get too, once all that had come is taken. */
@@ -515,6 +526,7 @@ static void trace_credit_locked(struct dmp_kernel_endpoint *endpoint)
 {
 	struct dmp_endpoint_status status;
 
+	lockdep_assert_held(&endpoint->channel->lock);
 	if (!trace_dmp_credit_enabled())
 		return;
 	dmp_endpoint_query(endpoint->machine, &status);

@@ -363,6 +363,7 @@ static bool has_work(struct dmp_kernel_channel *channel, u32 wanted)
 /* Pairs with the ring of a pair: it is on the list before the worker is woken. */
 static bool is_stirring_locked(struct dmp_kernel_channel *channel)
 {
+	lockdep_assert_held(&channel->lock);
 	return DMP_KERNEL_RDMA && dmp_network_is_wanted_locked(channel);
 }
 

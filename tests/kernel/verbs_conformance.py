@@ -38,7 +38,12 @@ NOT_YET = {
 """Case without its path: why it is not run."""
 
 
-NOT_IN_THE_KERNEL = {}
+NOT_IN_THE_KERNEL = {
+    "strangers-strangers_do_not_disturb_who_is_connected": "they knock by tcp, and the kernel has "
+    "no such door",
+    "loss-stopped_peer_is_lost_after_the_time_asked_for": "who stops a process does not stop the "
+    "kernel: it goes on answering for it",
+}
 """Case without its path: why it is not run where a side is the kernel's."""
 
 
