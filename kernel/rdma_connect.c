@@ -15,7 +15,6 @@
 #include <linux/nsproxy.h>
 #include <linux/sched.h>
 #include <linux/slab.h>
-#include <net/net_namespace.h>
 
 #include "rdma_layout.h"
 
@@ -41,10 +40,11 @@ int dmp_pair_hear(struct rdma_cm_id *id, struct rdma_cm_event *event)
 
 static void tell(struct dmp_pair *pair, u32 step, int news)
 {
-	/* Releases: pair with the acquires of hear_news() and of who waits below. */
 	if (news && !pair->news)
+		/* Pairs with hear_news() and has_come(). */
 		smp_store_release(&pair->news, news);
 	if (step)
+		/* Pairs with hear_news() and has_come(): what the peer said is there. */
 		smp_store_release(&pair->step, step);
 	wake_up_all(&pair->heard);
 	dmp_pair_ring(pair);
@@ -287,7 +287,8 @@ int dmp_pair_make_queues(struct dmp_pair *pair)
 		pair->pd = NULL;
 		return error;
 	}
-	pair->cq = ib_create_cq(pair->id->device, completions_came, completions_failed, pair, &room);
+	pair->cq = ib_create_cq(pair->id->device, completions_came, completions_failed, pair,
+				&room);
 	if (IS_ERR(pair->cq)) {
 		error = PTR_ERR(pair->cq);
 		pair->cq = NULL;
@@ -393,6 +394,7 @@ long dmp_pair_ticks_until(u64 deadline_ns)
 
 static bool has_come(struct dmp_pair *pair, u32 step)
 {
+	/* Pairs with tell(). */
 	return smp_load_acquire(&pair->news) || smp_load_acquire(&pair->step) >= step;
 }
 

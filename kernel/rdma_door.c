@@ -18,7 +18,6 @@
 #include <linux/nsproxy.h>
 #include <linux/sched.h>
 #include <linux/slab.h>
-#include <net/net_namespace.h>
 #include <rdma/ib_cm.h>
 
 #include "rdma_layout.h"
@@ -112,6 +111,7 @@ static int called(struct dmp_pair_door *door, struct rdma_cm_id *id,
 {
 	struct dmp_rdma_hello hello;
 	struct dmp_pair_caller *caller;
+	bool kept = false;
 
 	if (dmp_rdma_get_hello(event->param.conn.private_data,
 			       event->param.conn.private_data_len, &hello))
@@ -126,10 +126,10 @@ static int called(struct dmp_pair_door *door, struct rdma_cm_id *id,
 		list_add_tail(&caller->callers, &door->waiting);
 		caller->listed = true;
 		door->count++;
-		caller = NULL;
+		kept = true;
 	}
 	spin_unlock(&door->lock);
-	if (caller) {
+	if (!kept) {
 		kfree(caller);
 		return turn_away(id);
 	}

@@ -243,7 +243,7 @@ static void end_grants(struct dmp_pair *pair)
 	}
 	mutex_unlock(&pair->grants_lock);
 	if (due_ns)
-		mod_delayed_work(system_wq, &pair->due, nsecs_to_jiffies(due_ns - now_ns) + 1);
+		mod_delayed_work(system_wq, &pair->due, nsecs_to_jiffies(due_ns - now_ns) + 2);
 	if (freed)
 		dmp_pair_ring(pair);
 }

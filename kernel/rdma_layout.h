@@ -42,8 +42,9 @@
 #define DMP_PAIR_MOVING_BYTES	(4U << 20)
 #define DMP_PAIR_WORDS		8U
 #define DMP_PAIR_CHORES		32U
-#define DMP_PAIR_PLACES		16U		/* scatter entries of a piece, where the device takes them */
-#define DMP_PAIR_PART_PAGES	4096U		/* of a registration, where the device takes them */
+/* Where the device takes as many: scatter entries of a piece, pages of a registration. */
+#define DMP_PAIR_PLACES		16U
+#define DMP_PAIR_PART_PAGES	4096U
 #define DMP_PAIR_PARTS_MAX	(1U << 17)	/* of a peer's region that we go on asking for */
 #define DMP_PAIR_SEND_MAX	(DMP_PAIR_SLOTS + DMP_PAIR_MOVES + DMP_PAIR_WORDS + DMP_PAIR_CHORES)
 #define DMP_PAIR_RECEIVE_MAX	(DMP_PAIR_SLOTS + 1U)

@@ -143,8 +143,10 @@ void dmp_pair_unmap(struct dmp_pair *pair, struct dmp_pair_mapping *mapping)
 		free_mapping(pair, mapping);
 }
 
-static void take_off_locked(struct dmp_pair_mapping *mapping, struct list_head *unused)
+static void take_off_locked(struct dmp_pair *pair, struct dmp_pair_mapping *mapping,
+			    struct list_head *unused)
 {
+	lockdep_assert_held(&pair->mappings_lock);
 	list_del_init(&mapping->mappings);
 	if (--mapping->users == 0)
 		list_add(&mapping->mappings, unused);
@@ -158,7 +160,7 @@ void dmp_pair_forget(struct dmp_pair *pair, const struct dmp_memory *memory)
 	mutex_lock(&pair->mappings_lock);
 	mapping = find_mapping_locked(pair, memory);
 	if (mapping)
-		take_off_locked(mapping, &unused);
+		take_off_locked(pair, mapping, &unused);
 	mutex_unlock(&pair->mappings_lock);
 	list_for_each_entry_safe(mapping, next, &unused, mappings)
 		free_mapping(pair, mapping);
@@ -171,7 +173,7 @@ void dmp_pair_free_mappings(struct dmp_pair *pair)
 
 	mutex_lock(&pair->mappings_lock);
 	list_for_each_entry_safe(mapping, next, &pair->mappings, mappings)
-		take_off_locked(mapping, &unused);
+		take_off_locked(pair, mapping, &unused);
 	mutex_unlock(&pair->mappings_lock);
 	list_for_each_entry_safe(mapping, next, &unused, mappings)
 		free_mapping(pair, mapping);

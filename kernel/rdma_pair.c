@@ -46,9 +46,10 @@ void dmp_pair_watch(struct dmp_pair *pair, struct dmp_pair_ringer *ringer)
 /* What rdma_cm has told. */
 static void hear_news(struct dmp_pair *pair)
 {
-	/* Acquire: pairs with the releases in rdma_connect.c. */
+	/* Pairs with tell() in rdma_connect.c. */
 	int news = smp_load_acquire(&pair->news);
 
+	/* As above: the peer's hello is there. */
 	if (smp_load_acquire(&pair->step) == DMP_PAIR_ESTABLISHED)
 		pair->connected = true;
 	if (news)

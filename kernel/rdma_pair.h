@@ -118,7 +118,7 @@ ssize_t dmp_pair_get(struct dmp_pair *pair, const struct dmp_run *run);
 
 /*
  * Letters between the pairs are read and written, rdma_cm's news taken. To be called when it has
- * rung. -errno: the connection is lost.
+ * rung, and again if it has rung since that call began. -errno: the connection is lost.
  */
 int dmp_pair_serve(struct dmp_pair *pair);
 
@@ -188,6 +188,7 @@ struct dmp_pair_counters {
 	u64 moves;
 	u64 stalls;		/* put found no slot */
 };
+
 void dmp_pair_count(const struct dmp_pair *pair, struct dmp_pair_counters *counters);
 
 #endif /* DMP_KERNEL_RDMA_PAIR_H */
