@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Endpoints of the kernel plane over Soft-RoCE: with each other, and with embedded planes.
-
-Both planes of a pair are on this machine, on the device of test_verbs.py.
-"""
+"""Endpoints of the kernel plane over Soft-RoCE: with each other, and with embedded planes."""
 
 from __future__ import annotations
 
@@ -10,10 +7,13 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from test_verbs import ADDRESS, TREE, clean, rxe  # noqa: F401 (clean is what every test here uses)
+import soft_roce
 
+TREE = Path(__file__).resolve().parents[2]
 GROUPS = (
     ("connecting", "messages", "strangers"),
     ("remote", "regions"),
@@ -22,19 +22,27 @@ GROUPS = (
 )
 
 
+@pytest.fixture(scope="module")
+def rxe() -> Iterator[None]:
+    yield from soft_roce.device()
+
+
+@pytest.fixture
+def clean(rxe: None) -> Iterator[None]:
+    """Afterwards nothing of the device is held, and never was a receiver not ready."""
+    before = soft_roce.resources()
+    yield
+    assert soft_roce.resources() == before
+    assert soft_roce.naks() == 0
+
+
 @pytest.mark.parametrize("planes", ["kernel", "kernel,embedded", "embedded,kernel"])
 @pytest.mark.parametrize("groups", GROUPS, ids="+".join)
-@pytest.mark.usefixtures("clean")
-def test_conformance(planes: str, groups: tuple[str, ...]) -> None:
+def test_conformance(clean: None, planes: str, groups: tuple[str, ...]) -> None:
+    program = TREE / "tests/kernel/verbs_conformance.py"
     done = subprocess.run(
-        [
-            sys.executable,
-            TREE / "tests/kernel/verbs_conformance.py",
-            "--planes",
-            planes,
-            *groups,
-        ],
-        env={**os.environ, "DMAPLANE_CONFORMANCE_ADDRESS": f"{ADDRESS}:0"},
+        [sys.executable, program, "--planes", planes, *groups],
+        env={**os.environ, "DMAPLANE_CONFORMANCE_ADDRESS": f"{soft_roce.ADDRESS}:0"},
         capture_output=True,
         text=True,
         timeout=280,
