@@ -19,8 +19,7 @@ import itertools
 import sys
 import time
 import traceback
-
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dmaplane
 from dmaplane import testing
@@ -47,7 +46,7 @@ NOT_IN_THE_KERNEL = {
 """Case without its path: why it is not run where a side is the kernel's."""
 
 
-def by_turns(kinds: list[str]) -> Callable[[], dmaplane.Plane]:
+def by_turns(kinds: list[Any]) -> Callable[[], dmaplane.Plane]:
     """Opens planes of these kinds, one after the other."""
     turn = itertools.cycle(kinds)
     return lambda: dmaplane.open(plane=next(turn))
