@@ -126,8 +126,10 @@ __u32 dmp_rdma_put_message(__u8 kind, const struct dmp_rdma_message *message,
 		put(bytes + 32, message->covered, 8);
 		break;
 	case DMP_RDMA_SETUP:
+		put(bytes, message->rkey, 4);
+		put(bytes + 4, 0, 4);
 		put(bytes + 8, message->offset, 8);
-		/* fall through */
+		break;
 	case DMP_RDMA_REVOKE:
 	case DMP_RDMA_REVOKED:
 		put(bytes, message->rkey, 4);

@@ -17,6 +17,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "origin.h"
+
 #define UNIX_PREFIX	"unix:"
 #define DOOR_PREFIX	"dmaplane/tcp"
 #define PORT_DIGITS	5u
@@ -243,6 +245,16 @@ void dmp_address_print(const struct sockaddr_storage *socket, socklen_t length,
 	snprintf((char *)text, DMP_ADDRESS_BYTES,
 		 address.socket.ss_family == AF_INET ? "%.64s:%u" : "[%.64s]:%u", host,
 		 dmp_address_port(&address));
+}
+
+__u64 dmp_address_origin(const struct sockaddr_storage *socket)
+{
+	const struct sockaddr_in *ipv4 = (const struct sockaddr_in *)socket;
+	const struct sockaddr_in6 *ipv6 = (const struct sockaddr_in6 *)socket;
+
+	if (socket->ss_family == AF_INET)
+		return dmp_origin_of_ipv4(ntohl(ipv4->sin_addr.s_addr));
+	return dmp_origin_of_ipv6(ipv6->sin6_addr.s6_addr);
 }
 
 /*

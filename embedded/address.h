@@ -29,6 +29,9 @@ int dmp_address_parse(const __u8 text[DMP_ADDRESS_BYTES], bool listening,
 void dmp_address_print(const struct sockaddr_storage *socket, socklen_t length,
 		       __u8 text[DMP_ADDRESS_BYTES]);
 
+/* Whom an address is counted as, where it failed to prove a secret (core/origin.h). */
+__u64 dmp_address_origin(const struct sockaddr_storage *socket);
+
 /* Does this machine (this network namespace) have the address itself? */
 bool dmp_address_is_local(const struct dmp_address *address);
 

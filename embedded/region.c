@@ -34,7 +34,6 @@
 #include "verbs.h"
 #include "wait.h"
 
-#define ACCESS_ALL	(DMP_ACCESS_LOCAL_WRITE | DMP_ACCESS_REMOTE_READ | DMP_ACCESS_REMOTE_WRITE)
 #define ACCESS_WRITE	(DMP_ACCESS_LOCAL_WRITE | DMP_ACCESS_REMOTE_WRITE)
 
 /* How long a destroy without DRAIN waits for a slice that began as it looked. */
@@ -44,7 +43,7 @@
 
 static int check_create(const struct dmp_region_create *create)
 {
-	if (create->access == 0 || create->access & ~ACCESS_ALL || create->length_bytes == 0)
+	if (create->access == 0 || create->access & ~DMP_ACCESS_ALL || create->length_bytes == 0)
 		return -EINVAL;
 	if (create->offset + create->length_bytes < create->offset)
 		return -EOVERFLOW;
@@ -107,7 +106,7 @@ static int publish(struct dmp_plane *plane, struct dmp_region *region,
 		dmp_board_add(&plane->board->statistics.regions, 1);
 		create->region_id = region->object.id;
 		create->generation = region->generation;
-		create->key_bytes = dmp_region_key_encode(plane, region, create->key);
+		create->key_bytes = dmp_region_write_key(plane, region, create->key);
 		dmp_lifetime_move(&region->object.state, DMP_STATE_LIVE);
 		/* From here on peers can use it. */
 		dmp_region_let_in(plane, region);

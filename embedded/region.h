@@ -22,12 +22,10 @@
 #include <stdbool.h>
 
 #include "plane.h"
+#include "region_key.h"
 
-/*
- * Alive at once on one plane, own and peers'; slots of the board. Of the 65536 ids of a
- * plane 32768 are for buffers, 1024 for channels and 4096 for endpoints.
- */
-#define DMP_REGIONS_MAX 24576u
+/* Alive at once on one plane, own and peers'; slots of the board. */
+#define DMP_REGIONS_MAX DMP_REGION_SLOTS_MAX
 
 struct dmp_embedded_endpoint;
 
@@ -75,17 +73,6 @@ struct dmp_remote {
 	/* atomic; grows only under plane->lock */
 	uint32_t operations;
 };
-
-/* What a key says; the reader of a peer's key believes nothing until the peer agreed. */
-struct dmp_region_key {
-	__u64 incarnation;
-	__u64 secret;
-	__u64 length;
-	__u32 slot;
-	__u32 generation;
-	__u32 access;
-};
-int dmp_region_key_decode(const __u8 *bytes, __u32 count, struct dmp_region_key *key); /* -EINVAL */
 
 /*
  * A peer wants to touch (key, offset, length): 0, holding the region, and where the bytes

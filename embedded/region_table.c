@@ -28,7 +28,6 @@
 
 #define BOARD_BYTES	(DMP_REGIONS_MAX * sizeof(uint32_t))
 #define NO_SLOT		0xffffffffu
-#define ACCESS_ALL	(DMP_ACCESS_LOCAL_WRITE | DMP_ACCESS_REMOTE_READ | DMP_ACCESS_REMOTE_WRITE)
 
 struct region_slot {
 	struct dmp_region *region;	/* NULL: free */
@@ -48,80 +47,24 @@ struct dmp_region_table {
 
 /* ---- keys */
 
-/*
- * A key, little-endian, KEY_BYTES long:
- *	 0  4  magic "dmpk"			24  8  length of the region
- *	 4  4  version				32  4  slot
- *	 8  8  incarnation of the owner		36  4  generation
- *	16  8  random bits			40  4  access
- *						44  4  0
- */
-#define KEY_BYTES	48u
-#define KEY_MAGIC	0x6b706d64u
-#define KEY_VERSION	1u
-
-_Static_assert(KEY_BYTES <= DMP_KEY_BYTES, "a key fits the contract's blob");
-
-static void put(__u8 *bytes, __u64 value, int count)
+static struct dmp_region_key key_of(const struct dmp_plane *plane, const struct dmp_region *region)
 {
-	for (int index = 0; index < count; index++)
-		bytes[index] = (__u8)(value >> 8 * index);
-}
-
-static __u64 get(const __u8 *bytes, int count)
-{
-	__u64 value = 0;
-
-	for (int index = count; index-- > 0;)
-		value = value << 8 | bytes[index];
-	return value;
-}
-
-__u32 dmp_region_key_encode(const struct dmp_plane *plane, const struct dmp_region *region,
-			    __u8 *bytes)
-{
-	memset(bytes, 0, DMP_KEY_BYTES);
-	put(bytes, KEY_MAGIC, 4);
-	put(bytes + 4, KEY_VERSION, 4);
-	put(bytes + 8, plane->incarnation, 8);
-	put(bytes + 16, region->secret, 8);
-	put(bytes + 24, region->length, 8);
-	put(bytes + 32, region->slot, 4);
-	put(bytes + 36, region->generation, 4);
-	put(bytes + 40, region->access, 4);
-	return KEY_BYTES;
-}
-
-int dmp_region_key_decode(const __u8 *bytes, __u32 count, struct dmp_region_key *key)
-{
-	struct dmp_region_key found;
-
-	if (count != KEY_BYTES || get(bytes, 4) != KEY_MAGIC ||
-	    get(bytes + 4, 4) != KEY_VERSION || get(bytes + 44, 4) != 0)
-		return -EINVAL;
-	found = (struct dmp_region_key){
-		.incarnation = get(bytes + 8, 8),
-		.secret = get(bytes + 16, 8),
-		.length = get(bytes + 24, 8),
-		.slot = (__u32)get(bytes + 32, 4),
-		.generation = (__u32)get(bytes + 36, 4),
-		.access = (__u32)get(bytes + 40, 4),
+	return (struct dmp_region_key){
+		.incarnation = plane->incarnation,
+		.secret = region->secret,
+		.length = region->length,
+		.slot = region->slot,
+		.generation = region->generation,
+		.access = region->access,
 	};
-	if (found.length == 0 || found.slot >= DMP_REGIONS_MAX || found.generation == 0 ||
-	    found.access == 0 || found.access & ~ACCESS_ALL)
-		return -EINVAL;
-	*key = found;
-	return 0;
 }
 
-/* Does the key say what the region is? No branch depends on how much of it is right. */
-static bool key_matches(const struct dmp_region *region, const struct dmp_region_key *key)
+__u32 dmp_region_write_key(const struct dmp_plane *plane, const struct dmp_region *region,
+			   __u8 *bytes)
 {
-	volatile __u64 difference = region->secret ^ key->secret;
+	struct dmp_region_key key = key_of(plane, region);
 
-	difference |= region->length ^ key->length;
-	difference |= region->access ^ key->access;
-	return difference == 0;
+	return dmp_region_key_encode(&key, bytes);
 }
 
 /* ---- the board */
@@ -326,6 +269,7 @@ static int find_locked(struct dmp_plane *plane, const struct dmp_region_key *key
 		       struct dmp_region **found)
 {
 	struct dmp_region_table *table = plane->region_table;
+	struct dmp_region_key right;
 	struct dmp_region *region;
 
 	/* What was never given cannot have been revoked. */
@@ -335,7 +279,8 @@ static int find_locked(struct dmp_plane *plane, const struct dmp_region_key *key
 	region = table->slots[key->slot].region;
 	if (!region || region->generation != key->generation)
 		return -ESTALE;
-	if (!key_matches(region, key))
+	right = key_of(plane, region);
+	if (!dmp_region_key_equal(&right, key))
 		return -EACCES;
 	if (table->words[key->slot] != region->generation)
 		return -ESTALE;

@@ -23,7 +23,7 @@ void dmp_region_keep_out(struct dmp_plane *plane, const struct dmp_region *regio
 bool dmp_region_keep_out_if_idle(struct dmp_plane *plane, const struct dmp_region *region);
 
 /* Writes the key of @region, DMP_KEY_BYTES with zeros behind it. How many bytes count. */
-__u32 dmp_region_key_encode(const struct dmp_plane *plane, const struct dmp_region *region,
-			    __u8 *bytes);
+__u32 dmp_region_write_key(const struct dmp_plane *plane, const struct dmp_region *region,
+			   __u8 *bytes);
 
 #endif /* DMP_REGION_TABLE_H */

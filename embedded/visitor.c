@@ -298,7 +298,7 @@ static bool identify(struct dmp_visitor *visitor, const struct sockaddr_storage 
 
 	if (!visitor->local) {
 		dmp_address_print(peer, length, arrival->peer_address);
-		arrival->origin = dmp_origin_of(peer);
+		arrival->origin = dmp_address_origin(peer);
 		return true;
 	}
 	if (!dmp_door_is_ours(visitor->socket) ||

@@ -17,6 +17,7 @@
 
 #include "buffer.h"
 #include "channel_kernel.h"
+#include "endpoint_kernel.h"
 #include "lifetime.h"
 #include "trace.h"
 
@@ -282,7 +283,7 @@ static void describe_locked(const struct dmp_buffer *buffer, struct dmp_buffer_q
 	query->pages = placement->pages;
 	query->pages_misplaced = placement->pages_misplaced;
 	query->mappings = atomic_read(&buffer->mappings);
-	query->regions = 0;
+	query->regions = buffer->regions;
 	query->exports = atomic_read(&buffer->memory->exports);
 	query->operations = atomic_read(&buffer->operations);
 	query->create_flags = buffer->create_flags;
@@ -316,27 +317,12 @@ int dmp_buffer_query(struct dmp_plane *plane, void *argument)
 static bool held_locked(const struct dmp_buffer *buffer)
 {
 	bool held = atomic_read(&buffer->mappings) || atomic_read(&buffer->operations) ||
-		    atomic_read(&buffer->memory->exports);
+		    atomic_read(&buffer->memory->exports) || buffer->regions;
 
 	lockdep_assert_held_write(&buffer->plane->lock);
 	/* Pairs with the barriers of those who let go: what they did has happened. */
 	smp_rmb();
 	return held;
-}
-
-static int sleep_until(struct wait_queue_entry *wait, ktime_t deadline)
-{
-	ktime_t now = ktime_get();
-	long timeout = MAX_SCHEDULE_TIMEOUT;
-
-	if (signal_pending(current))
-		return -EINTR;
-	if (ktime_compare(now, deadline) >= 0)
-		return -ETIMEDOUT;
-	if (deadline != KTIME_MAX)
-		timeout = nsecs_to_jiffies(ktime_to_ns(ktime_sub(deadline, now))) + 1;
-	wait_woken(wait, TASK_INTERRUPTIBLE, timeout);
-	return 0;
 }
 
 /*
@@ -368,7 +354,7 @@ static struct dmp_buffer *drain_locked(struct dmp_plane *plane, u32 id, u64 dead
 		if (*error)
 			break;
 		up_write(&plane->lock);
-		*error = sleep_until(&wait, deadline);
+		*error = dmp_sleep_until(&wait, deadline);
 		down_write(&plane->lock);
 	}
 	remove_wait_queue(&dmp_released_wait, &wait);
@@ -400,6 +386,8 @@ int dmp_buffer_destroy(struct dmp_plane *plane, void *argument)
 		dmp_plane_remove_locked(plane, &buffer->object);
 		plane->buffers--;
 		plane->buffer_bytes -= buffer->memory->length;
+		if (DMP_KERNEL_RDMA)
+			dmp_endpoint_forget_memory_locked(plane, buffer->memory);
 	}
 	up_write(&plane->lock);
 	if (!error)

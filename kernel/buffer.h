@@ -30,6 +30,7 @@ struct dmp_buffer {
 	/* protected by plane->lock */
 	struct dmp_placement placement;
 	u64 revocation;			/* its number among the plane's, 0 if not revoked */
+	u32 regions;
 	/* atomic; grow only with plane->lock held */
 	atomic_t mappings;
 	atomic_t operations;

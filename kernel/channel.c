@@ -13,9 +13,10 @@
 #include <linux/slab.h>
 #include <linux/vmalloc.h>
 
-#include "channel_kernel.h"
 #include "compat.h"
+#include "endpoint_kernel.h"
 #include "lifetime.h"
+#include "network.h"
 #include "trace.h"
 
 #define SPIN_US_MAX 1000000U
@@ -233,6 +234,7 @@ static struct dmp_kernel_channel *new_channel(struct dmp_plane *plane,
 	channel->workers = create->workers ?: 1;
 	channel->spin_us = create->spin_us;
 	mutex_init(&channel->lock);
+	init_llist_head(&channel->stirring);
 	init_waitqueue_head(&channel->done_wait);
 	return channel;
 }
@@ -371,8 +373,10 @@ int dmp_channel_destroy(struct dmp_plane *plane, void *argument)
 	dmp_lifetime_move(&channel->object.state, DMP_STATE_DEAD);
 	retire_locked(plane, channel);
 	dmp_plane_remove_locked(plane, &channel->object);
+	dmp_endpoint_forget_channel_locked(plane, channel);
 	up_write(&plane->lock);
 	send_waiters_home(channel);
+	dmp_network_end(channel);
 	/* Only we are inside: nobody can come in, and those who waited have gone. */
 	wait_event(dmp_released_wait, atomic_read_acquire(&channel->users) == 1);
 	dmp_channel_free(plane, channel);
@@ -382,7 +386,10 @@ int dmp_channel_destroy(struct dmp_plane *plane, void *argument)
 void dmp_channel_free(struct dmp_plane *plane, struct dmp_kernel_channel *channel)
 {
 	trace_dmp_channel_destroy(channel);
+	/* Connections first: what is cancelled on one may have to wait for its peer. */
+	dmp_network_end(channel);
 	dmp_channel_cancel_everything(channel);
 	dmp_worker_stop(channel);
+	dmp_network_free(channel);
 	free_memory(channel);
 }

@@ -16,6 +16,7 @@
 #define DMP_KERNEL_CHANNEL_H
 
 #include <linux/kref.h>
+#include <linux/llist.h>
 #include <linux/mutex.h>
 #include <linux/wait.h>
 
@@ -28,12 +29,21 @@
 #define DMP_BATCH_BYTES		(256U << 10)	/* work taken at once, bytes of one slice */
 
 struct eventfd_ctx;
+struct dmp_kernel_endpoint;
+struct dmp_network;
+struct dmp_remote;
 struct dmp_share;
 
-/* Buffers an operation in flight holds; same index as the machine's operation. */
+/* What an operation in flight holds; same index as the machine's operation. */
 struct dmp_holds {
 	struct dmp_buffer *source;
 	struct dmp_buffer *target;
+	struct dmp_kernel_endpoint *endpoint;	/* NULL for what stays on this machine */
+	struct dmp_remote *remote;
+	/* executor only */
+	u64 tag;			/* with the endpoint's machine; 0: it is not */
+	u32 checksum;
+	bool checksum_known;
 };
 
 /*
@@ -81,11 +91,14 @@ struct dmp_kernel_channel {
 	bool worker_sleeps;
 	bool executing;			/* somebody takes and runs operations */
 	bool closing;			/* waiters go home */
+	struct dmp_network *network;	/* of its endpoints; NULL until there is one */
 
 	wait_queue_head_t done_wait;	/* waiters in ENTER, CANCEL, DESTROY */
+	struct llist_head stirring;	/* atomic: endpoints whose pairs have rung */
 
 	/* of who is executing */
 	u32 indices[DMP_BATCH];
+	u32 transfers[DMP_BATCH];
 	struct dmp_outcome outcomes[DMP_BATCH];
 };
 
@@ -126,12 +139,38 @@ void dmp_channel_wake(struct dmp_kernel_channel *channel);
 bool dmp_channel_claim_locked(struct dmp_kernel_channel *channel);
 void dmp_channel_kick(struct dmp_kernel_channel *channel);
 
+/*
+ * Waits, woken by every completion and every nudge, until @met says so: 0, -ETIMEDOUT or
+ * -EINTR. The lock is given up meanwhile. @state: TASK_INTERRUPTIBLE, or TASK_UNINTERRUPTIBLE
+ * for no -EINTR.
+ */
+typedef bool (*dmp_channel_condition)(struct dmp_kernel_channel *channel, const void *context);
+int dmp_channel_wait_locked(struct dmp_kernel_channel *channel, dmp_channel_condition met,
+			    const void *context, u64 deadline_ns, unsigned int state);
+void dmp_channel_nudge_locked(struct dmp_kernel_channel *channel);
+
+/* Tells @event to the channel @id. -EAGAIN: it has no slot now. */
+int dmp_channel_announce(struct dmp_plane *plane, u32 id, const struct dmp_completion *event);
+
 /* Waits until nothing is in flight; 0, -ETIMEDOUT or -EINTR. */
 int dmp_channel_drain(struct dmp_kernel_channel *channel, u64 deadline_ns);
 
 /* Cancels everything in flight; and waits for it. Nothing more is accepted meanwhile. */
 void dmp_channel_cancel_begin(struct dmp_kernel_channel *channel);
 void dmp_channel_cancel_everything(struct dmp_kernel_channel *channel);
+
+/* holds.c: what a submission names is found and held; @recent: of one batch, zeroed before. */
+struct dmp_recent {
+	u32 id;
+	struct dmp_object *object;
+};
+
+#define DMP_RECENTS 4
+
+int dmp_holds_take_locked(struct dmp_kernel_channel *channel,
+			  const struct dmp_submission *submission, struct dmp_holds *holds,
+			  struct dmp_recent recent[DMP_RECENTS]);
+void dmp_holds_release(struct dmp_holds *holds);
 
 /* worker.c: the queue of shared copies, once for all. */
 int dmp_worker_init(void);
@@ -157,6 +196,11 @@ void dmp_channel_spin(struct dmp_kernel_channel *channel,
 int dmp_copy_slice(struct dmp_memory *target, u64 target_offset, struct dmp_memory *source,
 		   u64 source_offset, u64 length, u32 *checksum);
 int dmp_copy_fill(struct dmp_memory *target, u64 offset, u64 length, u32 pattern, u64 phase);
+
+/* As dmp_copy_to(), going on with *@checksum unless that is NULL; and over what is there. */
+int dmp_copy_to_checked(struct dmp_memory *memory, u64 offset, const void *bytes, u64 length,
+			u32 *checksum);
+int dmp_copy_checksum(struct dmp_memory *memory, u64 offset, u64 length, u32 *checksum);
 
 /* copy_stream.c: from write-combined device memory. */
 void dmp_copy_stream(void *target, const void __iomem *source, size_t length);

@@ -130,6 +130,11 @@ static void coherent_detach(struct dmp_memory *memory, struct device *device,
 	dmp_page_array_detach(device, table, direction);
 }
 
+static struct sg_table *coherent_scatter(struct dmp_memory *memory, unsigned int segment_bytes)
+{
+	return dmp_page_array_scatter(&coherent_of(memory)->array, segment_bytes);
+}
+
 static int coherent_vmap(struct dmp_memory *memory, struct dmp_span *whole)
 {
 	return coherent_span(memory, 0, whole);
@@ -162,6 +167,7 @@ static const struct dmp_memory_operations coherent_operations = {
 	.node = coherent_node,
 	.attach = coherent_attach,
 	.detach = coherent_detach,
+	.scatter = coherent_scatter,
 	.vmap = coherent_vmap,
 	.vunmap = coherent_vunmap,
 	.free = coherent_free,

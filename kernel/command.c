@@ -16,8 +16,10 @@
 #include <linux/uaccess.h>
 
 #include "buffer.h"
-#include "channel_kernel.h"
+#include "endpoint_kernel.h"
+#include "listener.h"
 #include "plane.h"
+#include "rdma_device.h"
 
 #define SERVED_EVERYWHERE                                                             \
 	(DMP_CAP_HUGE | DMP_CAP_COHERENT | DMP_CAP_USER | DMP_CAP_PEER | DMP_CAP_EXPORT | \
@@ -40,6 +42,12 @@ static int serve_query(struct dmp_plane *plane, void *argument)
 	if (IS_ENABLED(CONFIG_X86))
 		query->capabilities |= DMP_CAP_WRITE_COMBINE;
 	query->fabrics = 1U << DMP_PATH_LOCAL | 1U << DMP_PATH_PEER;
+	if (DMP_KERNEL_RDMA)
+		query->capabilities |= DMP_CAP_REGION;
+	if (dmp_rdma_is_there()) {
+		query->capabilities |= DMP_CAP_ENDPOINT;
+		query->fabrics |= 1U << DMP_PATH_VERBS;
+	}
 	query->nodes = num_node_state(N_MEMORY);
 	query->page_bytes = PAGE_SIZE;
 	query->huge_page_bytes = PMD_SIZE;
@@ -47,8 +55,8 @@ static int serve_query(struct dmp_plane *plane, void *argument)
 	query->buffers_max = DMP_BUFFERS_MAX;
 	query->channels_max = DMP_CHANNELS_MAX;
 	query->slots_max = DMP_SLOTS_MAX;
-	query->endpoints_max = 0;
-	query->regions_max = 0;
+	query->endpoints_max = DMP_KERNEL_RDMA ? DMP_ENDPOINTS_MAX : 0;
+	query->regions_max = DMP_KERNEL_RDMA ? DMP_REGIONS_MAX : 0;
 	query->incarnation = plane->incarnation;
 	memset(query->version, 0, sizeof(query->version));
 	strscpy((char *)query->version, "kernel " DMP_VERSION, sizeof(query->version));
@@ -76,6 +84,23 @@ static const struct service services[DMP_COMMAND_ROWS] = {
 	ROW(DMP_CHANNEL_DESTROY) = { dmp_channel_destroy },
 	ROW(DMP_ENTER) = { dmp_channel_enter },
 	ROW(DMP_CANCEL) = { dmp_channel_cancel_command },
+#if DMP_KERNEL_RDMA
+	ROW(DMP_REGION_CREATE) = { dmp_region_create, dmp_region_destroy,
+				   offsetof(struct dmp_region_create, region_id) },
+	ROW(DMP_REGION_QUERY) = { dmp_region_query },
+	ROW(DMP_REGION_DESTROY) = { dmp_region_destroy },
+	ROW(DMP_REGION_IMPORT) = { dmp_region_import_command, dmp_region_destroy,
+				   offsetof(struct dmp_region_import, region_id) },
+	ROW(DMP_LISTEN) = { dmp_listener_create, dmp_listener_destroy,
+			    offsetof(struct dmp_listen, listener_id) },
+	ROW(DMP_LISTENER_DESTROY) = { dmp_listener_destroy },
+	ROW(DMP_CONNECT) = { dmp_endpoint_connect_command, dmp_endpoint_destroy_command,
+			     offsetof(struct dmp_connect, endpoint_id) },
+	ROW(DMP_ACCEPT) = { dmp_endpoint_accept_command, dmp_endpoint_destroy_command,
+			    offsetof(struct dmp_accept, endpoint_id) },
+	ROW(DMP_ENDPOINT_QUERY) = { dmp_endpoint_query_command },
+	ROW(DMP_ENDPOINT_DESTROY) = { dmp_endpoint_destroy_command },
+#endif
 };
 
 /* Takes back what a command made whose answer nobody has read. */

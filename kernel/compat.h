@@ -27,7 +27,9 @@ static inline void vm_flags_clear(struct vm_area_struct *vma, vm_flags_t flags)
 
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 13, 0)
 #define DMP_IMPORT_DMA_BUF MODULE_IMPORT_NS(DMA_BUF)
+#define DMP_EXPORT_TO_TESTS(symbol) EXPORT_SYMBOL_NS_GPL(symbol, DMAPLANE_TESTS)
 #else
+#define DMP_EXPORT_TO_TESTS(symbol) EXPORT_SYMBOL_NS_GPL(symbol, "DMAPLANE_TESTS")
 #define DMP_IMPORT_DMA_BUF MODULE_IMPORT_NS("DMA_BUF")
 #endif
 

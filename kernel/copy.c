@@ -126,6 +126,80 @@ int dmp_copy_slice(struct dmp_memory *target, u64 target_offset, struct dmp_memo
 	return error;
 }
 
+/* @bytes are ours, @memory is anybody's; towards it if @into. -ESTALE if it was revoked. */
+static int copy_bytes(struct dmp_memory *memory, u64 offset, void *bytes, u64 length, bool into,
+		      u32 *checksum)
+{
+	struct walk there = { .memory = memory, .offset = offset };
+	struct walk here = { .span = { .address = bytes, .bytes = length } };
+	int section = dmp_memory_enter();
+	int error = -ESTALE;
+
+	if (dmp_memory_alive(memory))
+		error = into ? copy_inside(&there, &here, length, checksum) :
+			       copy_inside(&here, &there, length, checksum);
+	dmp_memory_leave(section);
+	return error;
+}
+
+int dmp_copy_to(struct dmp_memory *memory, u64 offset, const void *bytes, u64 length)
+{
+	return copy_bytes(memory, offset, (void *)bytes, length, true, NULL);
+}
+
+int dmp_copy_to_checked(struct dmp_memory *memory, u64 offset, const void *bytes, u64 length,
+			u32 *checksum)
+{
+	return copy_bytes(memory, offset, (void *)bytes, length, true, checksum);
+}
+
+int dmp_copy_from(struct dmp_memory *memory, u64 offset, void *bytes, u64 length)
+{
+	return copy_bytes(memory, offset, bytes, length, false, NULL);
+}
+
+static void checksum_span(const struct dmp_span *span, u64 length, u32 *checksum)
+{
+	u8 bounce[BOUNCE_BYTES];
+	u64 done, part;
+
+	if (!span->io) {
+		*checksum = checksum_on(*checksum, span->address, length);
+		return;
+	}
+	for (done = 0; done < length; done += part) {
+		struct dmp_span from = *span;
+
+		part = min_t(u64, length - done, sizeof(bounce));
+		from.address += done;
+		read_span(bounce, &from, part);
+		*checksum = checksum_on(*checksum, bounce, part);
+	}
+}
+
+/* Goes on with *@checksum over what is there. Context: may sleep. -ESTALE, as above. */
+int dmp_copy_checksum(struct dmp_memory *memory, u64 offset, u64 length, u32 *checksum)
+{
+	struct walk walk = { .memory = memory, .offset = offset };
+	int error = 0, section = dmp_memory_enter();
+
+	if (!dmp_memory_alive(memory))
+		error = -ESTALE;
+	while (!error && length != 0) {
+		u64 piece;
+
+		error = walk_on(&walk);
+		if (error)
+			break;
+		piece = min(walk.span.bytes, length);
+		checksum_span(&walk.span, piece, checksum);
+		walk_past(&walk, piece);
+		length -= piece;
+	}
+	dmp_memory_leave(section);
+	return error;
+}
+
 /* @row repeats every 4 bytes, so any multiple of that can be written at a time. */
 static void fill_span(const struct dmp_span *span, const u8 *row, u64 length)
 {

@@ -15,7 +15,7 @@
 #include <linux/seq_file.h>
 
 #include "buffer.h"
-#include "channel_kernel.h"
+#include "endpoint_kernel.h"
 #include "histogram.h"
 #include "memory.h"
 #include "plane.h"
@@ -196,9 +196,9 @@ static void show_buffer(struct seq_file *file, struct dmp_buffer *buffer)
 	}
 	if (separator == '=')
 		seq_puts(file, "=none");
-	seq_printf(file, " mappings=%d exports=%d operations=%d\n",
+	seq_printf(file, " mappings=%d exports=%d operations=%d regions=%u\n",
 		   atomic_read(&buffer->mappings), atomic_read(&memory->exports),
-		   atomic_read(&buffer->operations));
+		   atomic_read(&buffer->operations), buffer->regions);
 }
 
 static void show_channel(struct seq_file *file, struct dmp_kernel_channel *channel)
@@ -220,18 +220,88 @@ static void show_channel(struct seq_file *file, struct dmp_kernel_channel *chann
 		   channel->workers, channel->cpu, channel->node);
 }
 
+static void show_region(struct seq_file *file, struct dmp_region *region)
+{
+	seq_printf(file, " buffer=%u bytes=%llu access=%x generation=%u operations=%d registered=%d\n",
+		   region->buffer->object.id, region->key.length, region->key.access,
+		   region->key.generation, atomic_read(&region->operations),
+		   READ_ONCE(region->registered));
+}
+
+static void show_remote(struct seq_file *file, struct dmp_remote *remote)
+{
+	seq_printf(file, " endpoint=%u bytes=%llu access=%x generation=%u parts=%u operations=%d\n",
+		   remote->endpoint->object.id, remote->key.length, remote->key.access,
+		   remote->key.generation, remote->granted.count,
+		   atomic_read(&remote->operations));
+}
+
+/* What is the channel's is looked at under its lock, while there is a channel. */
+static void show_endpoint(struct seq_file *file, struct dmp_kernel_endpoint *endpoint)
+{
+	struct dmp_pair_counters counters = { };
+	struct dmp_endpoint_status status;
+
+	seq_printf(file, " epoch=%u peer=%.*s operations=%d receives=%d regions=%u users=%d",
+		   endpoint->epoch, DMP_ADDRESS_BYTES, endpoint->peer_address,
+		   atomic_read(&endpoint->operations), atomic_read(&endpoint->receives),
+		   endpoint->remotes, atomic_read(&endpoint->users));
+	if (endpoint->orphaned) {
+		seq_puts(file, " channel=none\n");
+		return;
+	}
+	mutex_lock(&endpoint->channel->lock);
+	dmp_endpoint_query(endpoint->machine, &status);
+	if (endpoint->pair)
+		dmp_pair_count(endpoint->pair, &counters);
+	mutex_unlock(&endpoint->channel->lock);
+	seq_printf(file, " channel=%u machine=%u reason=%d staged=%u held=%u stalls=%llu stall_ns=%llu",
+		   endpoint->channel->object.id, status.state, status.reason, status.staged,
+		   status.held, status.stalls, status.stall_ns);
+	seq_printf(file, " slots_sent=%llu slots_received=%llu repayments=%llu wakes=%llu",
+		   counters.slots_sent, counters.slots_received, counters.repayments,
+		   counters.wakes);
+	seq_printf(file, " moves=%llu slot_stalls=%llu\n", counters.moves, counters.stalls);
+}
+
+static const char *type_name(u32 type)
+{
+	static const char *const names[] = {
+		[DMP_OBJECT_BUFFER] = "buffer", [DMP_OBJECT_CHANNEL] = "channel",
+		[DMP_OBJECT_REGION] = "region", [DMP_OBJECT_REMOTE] = "remote",
+		[DMP_OBJECT_LISTENER] = "listener", [DMP_OBJECT_ENDPOINT] = "endpoint",
+	};
+
+	return name_of(names, ARRAY_SIZE(names), type);
+}
+
 static int objects_show(struct seq_file *file, void *entry)
 {
 	struct walk *walk = file->private;
 	struct dmp_object *object = entry;
-	bool is_buffer = object->type == DMP_OBJECT_BUFFER;
 
 	seq_printf(file, "plane=%016llx id=%u type=%s state=%s", walk->plane->incarnation,
-		   object->id, is_buffer ? "buffer" : "channel", state_name(object->state));
-	if (is_buffer)
+		   object->id, type_name(object->type), state_name(object->state));
+	switch (object->type) {
+	case DMP_OBJECT_BUFFER:
 		show_buffer(file, container_of(object, struct dmp_buffer, object));
-	else
+		break;
+	case DMP_OBJECT_CHANNEL:
 		show_channel(file, container_of(object, struct dmp_kernel_channel, object));
+		break;
+	case DMP_OBJECT_REGION:
+		show_region(file, container_of(object, struct dmp_region, object));
+		break;
+	case DMP_OBJECT_REMOTE:
+		show_remote(file, container_of(object, struct dmp_remote, object));
+		break;
+	case DMP_OBJECT_ENDPOINT:
+		show_endpoint(file, dmp_endpoint_of(object));
+		break;
+	default:
+		seq_puts(file, "\n");
+		break;
+	}
 	return 0;
 }
 

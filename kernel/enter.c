@@ -2,7 +2,7 @@
 /*
  * enter.c - the calls inside a channel: accept, wait, cancel; and telling completions
  *
- * What a submission names is looked up here, once, while plane->lock keeps it alive, and
+ * What a submission names is looked up once (holds.c), while plane->lock keeps it alive, and
  * held until just before its completion is told.
  *
  * Locks: plane->lock for reading to find and to hold, then channel->lock. A call that waits
@@ -16,99 +16,16 @@
 
 #include "channel_kernel.h"
 #include "compat.h"
+#include "endpoint_kernel.h"
 #include "trace.h"
 
-#define SERVED								\
-	(1U << DMP_OP_NOP | 1U << DMP_OP_FILL | 1U << DMP_OP_COPY | 1U << DMP_OP_FENCE)
-
 #define EVENTS_AT_ONCE 16
-
-/* One entry of memory for look-ups: a batch mostly names the same few buffers. */
-struct recent {
-	u32 id;
-	struct dmp_buffer *buffer;
-};
-
-static struct dmp_buffer *find_buffer_locked(struct dmp_plane *plane, struct recent *recent,
-					     u32 id, int *error)
-{
-	lockdep_assert_held(&plane->lock);
-	if (recent->id != id) {
-		struct dmp_object *object =
-			dmp_plane_use_locked(plane, id, DMP_OBJECT_BUFFER, error);
-
-		if (!object)
-			return NULL;
-		recent->id = id;
-		recent->buffer = container_of(object, struct dmp_buffer, object);
-	}
-	return recent->buffer;
-}
-
-static bool is_outside(const struct dmp_buffer *buffer, u64 offset, u64 length)
-{
-	/* The sum was checked by dmp_submission_check. */
-	return offset + length > buffer->memory->length;
-}
-
-/* An import of our own export is the same bytes by another name. */
-static const struct dmp_memory *bytes_of(const struct dmp_buffer *buffer)
-{
-	return buffer->memory->origin ?: buffer->memory;
-}
-
-static bool overlap(const struct dmp_submission *submission)
-{
-	return submission->source_offset < submission->target_offset + submission->length_bytes &&
-	       submission->target_offset < submission->source_offset + submission->length_bytes;
-}
-
-/*
- * Looks up what the operation names and holds it; 0 or the error it will complete with.
- * plane->lock and channel->lock held. @holds is empty, and stays so on an error.
- */
-static int hold_locked(struct dmp_kernel_channel *channel,
-		       const struct dmp_submission *submission, struct dmp_holds *holds,
-		       struct recent recent[2])
-{
-	int error = dmp_submission_check(submission, SERVED);
-	struct dmp_buffer *source = NULL, *target;
-
-	lockdep_assert_held(&channel->lock);
-	if (error || submission->length_bytes == 0)
-		return error;
-	if (submission->source_id != 0) {
-		source = find_buffer_locked(channel->plane, &recent[0], submission->source_id,
-					    &error);
-		if (!source)
-			return error;
-		if (is_outside(source, submission->source_offset, submission->length_bytes))
-			return -EINVAL;
-	}
-	target = find_buffer_locked(channel->plane, &recent[1], submission->target_id, &error);
-	if (!target)
-		return error;
-	if (is_outside(target, submission->target_offset, submission->length_bytes))
-		return -EINVAL;
-	if (target->memory->read_only)
-		return -EPERM;
-	if (source && bytes_of(source) == bytes_of(target) && overlap(submission))
-		return -EINVAL;
-	/* One operation is one holder, even where it names a buffer twice. */
-	if (source && source != target)
-		dmp_buffer_hold_locked(source);
-	dmp_buffer_hold_locked(target);
-	holds->source = source;
-	holds->target = target;
-	channel->holding++;
-	return 0;
-}
 
 /* Accepts up to @count. plane->lock and channel->lock held. */
 static int accept_locked(struct dmp_kernel_channel *channel, u32 count, u32 *accepted)
 {
 	struct dmp_channel *machine = &channel->machine;
-	struct recent recent[2] = { };
+	struct dmp_recent recent[DMP_RECENTS] = { };
 	u32 index, number;
 	int error;
 
@@ -119,8 +36,8 @@ static int accept_locked(struct dmp_kernel_channel *channel, u32 count, u32 *acc
 		return error;
 	for (number = 0; number < *accepted; number++) {
 		struct dmp_operation *operation = &machine->operations[index];
-		int wrong = hold_locked(channel, &operation->submission, &channel->holds[index],
-					recent);
+		int wrong = dmp_holds_take_locked(channel, &operation->submission,
+						  &channel->holds[index], recent);
 
 		if (operation->error == 0)
 			operation->error = wrong;
@@ -142,12 +59,8 @@ static void release_written_locked(struct dmp_kernel_channel *channel)
 	for (number = 0; number < machine->written && channel->holding != 0; number++) {
 		struct dmp_holds *holds = &channel->holds[index];
 
-		if (holds->target) {
-			if (holds->source && holds->source != holds->target)
-				dmp_buffer_release(holds->source);
-			dmp_buffer_release(holds->target);
-			holds->source = NULL;
-			holds->target = NULL;
+		if (holds->target || holds->source) {
+			dmp_holds_release(holds);
 			channel->holding--;
 		}
 		index = machine->operations[index].next;
@@ -378,14 +291,8 @@ static int wait_for_unread_locked(struct dmp_kernel_channel *channel, u32 wanted
 	return error;
 }
 
-typedef bool (*condition)(struct dmp_kernel_channel *channel, const void *context);
-
-/*
- * Waits, woken by every completion, until @met says so: 0, -ETIMEDOUT or -EINTR. The lock is
- * given up meanwhile. @state: TASK_INTERRUPTIBLE, or TASK_UNINTERRUPTIBLE for no -EINTR.
- */
-static int wait_until_locked(struct dmp_kernel_channel *channel, condition met,
-			     const void *context, u64 deadline_ns, unsigned int state)
+int dmp_channel_wait_locked(struct dmp_kernel_channel *channel, dmp_channel_condition met,
+			    const void *context, u64 deadline_ns, unsigned int state)
 {
 	DEFINE_WAIT(wait);
 	int slept = 0;
@@ -403,6 +310,37 @@ static int wait_until_locked(struct dmp_kernel_channel *channel, condition met,
 	return met(channel, context) ? 0 : slept;
 }
 
+void dmp_channel_nudge_locked(struct dmp_kernel_channel *channel)
+{
+	lockdep_assert_held(&channel->lock);
+	if (channel->waiters_any != 0)
+		dmp_channel_wake(channel);
+}
+
+int dmp_channel_announce(struct dmp_plane *plane, u32 id, const struct dmp_completion *event)
+{
+	struct dmp_kernel_channel *channel;
+	bool wake = false;
+	int error;
+
+	down_read(&plane->lock);
+	channel = dmp_channel_get_locked(plane, id, &error);
+	up_read(&plane->lock);
+	if (!channel)
+		return error;
+	mutex_lock(&channel->lock);
+	error = dmp_channel_event(&channel->machine, event);
+	if (!error) {
+		trace_dmp_event(channel, event->operation, (u32)event->user_data);
+		wake = dmp_channel_tell_locked(channel);
+	}
+	mutex_unlock(&channel->lock);
+	if (wake)
+		dmp_channel_wake(channel);
+	dmp_channel_put(channel);
+	return error;
+}
+
 static bool is_quiet(struct dmp_kernel_channel *channel, const void *context)
 {
 	return channel->machine.in_flight == 0;
@@ -418,9 +356,24 @@ int dmp_channel_drain(struct dmp_kernel_channel *channel, u64 deadline_ns)
 	int error;
 
 	mutex_lock(&channel->lock);
-	error = wait_until_locked(channel, is_quiet, NULL, deadline_ns, TASK_INTERRUPTIBLE);
+	error = dmp_channel_wait_locked(channel, is_quiet, NULL, deadline_ns, TASK_INTERRUPTIBLE);
 	mutex_unlock(&channel->lock);
 	return error;
+}
+
+/* What is with the machine of an endpoint is cancelled there. */
+static void cancel_transfers_locked(struct dmp_kernel_channel *channel)
+{
+	u32 index;
+
+	lockdep_assert_held(&channel->lock);
+	for (index = 0; index < channel->machine.completion_slots; index++) {
+		const struct dmp_operation *operation = &channel->machine.operations[index];
+		struct dmp_kernel_endpoint *endpoint = channel->holds[index].endpoint;
+
+		if (operation->state == DMP_OPERATION_RUNNING && operation->cancel && endpoint)
+			dmp_traffic_cancel_locked(endpoint, index);
+	}
 }
 
 /* Cancels, and lets everybody know. The lock is given up, and held again. */
@@ -432,9 +385,12 @@ static void cancel_locked(struct dmp_kernel_channel *channel, bool all, u64 user
 	lockdep_assert_held(&channel->lock);
 	dmp_channel_cancel(&channel->machine, all, user_data, ktime_get_ns(), cancellation);
 	trace_dmp_cancel(channel, all, user_data, cancellation);
+	if (channel->network)
+		cancel_transfers_locked(channel);
 	wake = dmp_channel_tell_locked(channel);
 	/* What was linked to a cancelled operation, or waited behind a fence, may start now. */
-	kick = channel->machine.queued != 0 && dmp_channel_claim_locked(channel);
+	kick = (channel->machine.queued != 0 || channel->network) &&
+	       dmp_channel_claim_locked(channel);
 	if (!wake && !kick)
 		return;
 	mutex_unlock(&channel->lock);
@@ -462,7 +418,7 @@ void dmp_channel_cancel_everything(struct dmp_kernel_channel *channel)
 {
 	dmp_channel_cancel_begin(channel);
 	mutex_lock(&channel->lock);
-	wait_until_locked(channel, is_quiet, NULL, 0, TASK_UNINTERRUPTIBLE);
+	dmp_channel_wait_locked(channel, is_quiet, NULL, 0, TASK_UNINTERRUPTIBLE);
 	mutex_unlock(&channel->lock);
 	dmp_released();
 }
@@ -563,7 +519,7 @@ int dmp_channel_cancel_command(struct dmp_plane *plane, void *argument)
 		return error;
 	mutex_lock(&channel->lock);
 	cancel_locked(channel, all, cancel->user_data, &cancellation);
-	error = wait_until_locked(channel, is_cancelled, &cancellation, cancel->deadline_ns,
+	error = dmp_channel_wait_locked(channel, is_cancelled, &cancellation, cancel->deadline_ns,
 				  TASK_INTERRUPTIBLE);
 	if (error)
 		dmp_channel_cancel_abandon(&channel->machine, &cancellation);

@@ -86,6 +86,13 @@ static int own_node(struct dmp_memory *memory, u64 offset)
 	return memory->origin->operations->node(memory->origin, offset);
 }
 
+static struct sg_table *own_scatter(struct dmp_memory *memory, unsigned int segment_bytes)
+{
+	if (!memory->origin->operations->scatter)
+		return ERR_PTR(-EOPNOTSUPP);
+	return memory->origin->operations->scatter(memory->origin, segment_bytes);
+}
+
 static int own_sync(struct dmp_memory *memory, u32 flags)
 {
 	if (!memory->origin->operations->sync)
@@ -106,6 +113,7 @@ static const struct dmp_memory_operations own_operations = {
 	.map = own_map,
 	.fault = own_fault,
 	.node = own_node,
+	.scatter = own_scatter,
 	.sync = own_sync,
 	.free = own_free,
 };

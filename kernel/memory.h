@@ -63,6 +63,12 @@ struct dmp_memory_operations {
 				   enum dma_data_direction direction, bool peer);
 	void (*detach)(struct dmp_memory *memory, struct device *device, struct sg_table *table,
 		       enum dma_data_direction direction);
+	/*
+	 * A scatter list of its pages from the start of the first, in segments of at most so
+	 * many bytes, mapped for nobody: for devices that map in their own way. sg_free_table()
+	 * and kfree() undo it; ERR_PTR. NULL: it has no pages that stay its own.
+	 */
+	struct sg_table *(*scatter)(struct dmp_memory *memory, unsigned int segment_bytes);
 	/* One kernel address for all of it; NULL: cannot. */
 	int (*vmap)(struct dmp_memory *memory, struct dmp_span *whole);
 	void (*vunmap)(struct dmp_memory *memory, const struct dmp_span *whole);
@@ -136,6 +142,13 @@ bool dmp_memory_alive(const struct dmp_memory *memory);
  * this memory become REVOKED, and their owners hear of it, a moment later (a work item).
  */
 void dmp_memory_revoke(struct dmp_memory *memory);
+
+/*
+ * copy.c: bytes of the kernel's own into a memory, and out of it. Context: may sleep, not inside
+ * a section. -ESTALE if it was revoked, -EOPNOTSUPP if the CPU cannot reach it.
+ */
+int dmp_copy_to(struct dmp_memory *memory, u64 offset, const void *bytes, u64 length);
+int dmp_copy_from(struct dmp_memory *memory, u64 offset, void *bytes, u64 length);
 
 /* Makers: a memory with one reference, or ERR_PTR. The policy is already checked. */
 struct dmp_policy {

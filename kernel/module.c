@@ -15,6 +15,7 @@
 #include "debugfs.h"
 #include "memory.h"
 #include "plane.h"
+#include "rdma_device.h"
 
 ulong dmp_bytes_max;
 module_param_named(bytes_max, dmp_bytes_max, ulong, 0644);
@@ -54,14 +55,19 @@ static int __init dmp_module_init(void)
 	error = dmp_worker_init();
 	if (error)
 		goto err_peer;
+	error = dmp_rdma_init();
+	if (error)
+		goto err_worker;
 	dmp_debugfs_init();
 	error = misc_register(&device);
 	if (error)
-		goto err_worker;
+		goto err_rdma;
 	return 0;
 
-err_worker:
+err_rdma:
 	dmp_debugfs_exit();
+	dmp_rdma_exit();
+err_worker:
 	dmp_worker_exit();
 err_peer:
 	dmp_peer_exit();
@@ -76,6 +82,7 @@ static void __exit dmp_module_exit(void)
 {
 	misc_deregister(&device);
 	dmp_debugfs_exit();
+	dmp_rdma_exit();
 	dmp_worker_exit();
 	dmp_peer_exit();
 	dmp_memory_exit();

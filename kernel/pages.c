@@ -99,10 +99,9 @@ void dmp_page_array_span(const struct dmp_page_array *array, u64 offset, u64 end
 	span->write_combined = false;
 }
 
-struct sg_table *dmp_page_array_attach(const struct dmp_page_array *array, struct device *device,
-				       enum dma_data_direction direction)
+struct sg_table *dmp_page_array_scatter(const struct dmp_page_array *array,
+					unsigned int segment_bytes)
 {
-	unsigned int segment_bytes = dma_get_max_seg_size(device);
 	struct sg_table *table;
 	int error;
 
@@ -114,20 +113,30 @@ struct sg_table *dmp_page_array_attach(const struct dmp_page_array *array, struc
 	error = sg_alloc_table_from_pages_segment(table, array->pages, array->count, 0,
 						  array->count << PAGE_SHIFT, segment_bytes,
 						  GFP_KERNEL);
-	if (error)
-		goto err_free;
+	if (error) {
+		kfree(table);
+		return ERR_PTR(error);
+	}
+	return table;
+}
+
+struct sg_table *dmp_page_array_attach(const struct dmp_page_array *array, struct device *device,
+				       enum dma_data_direction direction)
+{
+	struct sg_table *table = dmp_page_array_scatter(array, dma_get_max_seg_size(device));
+	int error;
+
+	if (IS_ERR(table))
+		return table;
 	/* Several devices may have it at once: what is in caches is not the mapping's to sync. */
 	error = dma_map_sgtable(device, table, direction, DMA_ATTR_SKIP_CPU_SYNC);
-	if (error)
-		goto err_table;
+	if (error) {
+		sg_free_table(table);
+		kfree(table);
+		return ERR_PTR(error);
+	}
 	dma_sync_sgtable_for_device(device, table, direction);
 	return table;
-
-err_table:
-	sg_free_table(table);
-err_free:
-	kfree(table);
-	return ERR_PTR(error);
 }
 
 void dmp_page_array_detach(struct device *device, struct sg_table *table,
@@ -413,6 +422,11 @@ static void pages_detach(struct dmp_memory *memory, struct device *device,
 	dmp_page_array_detach(device, table, direction);
 }
 
+static struct sg_table *pages_scatter(struct dmp_memory *memory, unsigned int segment_bytes)
+{
+	return dmp_page_array_scatter(&pages_of(memory)->array, segment_bytes);
+}
+
 static int pages_vmap(struct dmp_memory *memory, struct dmp_span *whole)
 {
 	return dmp_page_array_vmap(&pages_of(memory)->array, memory->write_combined, whole);
@@ -445,6 +459,7 @@ static const struct dmp_memory_operations pages_operations = {
 	.node = pages_node,
 	.attach = pages_attach,
 	.detach = pages_detach,
+	.scatter = pages_scatter,
 	.vmap = pages_vmap,
 	.vunmap = pages_vunmap,
 	.free = pages_free,

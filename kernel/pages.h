@@ -22,6 +22,9 @@ void dmp_page_array_free(struct dmp_page_array *array);
 void dmp_page_array_span(const struct dmp_page_array *array, u64 offset, u64 end,
 			 struct dmp_span *span);
 
+/* All of it in segments of at most so many bytes, mapped for nobody; or ERR_PTR. */
+struct sg_table *dmp_page_array_scatter(const struct dmp_page_array *array,
+					unsigned int segment_bytes);
 /* All of it for @device, in segments the device can take; or ERR_PTR. */
 struct sg_table *dmp_page_array_attach(const struct dmp_page_array *array, struct device *device,
 				       enum dma_data_direction direction);

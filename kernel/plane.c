@@ -7,9 +7,11 @@
 #include <linux/slab.h>
 
 #include "buffer.h"
-#include "channel_kernel.h"
+#include "endpoint_kernel.h"
 #include "lifetime.h"
+#include "listener.h"
 #include "memory.h"
+#include "network.h"
 #include "plane.h"
 #include "trace.h"
 
@@ -35,6 +37,7 @@ static int plane_open(struct inode *inode, struct file *file)
 	init_rwsem(&plane->lock);
 	xa_init_flags(&plane->objects, XA_FLAGS_ACCOUNT);
 	plane->id_next = 1;
+	dmp_region_open(plane);
 	init_waitqueue_head(&plane->poll_wait);
 	file->private_data = plane;
 	/* One space for all nodes of the device, so that revoked memory is zapped in one go. */
@@ -44,6 +47,41 @@ static int plane_open(struct inode *inode, struct file *file)
 	mutex_unlock(&dmp_planes_lock);
 	trace_dmp_plane_open(plane);
 	return nonseekable_open(inode, file);
+}
+
+static void free_object(struct dmp_plane *plane, struct dmp_object *object)
+{
+	switch (object->type) {
+	case DMP_OBJECT_BUFFER:
+		dmp_buffer_free(plane, container_of(object, struct dmp_buffer, object));
+		break;
+	case DMP_OBJECT_REGION:
+		dmp_region_free(plane, container_of(object, struct dmp_region, object));
+		break;
+	case DMP_OBJECT_REMOTE:
+		dmp_remote_free(container_of(object, struct dmp_remote, object));
+		break;
+	case DMP_OBJECT_ENDPOINT:
+		dmp_endpoint_free(dmp_endpoint_of(object));
+		break;
+	}
+}
+
+/* Buffers after all that names them. */
+static void free_objects(struct dmp_plane *plane, bool buffers)
+{
+	struct dmp_object *object;
+	unsigned long id;
+
+	xa_for_each(&plane->objects, id, object) {
+		if ((object->type == DMP_OBJECT_BUFFER) != buffers)
+			continue;
+		down_write(&plane->lock);
+		dmp_plane_remove_locked(plane, object);
+		up_write(&plane->lock);
+		free_object(plane, object);
+		cond_resched();
+	}
 }
 
 /* Nobody is inside and nothing is mapped: every call and mapping held the file. */
@@ -56,12 +94,18 @@ static int plane_release(struct inode *inode, struct file *file)
 	mutex_lock(&dmp_planes_lock);
 	list_del(&plane->planes);
 	mutex_unlock(&dmp_planes_lock);
+	/* Nobody comes in any more. */
+	xa_for_each(&plane->objects, id, object)
+		if (object->type == DMP_OBJECT_LISTENER)
+			dmp_listener_close(plane, object);
 	/*
-	 * Channels first: their operations hold buffers. All are told to stop before the first
+	 * Channels next: their operations hold buffers. All are told to stop before the first
 	 * one is waited for, or each would wait for its turn among all the others that copy.
 	 */
-	xa_for_each_marked(&plane->objects, id, object, DMP_MARK_CHANNEL)
+	xa_for_each_marked(&plane->objects, id, object, DMP_MARK_CHANNEL) {
+		dmp_network_end((struct dmp_kernel_channel *)object);
 		dmp_channel_cancel_begin((struct dmp_kernel_channel *)object);
+	}
 	xa_for_each(&plane->objects, id, object) {
 		if (object->type != DMP_OBJECT_CHANNEL)
 			continue;
@@ -70,13 +114,10 @@ static int plane_release(struct inode *inode, struct file *file)
 		up_write(&plane->lock);
 		dmp_channel_free(plane, (struct dmp_kernel_channel *)object);
 	}
-	xa_for_each(&plane->objects, id, object) {
-		down_write(&plane->lock);
-		dmp_plane_remove_locked(plane, object);
-		up_write(&plane->lock);
-		dmp_buffer_free(plane, (struct dmp_buffer *)object);
-		cond_resched();
-	}
+	/* Connections have gone with their channels: regions and endpoints are only names. */
+	free_objects(plane, false);
+	free_objects(plane, true);
+	dmp_region_close(plane);
 	xa_destroy(&plane->objects);
 	trace_dmp_plane_close(plane);
 	kfree(plane);
@@ -102,8 +143,10 @@ static int plane_mmap(struct file *file, struct vm_area_struct *vma)
 	error = object ? dmp_lifetime_use(object->state) : -ENOENT;
 	if (!error && object->type == DMP_OBJECT_BUFFER)
 		error = dmp_buffer_map(plane, (struct dmp_buffer *)object, vma);
-	else if (!error)
+	else if (!error && object->type == DMP_OBJECT_CHANNEL)
 		error = dmp_channel_map(plane, (struct dmp_kernel_channel *)object, vma);
+	else if (!error)
+		error = -ENOENT;
 	up_read(&plane->lock);
 	return error;
 }
@@ -149,6 +192,8 @@ int dmp_plane_insert_locked(struct dmp_plane *plane, struct dmp_object *object)
 		return error;
 	if (object->type == DMP_OBJECT_CHANNEL)
 		xa_set_mark(&plane->objects, plane->id_next, DMP_MARK_CHANNEL);
+	if (object->type == DMP_OBJECT_ENDPOINT)
+		xa_set_mark(&plane->objects, plane->id_next, DMP_MARK_ENDPOINT);
 	object->id = plane->id_next++;
 	return 0;
 }
@@ -183,4 +228,19 @@ ktime_t dmp_deadline_time(u64 deadline_ns)
 	if (deadline_ns == 0 || deadline_ns > KTIME_MAX)
 		return KTIME_MAX;
 	return ns_to_ktime(deadline_ns);
+}
+
+int dmp_sleep_until(struct wait_queue_entry *wait, ktime_t deadline)
+{
+	ktime_t now = ktime_get();
+	long timeout = MAX_SCHEDULE_TIMEOUT;
+
+	if (signal_pending(current))
+		return -EINTR;
+	if (ktime_compare(now, deadline) >= 0)
+		return -ETIMEDOUT;
+	if (deadline != KTIME_MAX)
+		timeout = nsecs_to_jiffies(ktime_to_ns(ktime_sub(deadline, now))) + 1;
+	wait_woken(wait, TASK_INTERRUPTIBLE, timeout);
+	return 0;
 }

@@ -14,6 +14,7 @@
  *    exported dma-bufs, which may outlive buffer and plane.
  *  - A channel is held by calls inside it (`users`); the pages of its rings also by
  *    mappings, which may outlive it.
+ *  - Of regions, endpoints and listeners region.h, endpoint_kernel.h and listener.h tell.
  */
 #ifndef DMP_KERNEL_PLANE_H
 #define DMP_KERNEL_PLANE_H
@@ -35,10 +36,21 @@
 #define DMP_BUFFER_BYTES_MAX	(1ULL << 44)
 #define DMP_MAP_UNIT		(1ULL << 20)	/* map_offset = id * unit */
 
-/* In the table: so that poll finds the channels among many buffers. */
+/* In the table: so that poll finds the channels among many buffers, and so on. */
 #define DMP_MARK_CHANNEL	XA_MARK_1
+#define DMP_MARK_ENDPOINT	XA_MARK_2
 
-enum dmp_object_type { DMP_OBJECT_BUFFER = 1, DMP_OBJECT_CHANNEL };
+/* Endpoints are there where the kernel has RDMA to carry them. */
+#define DMP_KERNEL_RDMA		IS_ENABLED(CONFIG_INFINIBAND_ADDR_TRANS)
+
+enum dmp_object_type {
+	DMP_OBJECT_BUFFER = 1,
+	DMP_OBJECT_CHANNEL,
+	DMP_OBJECT_REGION,
+	DMP_OBJECT_REMOTE,		/* a peer's region */
+	DMP_OBJECT_LISTENER,
+	DMP_OBJECT_ENDPOINT,
+};
 
 /* The head of everything that has an id. State is protected by plane->lock. */
 struct dmp_object {
@@ -60,13 +72,23 @@ struct dmp_plane {
 	u32 id_next;
 	u32 buffers;
 	u32 channels;
+	u32 regions;			/* own and peers' */
+	u32 endpoints;
+	u32 listeners;
 	u64 buffer_bytes;
 	u64 revocations;		/* buffers revoked so far: the number of the latest */
 	struct dmp_channel_counters retired;	/* of channels that are gone */
 	u64 retired_wakeups;
 
+	/* regions by slot; a leaf: taken with plane->lock or a channel's held, or none */
+	struct mutex region_lock;
+	/* protected by region_lock */
+	struct xarray region_slots;	/* slot -> struct dmp_region */
+	u32 region_generation;		/* the last one given */
+
 	/* atomic */
 	atomic_t mappings;
+	atomic_t epochs;		/* the last one given to a connection */
 
 	wait_queue_head_t poll_wait;	/* woken by every told completion */
 };
@@ -92,6 +114,9 @@ struct dmp_object *dmp_plane_use_locked(struct dmp_plane *plane, u32 id, u32 typ
 
 /* Absolute CLOCK_MONOTONIC nanoseconds of the contract, 0 meaning never. */
 ktime_t dmp_deadline_time(u64 deadline_ns);
+
+/* One sleep of a drainer who is queued on dmp_released_wait: 0, -EINTR or -ETIMEDOUT. */
+int dmp_sleep_until(struct wait_queue_entry *wait, ktime_t deadline);
 
 /* Module parameters. */
 extern ulong dmp_bytes_max;		/* of all planes: what we allocated, rings, pins */

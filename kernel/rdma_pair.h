@@ -17,7 +17,9 @@
  * the peer but dial, door_take and close. The ringer is called from interrupts.
  *
  * Who owns what. A pair owns all it has of the device, and references to the memories it has
- * mapped; close() ends all device access and lets go: that is what answering CUT rests on.
+ * mapped; close() ends all device access and lets go: that is what answering CUT rests on. A
+ * device that is removed waits until every pair and door on it is closed: a loss is followed
+ * by close() soon, also of a pair nobody uses yet. A door closes itself.
  */
 #ifndef DMP_KERNEL_RDMA_PAIR_H
 #define DMP_KERNEL_RDMA_PAIR_H
@@ -89,7 +91,8 @@ int dmp_pair_door_open(struct sockaddr_storage *here, u32 backlog, struct dmp_pa
 
 /*
  * The next caller, in order; sleeps, interruptibly: -EINTR, -ETIMEDOUT (deadline 0: never),
- * -ESTALE the door is shut. Any other error: that caller is gone, and @from says who it was.
+ * -ESTALE the door is shut, or its device is gone. Any other error: that caller is gone, and
+ * @from says who it was.
  * At most @backlog callers wait; more are rejected. A caller who hangs up is forgotten.
  */
 int dmp_pair_door_take(struct dmp_pair_door *door, u64 deadline_ns, struct sockaddr_storage *from,
@@ -107,12 +110,15 @@ void dmp_pair_door_close(struct dmp_pair_door *door);
 ssize_t dmp_pair_put(struct dmp_pair *pair, const struct dmp_run *run);
 int dmp_pair_flush(struct dmp_pair *pair);
 
-/* Bytes given, 0: none are there; -errno: the connection is lost, and nothing more is to come. */
+/*
+ * Bytes given, 0: none are there; -errno: the connection is lost, and nothing more is to come
+ * (-EFAULT: @run's memory is, and the bytes are still there).
+ */
 ssize_t dmp_pair_get(struct dmp_pair *pair, const struct dmp_run *run);
 
 /*
  * Letters between the pairs are read and written, rdma_cm's news taken. To be called when it has
- * rung.. -errno: the connection is lost.
+ * rung, and again if it has rung since that call began. -errno: the connection is lost.
  */
 int dmp_pair_serve(struct dmp_pair *pair);
 
@@ -127,7 +133,8 @@ bool dmp_pair_rest(struct dmp_pair *pair);
 /*
  * On its way, the memory the device's until reap() gives @tag and the length back, in the order
  * of posting. -EAGAIN: later, it will ring; -ESTALE the region was revoked; -EOPNOTSUPP the
- * device cannot reach that memory; else lost. After a loss nothing is given back.
+ * device cannot reach that memory (what can be revoked, what has no pages); -EPERM it may not
+ * be written; -ENOMEM; else lost. After a loss nothing is given back.
  */
 int dmp_pair_post(struct dmp_pair *pair, struct dmp_pair_move *move, u64 tag);
 bool dmp_pair_reap(struct dmp_pair *pair, u64 *tag, u64 *length);
@@ -137,7 +144,11 @@ void dmp_pair_forget(struct dmp_pair *pair, const struct dmp_memory *memory);
 
 /* ---- regions */
 
-/* What a key is worth, asked inside serve(): 0 with the rest filled in, -EACCES, -ESTALE. */
+/*
+ * What a key is worth, asked inside serve(): 0 with the rest filled in, -EACCES, -ESTALE. A lock
+ * of the pair is held, which revoke() and is_registered() take: so a region that ends is either
+ * refused here or found there. Neither is to be called under a lock that admit() takes.
+ */
 struct dmp_pair_admitted {
 	struct dmp_memory *memory;	/* with a reference, the pair's from here on */
 	u64 offset;
@@ -177,6 +188,7 @@ struct dmp_pair_counters {
 	u64 moves;
 	u64 stalls;		/* put found no slot */
 };
+
 void dmp_pair_count(const struct dmp_pair *pair, struct dmp_pair_counters *counters);
 
 #endif /* DMP_KERNEL_RDMA_PAIR_H */

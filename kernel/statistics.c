@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /* statistics.c - counters of a plane and of a channel, and a channel's histograms */
-#include "channel_kernel.h"
+#include "endpoint_kernel.h"
 
 static void add_counters(struct dmp_statistics *statistics,
 			 const struct dmp_channel_counters *counters)
@@ -39,6 +39,8 @@ void dmp_plane_count_locked(struct dmp_plane *plane, struct dmp_statistics *stat
 	statistics->buffer_bytes = plane->buffer_bytes;
 	statistics->channels = plane->channels;
 	statistics->mappings = atomic_read(&plane->mappings);
+	statistics->endpoints = plane->endpoints;
+	statistics->regions = plane->regions;
 }
 
 /* A channel in any state, for as long as plane->lock is held. */
@@ -80,7 +82,7 @@ int dmp_statistics_read(struct dmp_plane *plane, void *argument)
 	case DMP_SCOPE_CHANNEL:
 		return count_channel(plane, statistics);
 	case DMP_SCOPE_ENDPOINT:
-		return -EOPNOTSUPP;
+		return DMP_KERNEL_RDMA ? dmp_endpoint_statistics(plane, statistics) : -EOPNOTSUPP;
 	default:
 		return -EINVAL;
 	}
@@ -91,13 +93,17 @@ int dmp_histogram_read(struct dmp_plane *plane, void *argument)
 	struct dmp_histogram *histogram = argument;
 	struct dmp_kernel_channel *channel;
 
-	if (histogram->scope == DMP_SCOPE_ENDPOINT)
+	bool endpoint = histogram->scope == DMP_SCOPE_ENDPOINT;
+
+	if (endpoint && !DMP_KERNEL_RDMA)
 		return -EOPNOTSUPP;
-	if (histogram->scope != DMP_SCOPE_CHANNEL || histogram->kind > DMP_HISTOGRAM_STALL ||
+	if ((histogram->scope != DMP_SCOPE_CHANNEL && !endpoint) || histogram->kind > DMP_HISTOGRAM_STALL ||
 	    histogram->bucket_first % DMP_HISTOGRAM_WINDOW != 0 ||
 	    histogram->bucket_first >= DMP_HISTOGRAM_BUCKETS)
 		return -EINVAL;
 	memset_after(histogram, 0, bucket_first);
+	if (endpoint)
+		return dmp_endpoint_histogram(plane, histogram);
 	down_read(&plane->lock);
 	channel = find_channel_locked(plane, histogram->id);
 	if (channel && histogram->kind == DMP_HISTOGRAM_LATENCY) {

@@ -18,7 +18,7 @@
 #include <linux/tracepoint.h>
 
 #include "buffer.h"
-#include "channel_kernel.h"
+#include "endpoint_kernel.h"
 #include "plane.h"
 
 /* define_trace.h reads this file several times over; what follows is wanted once. */
@@ -44,14 +44,23 @@
 #define DMP_SHOW_OBJECT(type)						\
 	__print_symbolic(type,						\
 			 { DMP_OBJECT_BUFFER, "buffer" },		\
-			 { DMP_OBJECT_CHANNEL, "channel" })
+			 { DMP_OBJECT_CHANNEL, "channel" },		\
+			 { DMP_OBJECT_REGION, "region" },		\
+			 { DMP_OBJECT_REMOTE, "remote" },		\
+			 { DMP_OBJECT_LISTENER, "listener" },		\
+			 { DMP_OBJECT_ENDPOINT, "endpoint" })
 
 #define DMP_SHOW_OPERATION(operation)					\
 	__print_symbolic(operation,					\
 			 { DMP_OP_NOP, "nop" },				\
 			 { DMP_OP_FILL, "fill" },			\
 			 { DMP_OP_COPY, "copy" },			\
-			 { DMP_OP_FENCE, "fence" })
+			 { DMP_OP_FENCE, "fence" },			\
+			 { DMP_OP_SEND, "send" },			\
+			 { DMP_OP_RECV, "recv" },			\
+			 { DMP_OP_WRITE, "write" },			\
+			 { DMP_OP_WRITE_IMM, "write_imm" },		\
+			 { DMP_OP_READ, "read" })
 
 #define DMP_SHOW_EVENT(event)						\
 	__print_symbolic(event,						\
@@ -434,6 +443,96 @@ TRACE_EVENT(dmp_cancel,
 	TP_printk("plane=%016llx id=%u all=%d user_data=%llu found=%u cancelled=%u",
 		  __entry->plane, __entry->id, __entry->all, __entry->user_data, __entry->found,
 		  __entry->cancelled)
+);
+
+/* ---- endpoints */
+
+DECLARE_EVENT_CLASS(dmp_endpoint,
+	TP_PROTO(const struct dmp_kernel_endpoint *endpoint, int result),
+	TP_ARGS(endpoint, result),
+	TP_STRUCT__entry(
+		__field(u64, plane)
+		__field(u32, id)
+		__field(u32, epoch)
+		__field(int, result)
+		__array(char, peer, DMP_ADDRESS_BYTES)
+	),
+	TP_fast_assign(
+		__entry->plane = endpoint->plane->incarnation;
+		__entry->id = endpoint->object.id;
+		__entry->epoch = endpoint->epoch;
+		__entry->result = result;
+		strscpy(__entry->peer, (const char *)endpoint->peer_address, DMP_ADDRESS_BYTES);
+	),
+	TP_printk("plane=%016llx id=%u epoch=%u peer=%s result=%d", __entry->plane, __entry->id,
+		  __entry->epoch, __entry->peer, __entry->result)
+);
+
+/* Connected, and published. */
+DEFINE_EVENT(dmp_endpoint, dmp_endpoint_create,
+	TP_PROTO(const struct dmp_kernel_endpoint *endpoint, int result),
+	TP_ARGS(endpoint, result)
+);
+
+/* The connection is over; the result says why. */
+DEFINE_EVENT(dmp_endpoint, dmp_endpoint_end,
+	TP_PROTO(const struct dmp_kernel_endpoint *endpoint, int result),
+	TP_ARGS(endpoint, result)
+);
+
+DEFINE_EVENT(dmp_endpoint, dmp_endpoint_destroy,
+	TP_PROTO(const struct dmp_kernel_endpoint *endpoint, int result),
+	TP_ARGS(endpoint, result)
+);
+
+/* A slice of a WRITE or READ is with the device. */
+TRACE_EVENT(dmp_post,
+	TP_PROTO(const struct dmp_kernel_endpoint *endpoint, u64 tag, u64 bytes, bool write),
+	TP_ARGS(endpoint, tag, bytes, write),
+	TP_STRUCT__entry(
+		__field(u64, plane)
+		__field(u64, tag)
+		__field(u64, bytes)
+		__field(u32, id)
+		__field(bool, write)
+	),
+	TP_fast_assign(
+		__entry->plane = endpoint->plane->incarnation;
+		__entry->tag = tag;
+		__entry->bytes = bytes;
+		__entry->id = endpoint->object.id;
+		__entry->write = write;
+	),
+	TP_printk("plane=%016llx id=%u tag=%llx bytes=%llu %s", __entry->plane, __entry->id,
+		  __entry->tag, __entry->bytes, __entry->write ? "write" : "read")
+);
+
+/* Credit of the peer ran out, or came again: what is available now, and stalls so far. */
+TRACE_EVENT(dmp_credit,
+	TP_PROTO(const struct dmp_kernel_endpoint *endpoint,
+		 const struct dmp_endpoint_status *status),
+	TP_ARGS(endpoint, status),
+	TP_STRUCT__entry(
+		__field(u64, plane)
+		__field(u64, slots)
+		__field(u64, bytes)
+		__field(u64, granted_slots)
+		__field(u64, granted_bytes)
+		__field(u64, stalls)
+		__field(u32, id)
+	),
+	TP_fast_assign(
+		__entry->plane = endpoint->plane->incarnation;
+		__entry->slots = status->send.available.slots;
+		__entry->bytes = status->send.available.bytes;
+		__entry->granted_slots = status->receive.granted.slots;
+		__entry->granted_bytes = status->receive.granted.bytes;
+		__entry->stalls = status->stalls;
+		__entry->id = endpoint->object.id;
+	),
+	TP_printk("plane=%016llx id=%u available=%llu/%llu granted=%llu/%llu stalls=%llu",
+		  __entry->plane, __entry->id, __entry->slots, __entry->bytes,
+		  __entry->granted_slots, __entry->granted_bytes, __entry->stalls)
 );
 
 #ifndef TRACE_HEADER_MULTI_READ

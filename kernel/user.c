@@ -46,6 +46,11 @@ static int user_node(struct dmp_memory *memory, u64 offset)
 	return page_to_nid(user_of(memory)->array.pages[index]);
 }
 
+static struct sg_table *user_scatter(struct dmp_memory *memory, unsigned int segment_bytes)
+{
+	return dmp_page_array_scatter(&user_of(memory)->array, segment_bytes);
+}
+
 /* Context: may sleep; mmap_lock is not held. */
 static void user_free(struct dmp_memory *memory)
 {
@@ -69,6 +74,7 @@ static void user_free(struct dmp_memory *memory)
 static const struct dmp_memory_operations user_operations = {
 	.span = user_span,
 	.node = user_node,
+	.scatter = user_scatter,
 	.free = user_free,
 };
 

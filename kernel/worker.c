@@ -23,7 +23,8 @@
 #include <linux/topology.h>
 #include <linux/workqueue.h>
 
-#include "channel_kernel.h"
+#include "endpoint_kernel.h"
+#include "network.h"
 #include "trace.h"
 
 #define SHARE_BYTES (8U << 20)		/* from here on others are worth waking */
@@ -251,12 +252,38 @@ static void finish_locked(struct dmp_kernel_channel *channel, u32 count)
 	}
 }
 
-/* Completes what was taken and moves no bytes; returns how many are left to run. */
-static u32 finish_empty_locked(struct dmp_kernel_channel *channel, u32 count)
+/* Hands transfers to their endpoints, in order. The lock is given up to make checksums. */
+static void start_transfers_locked(struct dmp_kernel_channel *channel, u32 count, bool checksums)
+{
+	u64 now_ns;
+	u32 number;
+
+	lockdep_assert_held(&channel->lock);
+	if (checksums) {
+		mutex_unlock(&channel->lock);
+		for (number = 0; number < count; number++)
+			if (dmp_traffic_wants_checksum(channel, channel->transfers[number]))
+				dmp_traffic_checksum(channel, channel->transfers[number]);
+		mutex_lock(&channel->lock);
+	}
+	now_ns = ktime_get_ns();
+	for (number = 0; number < count; number++) {
+		u32 index = channel->transfers[number];
+
+		dmp_traffic_start_locked(channel->holds[index].endpoint, index, now_ns);
+	}
+}
+
+/*
+ * Completes what was taken and moves no bytes, starts what goes to a peer; returns how many are
+ * left to run.
+ */
+static u32 begin_locked(struct dmp_kernel_channel *channel, u32 count)
 {
 	struct dmp_channel *machine = &channel->machine;
+	u32 number, left = 0, away = 0;
 	u64 now_ns = ktime_get_ns();
-	u32 number, left = 0;
+	bool checksums = false;
 
 	lockdep_assert_held(&channel->lock);
 	for (number = 0; number < count; number++) {
@@ -264,35 +291,43 @@ static u32 finish_empty_locked(struct dmp_kernel_channel *channel, u32 count)
 		struct dmp_outcome outcome = { .result = machine->operations[index].error };
 
 		/* One whose link had failed before it came holds its buffers, and moves nothing. */
-		if (channel->holds[index].target && outcome.result == 0)
+		if (DMP_KERNEL_RDMA && channel->holds[index].endpoint) {
+			channel->transfers[away++] = index;
+			checksums |= dmp_traffic_wants_checksum(channel, index);
+		} else if (channel->holds[index].target && outcome.result == 0) {
 			channel->indices[left++] = index;
-		else
+		} else {
 			dmp_channel_finish(machine, index, &outcome, now_ns);
+		}
 	}
+	if (DMP_KERNEL_RDMA && away != 0)
+		start_transfers_locked(channel, away, checksums);
 	return left;
 }
 
 /*
- * One round of the executor: expire, take, run, finish. What ran is told at the start of the
- * next round, together with what that one finds. The lock is given up while bytes move.
- * Returns false when there was nothing to do.
+ * One round of the executor: expire, take, a turn of its endpoints, run, finish. What ran is told
+ * at the start of the next round, together with what that one finds. The lock is given up
+ * while bytes move. Returns false when there was nothing to do.
  */
 static bool round_locked(struct dmp_kernel_channel *channel)
 {
 	struct dmp_channel *machine = &channel->machine;
 	u32 count, left = 0, number;
-	bool wake;
+	bool wake, more = false;
 
 	lockdep_assert_held(&channel->lock);
 	expire_locked(channel);
 	count = dmp_channel_take(machine, channel->indices, DMP_BATCH, DMP_BATCH_BYTES);
 	if (count != 0) {
 		trace_dmp_take(channel, count);
-		left = finish_empty_locked(channel, count);
+		left = begin_locked(channel, count);
 	}
+	if (DMP_KERNEL_RDMA && channel->network)
+		more = dmp_network_round_locked(channel, ktime_get_ns());
 	wake = dmp_channel_tell_locked(channel);
 	if (left == 0 && !wake)
-		return count != 0;
+		return count != 0 || more;
 	mutex_unlock(&channel->lock);
 	if (wake)
 		dmp_channel_wake(channel);
@@ -321,13 +356,21 @@ void dmp_channel_spin(struct dmp_kernel_channel *channel,
 
 static bool has_work(struct dmp_kernel_channel *channel, u32 wanted)
 {
-	return READ_ONCE(channel->machine.queued) >= wanted || kthread_should_stop();
+	return READ_ONCE(channel->machine.queued) >= wanted || kthread_should_stop() ||
+	       (DMP_KERNEL_RDMA && dmp_network_stirs(channel));
+}
+
+/* Pairs with the ring of a pair: it is on the list before the worker is woken. */
+static bool is_stirring_locked(struct dmp_kernel_channel *channel)
+{
+	lockdep_assert_held(&channel->lock);
+	return DMP_KERNEL_RDMA && dmp_network_is_wanted_locked(channel);
 }
 
 /* Sleeps until there is something to look at. The lock is given up, and held again. */
 static void rest_locked(struct dmp_kernel_channel *channel)
 {
-	u64 deadline_ns;
+	u64 deadline_ns, due_ns;
 	ktime_t until;
 	bool timed;
 
@@ -338,12 +381,21 @@ static void rest_locked(struct dmp_kernel_channel *channel)
 		dmp_channel_spin(channel, has_work, 1);
 		mutex_lock(&channel->lock);
 	}
+	/* Who executes instead of us sees to this himself when he leaves. */
+	if (DMP_KERNEL_RDMA && channel->network && !channel->executing &&
+	    !dmp_network_settle_locked(channel))
+		return;
 	set_current_state(TASK_IDLE);
-	if ((channel->machine.queued != 0 && !channel->executing) || kthread_should_stop()) {
+	if (((channel->machine.queued != 0 || is_stirring_locked(channel)) &&
+	     !channel->executing) || kthread_should_stop()) {
 		__set_current_state(TASK_RUNNING);
 		return;
 	}
 	timed = dmp_channel_deadline(&channel->machine, &deadline_ns);
+	if (DMP_KERNEL_RDMA && dmp_network_deadline_locked(channel, &due_ns)) {
+		deadline_ns = timed ? min(deadline_ns, due_ns) : due_ns;
+		timed = true;
+	}
 	if (timed)
 		until = dmp_deadline_time(deadline_ns);
 	channel->worker_sleeps = true;
@@ -367,7 +419,8 @@ static int work(void *argument)
 			while (round_locked(channel))
 				;
 			channel->executing = false;
-			if (kthread_should_stop())
+			/* A network that was told to end is taken apart first. */
+			if (kthread_should_stop() && !is_stirring_locked(channel))
 				break;
 		}
 		rest_locked(channel);
@@ -387,8 +440,8 @@ bool dmp_worker_can_help_locked(const struct dmp_kernel_channel *channel)
 
 void dmp_worker_help_locked(struct dmp_kernel_channel *channel, u32 wanted, u64 deadline_ns)
 {
+	bool wake, kick, stirs = false;
 	u32 unread;
-	bool wake, kick;
 
 	lockdep_assert_held(&channel->lock);
 	channel->executing = true;
@@ -400,8 +453,11 @@ void dmp_worker_help_locked(struct dmp_kernel_channel *channel, u32 wanted, u64 
 		if (!round_locked(channel))
 			break;
 	wake = dmp_channel_tell_locked(channel);
+	/* Pairs that were asked until now ring from here on. */
+	if (DMP_KERNEL_RDMA && channel->network)
+		stirs = !dmp_network_settle_locked(channel);
 	channel->executing = false;
-	kick = channel->machine.queued != 0 && dmp_channel_claim_locked(channel);
+	kick = (channel->machine.queued != 0 || stirs) && dmp_channel_claim_locked(channel);
 	/* What was told let go of its buffers, and the caller may now sleep for long. */
 	dmp_released();
 	if (!wake && !kick)

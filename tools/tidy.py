@@ -78,7 +78,7 @@ CORE_BORDER = {
     "types.h": {"stdbool.h", "stddef.h"},
     "atomic.h": {"asm/barrier.h", "linux/compiler.h"},
 }
-KERNEL_SYSTEM = ("linux/", "asm/", "trace/", "rdma/")
+KERNEL_SYSTEM = ("linux/", "asm/", "trace/", "rdma/", "net/", "crypto/")
 UAPI_SYSTEM = {"linux/types.h", "linux/ioctl.h"}
 MAY_INCLUDE = {
     "include": ("include/uapi",),

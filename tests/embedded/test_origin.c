@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "core/check.h"
+#include "address.h"
 #include "origin.h"
 
 #define MS 1000000ull
@@ -150,7 +151,7 @@ static __u64 origin(const char *text)
 	CHECK(inet_pton(socket.ss_family, text,
 			socket.ss_family == AF_INET ? (void *)&ipv4->sin_addr :
 						      (void *)&ipv6->sin6_addr) == 1);
-	return dmp_origin_of(&socket);
+	return dmp_address_origin(&socket);
 }
 
 static void test_an_origin_is_an_address_a_network_or_a_user(void)

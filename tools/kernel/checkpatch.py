@@ -29,7 +29,8 @@ EXCEPTIONS = {
         "UNCOMMENTED_DEFINITION",  # what a lock guards is said where its struct is
         "FILE_PATH_CHANGES",  # there is no MAINTAINERS file here
     ),
-    "compat.h": ("LINUX_VERSION_CODE", "CONSTANT_COMPARISON"),  # its very purpose
+    # Its very purpose; and a macro that exports.
+    "compat.h": ("LINUX_VERSION_CODE", "CONSTANT_COMPARISON", "EXPORT_SYMBOL"),
     "command.c": ("BRACKET_SPACE",),  # a row of the table: [number], made by a macro
     # Tracepoints are laid out like the kernel's own.
     "trace.h": ("OPEN_ENDED_LINE", "PARENTHESIS_ALIGNMENT", "SPACING"),

@@ -32,7 +32,8 @@ class Driver:
         """Loads it after what it depends on. CalledProcessError, with why, if it refuses."""
         shown = self._run("modinfo", "-F", "depends", str(self.path))
         for name in shown.strip().split(","):
-            if name:
+            # What is there may be one of ours, which modprobe does not know.
+            if name and not Path("/sys/module", name).exists():
                 self._run("modprobe", name)
         self._run("insmod", str(self.path), *parameters)
 

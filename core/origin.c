@@ -1,34 +1,39 @@
-// SPDX-License-Identifier: MIT
+// SPDX-License-Identifier: GPL-2.0 OR MIT
 /* origin.c - see origin.h */
 #include "origin.h"
-
-#include <errno.h>
-#include <netinet/in.h>
-#include <stddef.h>
-#include <string.h>
 
 /*
  * Prefixes of IPv6 networks that exist begin with other bits, and ::1 is 0, so the three
  * kinds do not meet. Nothing is hashed: nobody can choose an address that counts as another's.
  */
-#define ORIGIN_IPV4	(1ull << 32)
-#define ORIGIN_USER	(2ull << 32)
+#define ORIGIN_IPV4	(1ULL << 32)
+#define ORIGIN_USER	(2ULL << 32)
 
-__u64 dmp_origin_of(const struct sockaddr_storage *socket)
+__u64 dmp_origin_of_ipv4(__u32 address)
 {
-	const struct sockaddr_in *ipv4 = (const struct sockaddr_in *)socket;
-	const struct sockaddr_in6 *ipv6 = (const struct sockaddr_in6 *)socket;
-	const __u8 *bytes = ipv6->sin6_addr.s6_addr;
+	return ORIGIN_IPV4 | address;
+}
+
+static bool is_mapped_ipv4(const __u8 *bytes)
+{
+	unsigned int i;
+
+	for (i = 0; i < 10; i++)
+		if (bytes[i])
+			return false;
+	return bytes[10] == 0xff && bytes[11] == 0xff;
+}
+
+__u64 dmp_origin_of_ipv6(const __u8 address[16])
+{
 	__u64 prefix = 0;
 	unsigned int i;
 
-	if (socket->ss_family == AF_INET)
-		return ORIGIN_IPV4 | ntohl(ipv4->sin_addr.s_addr);
-	if (IN6_IS_ADDR_V4MAPPED(&ipv6->sin6_addr))
-		return ORIGIN_IPV4 | (__u64)bytes[12] << 24 | (__u64)bytes[13] << 16 |
-		       (__u64)bytes[14] << 8 | bytes[15];
+	if (is_mapped_ipv4(address))
+		return ORIGIN_IPV4 | (__u64)address[12] << 24 | (__u64)address[13] << 16 |
+		       (__u64)address[14] << 8 | address[15];
 	for (i = 0; i < 8; i++)
-		prefix = prefix << 8 | bytes[i];
+		prefix = prefix << 8 | address[i];
 	return prefix;
 }
 
@@ -112,7 +117,7 @@ void dmp_origin_judge(struct dmp_origins *origins, __u64 name, bool proved, __u6
 	if (!row)	/* each row has somebody waiting: all are slowed down as it is */
 		return;
 	if (row->name != name || is_forgotten(row, now_ns)) {
-		memset(row, 0, sizeof(*row));
+		__builtin_memset(row, 0, sizeof(*row));
 		row->name = name;
 	}
 	row->failed_ns = now_ns;

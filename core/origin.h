@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: GPL-2.0 OR MIT */
 /*
  * origin.h - who failed to prove the secret, and how long he is kept waiting for it
  *
@@ -11,20 +11,17 @@
  *
  * No lock and no clock in here: the caller has both.
  */
-#ifndef DMP_ORIGIN_H
-#define DMP_ORIGIN_H
+#ifndef DMP_CORE_ORIGIN_H
+#define DMP_CORE_ORIGIN_H
 
-#include <stdbool.h>
-#include <sys/socket.h>
+#include "types.h"
 
-#include "dmaplane.h"
-
-#define DMP_ORIGINS		256u	/* remembered at once: a full table forgets the oldest */
-#define DMP_FAILURES_FREE	3u
-#define DMP_FAILURE_FORGET_NS	10000000000ull
-#define DMP_PENALTY_MIN_NS	100000000ull
-#define DMP_PENALTY_MAX_NS	2000000000ull
-#define DMP_BOXED_MAX		4u
+#define DMP_ORIGINS		256U	/* remembered at once: a full table forgets the oldest */
+#define DMP_FAILURES_FREE	3U
+#define DMP_FAILURE_FORGET_NS	10000000000ULL
+#define DMP_PENALTY_MIN_NS	100000000ULL
+#define DMP_PENALTY_MAX_NS	2000000000ULL
+#define DMP_BOXED_MAX		4U
 
 struct dmp_origin {
 	__u64 name;
@@ -40,7 +37,9 @@ struct dmp_origins {
 	bool served_any;
 };
 
-__u64 dmp_origin_of(const struct sockaddr_storage *socket);
+/* Names: of an IPv4 address in host order, of the 16 bytes of an IPv6 address, of a user. */
+__u64 dmp_origin_of_ipv4(__u32 address);
+__u64 dmp_origin_of_ipv6(const __u8 address[16]);
 __u64 dmp_origin_of_user(__u32 uid);
 
 /*
@@ -65,4 +64,4 @@ bool dmp_origin_is_clean(struct dmp_origins *origins, __u64 name);
 void dmp_origin_serve(struct dmp_origins *origins, __u64 name);
 bool dmp_origin_is_next(const struct dmp_origins *origins, __u64 name);
 
-#endif /* DMP_ORIGIN_H */
+#endif /* DMP_CORE_ORIGIN_H */

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * errand.c - MOVE and COPY of an endpoint's machine
+ *
+ * A COPY is done in one run. Slices of many MOVEs are with the device at once, posted in the
+ * order of their errands and given back in that order. What the device has cannot be dropped:
+ * its STOP is answered when the device has given it back.
+ */
+#include "endpoint_kernel.h"
+#include "trace.h"
+
+#define POSTED_BYTES	(1U << 20)	/* a slice; STOP waits for no more of an errand's than these */
+#define STOP_NS		(500 * NSEC_PER_MSEC)
+
+static struct dmp_errand *errand_at(struct dmp_kernel_endpoint *endpoint, u32 number)
+{
+	return &endpoint->errands[(endpoint->errand_first + number) % DMP_ERRANDS_MAX];
+}
+
+void dmp_errand_add(struct dmp_kernel_endpoint *endpoint,
+		    const struct dmp_endpoint_request *request)
+{
+	endpoint->errands_wait = false;
+	*errand_at(endpoint, endpoint->errand_count++) = (struct dmp_errand){
+		.tag = request->tag,
+		.length = request->length_bytes,
+		.kind = request->kind,
+		.index = (u32)request->local,
+		.stage = request->stage,
+	};
+}
+
+/* A message from its stage into the memory of a RECV. No lock held, as below. */
+static void copy(struct dmp_kernel_endpoint *endpoint, struct dmp_errand *errand)
+{
+	struct dmp_run local = dmp_traffic_local(endpoint->channel, errand->index);
+	bool checked = dmp_traffic_is_checked(endpoint->channel, errand->index);
+	const void *from = endpoint->staged[errand->stage].bytes;
+
+	while (errand->done < errand->length && !errand->result) {
+		u64 length = min_t(u64, errand->length - errand->done, DMP_BATCH_BYTES);
+
+		errand->result = dmp_copy_to_checked(local.memory, local.offset + errand->done,
+						     from + errand->done, length,
+						     checked ? &errand->checksum : NULL);
+		if (!errand->result)
+			errand->done += length;
+		cond_resched();
+	}
+}
+
+/* The next bytes of a MOVE. */
+static struct dmp_pair_move next_move(struct dmp_kernel_endpoint *endpoint,
+				      const struct dmp_errand *errand)
+{
+	struct dmp_kernel_channel *channel = endpoint->channel;
+	const struct dmp_submission *submission =
+		&channel->machine.operations[errand->index].submission;
+	struct dmp_run local = dmp_traffic_local(channel, errand->index);
+	bool write = submission->operation != DMP_OP_READ;
+
+	return (struct dmp_pair_move){
+		.remote = &channel->holds[errand->index].remote->granted,
+		.memory = local.memory,
+		.local = local.offset + errand->posted,
+		.offset = errand->posted +
+			  (write ? submission->target_offset : submission->source_offset),
+		.length = min_t(u64, errand->length - errand->posted, POSTED_BYTES),
+		.write = write,
+	};
+}
+
+static int checksum(struct dmp_kernel_endpoint *endpoint, struct dmp_errand *errand)
+{
+	struct dmp_run local = dmp_traffic_local(endpoint->channel, errand->index);
+
+	errand->checksum = 0;
+	return dmp_copy_checksum(local.memory, local.offset, errand->length, &errand->checksum);
+}
+
+static bool is_checked_move(struct dmp_kernel_endpoint *endpoint, const struct dmp_errand *errand,
+			    bool write)
+{
+	const struct dmp_operation *operation =
+		&endpoint->channel->machine.operations[errand->index];
+
+	return errand->kind == DMP_REQUEST_MOVE &&
+	       dmp_traffic_is_checked(endpoint->channel, errand->index) &&
+	       (operation->submission.operation != DMP_OP_READ) == write;
+}
+
+/* Posts what is left of a MOVE; false: no more goes in now. */
+static bool post_rest(struct dmp_kernel_endpoint *endpoint, struct dmp_errand *errand)
+{
+	if (errand->posted == 0 && !errand->result && is_checked_move(endpoint, errand, true))
+		errand->result = checksum(endpoint, errand);
+	while (errand->posted < errand->length && !errand->result && !errand->stopped) {
+		struct dmp_pair_move move = next_move(endpoint, errand);
+		int error = dmp_pair_post(endpoint->pair, &move, errand->tag);
+
+		if (error == -EAGAIN)
+			return false;
+		errand->result = error;
+		if (!error) {
+			trace_dmp_post(endpoint, errand->tag, move.length, move.write);
+			errand->posted += move.length;
+		}
+	}
+	return true;
+}
+
+/* What the device has given back. */
+static void reap(struct dmp_kernel_endpoint *endpoint)
+{
+	u32 number = 0;
+	u64 tag, length;
+
+	while (dmp_pair_reap(endpoint->pair, &tag, &length)) {
+		/* In the order of posting, and errands are posted in order. */
+		while (number < endpoint->errand_count && errand_at(endpoint, number)->tag != tag)
+			number++;
+		if (WARN_ON_ONCE(number == endpoint->errand_count))
+			return;
+		errand_at(endpoint, number)->done += length;
+	}
+}
+
+static bool is_over(const struct dmp_errand *errand)
+{
+	if (errand->kind == DMP_REQUEST_COPY)
+		return errand->done == errand->length || errand->result;
+	return errand->posted == errand->done &&
+	       (errand->done == errand->length || errand->result || errand->stopped);
+}
+
+u32 dmp_errand_run(struct dmp_kernel_endpoint *endpoint)
+{
+	u32 number, over = 0;
+
+	reap(endpoint);
+	for (number = 0; number < endpoint->errand_count; number++) {
+		struct dmp_errand *errand = errand_at(endpoint, number);
+
+		if (errand->kind == DMP_REQUEST_COPY)
+			copy(endpoint, errand);
+		else if (!post_rest(endpoint, errand))
+			break;
+	}
+	for (; over < endpoint->errand_count; over++) {
+		struct dmp_errand *errand = errand_at(endpoint, over);
+
+		if (!is_over(errand))
+			break;
+		if (errand->done == errand->length && !errand->result &&
+		    is_checked_move(endpoint, errand, false))
+			errand->result = checksum(endpoint, errand);
+	}
+	endpoint->errands_wait = over < endpoint->errand_count;
+	return over;
+}
+
+/* The peer is not told of a WRITE_IMM whose bytes are not the ones that were meant. */
+static void note_checksum(struct dmp_kernel_channel *channel, const struct dmp_errand *errand,
+			  s32 *result)
+{
+	const struct dmp_submission *submission =
+		&channel->machine.operations[errand->index].submission;
+	struct dmp_holds *holds = &channel->holds[errand->index];
+
+	if (!dmp_traffic_is_checked(channel, errand->index))
+		return;
+	holds->checksum = errand->checksum;
+	holds->checksum_known = true;
+	if (submission->flags & DMP_SUBMIT_VERIFY && errand->kind == DMP_REQUEST_MOVE &&
+	    !*result && errand->checksum != submission->checksum)
+		*result = -EBADMSG;
+}
+
+void dmp_errand_finish_locked(struct dmp_kernel_endpoint *endpoint, u32 count)
+{
+	lockdep_assert_held(&endpoint->channel->lock);
+	while (count-- != 0) {
+		struct dmp_errand errand = *errand_at(endpoint, 0);
+		struct dmp_endpoint_answer reply = {
+			.tag = errand.tag,
+			.kind = errand.kind,
+			.length_bytes = errand.done,
+			.result = errand.result,
+		};
+
+		endpoint->errand_first = (endpoint->errand_first + 1) % DMP_ERRANDS_MAX;
+		endpoint->errand_count--;
+		if (errand.stopped && errand.done != errand.length)
+			reply.kind = DMP_REQUEST_STOP;
+		note_checksum(endpoint->channel, &errand, &reply.result);
+		if (errand.kind == DMP_REQUEST_COPY)
+			dmp_stage_free(&endpoint->staged[errand.stage]);
+		dmp_traffic_answer(endpoint, &reply);
+	}
+}
+
+int dmp_errand_drop_locked(struct dmp_kernel_endpoint *endpoint, u64 tag)
+{
+	u32 number, kept = 0;
+	bool found;
+
+	lockdep_assert_held(&endpoint->channel->lock);
+	for (number = 0; number < endpoint->errand_count; number++) {
+		struct dmp_errand *from = errand_at(endpoint, number);
+
+		if (from->tag == tag && from->posted != from->done) {
+			from->stopped = true;
+			if (endpoint->stop_due_ns == 0)
+				endpoint->stop_due_ns = endpoint->now_ns + STOP_NS;
+			return -EINPROGRESS;
+		}
+	}
+	for (number = 0; number < endpoint->errand_count; number++) {
+		struct dmp_errand *from = errand_at(endpoint, number);
+
+		if (from->tag != tag)
+			*errand_at(endpoint, kept++) = *from;
+	}
+	found = kept != endpoint->errand_count;
+	endpoint->errand_count = kept;
+	return found ? 0 : -ENOENT;
+}
+
+bool dmp_errand_is_stuck_locked(struct dmp_kernel_endpoint *endpoint)
+{
+	u32 number;
+
+	lockdep_assert_held(&endpoint->channel->lock);
+	if (endpoint->stop_due_ns == 0)
+		return false;
+	for (number = 0; number < endpoint->errand_count; number++)
+		if (errand_at(endpoint, number)->stopped)
+			return endpoint->now_ns >= endpoint->stop_due_ns;
+	endpoint->stop_due_ns = 0;
+	return false;
+}

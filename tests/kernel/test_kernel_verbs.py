@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: MIT
+"""Endpoints of the kernel plane over Soft-RoCE: with each other, and with embedded planes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import soft_roce
+
+import dmaplane
+from dmaplane import _abi
+from dmaplane.testing import _pair, _rig
+from dmaplane.testing._rig import MIB, Rings
+
+TREE = Path(__file__).resolve().parents[2]
+GROUPS = (
+    ("connecting", "messages", "strangers"),
+    ("remote", "regions"),
+    ("credits", "revoking"),
+    ("interrupting", "loss"),
+)
+
+
+@pytest.fixture(scope="module")
+def rxe() -> Iterator[None]:
+    yield from soft_roce.device()
+
+
+@pytest.fixture
+def clean(rxe: None) -> Iterator[None]:
+    """Afterwards nothing of the device is held, and never was a receiver not ready."""
+    before = soft_roce.resources()
+    yield
+    assert soft_roce.resources() == before
+    assert soft_roce.naks() == 0
+
+
+@pytest.mark.parametrize("planes", ["kernel", "kernel,embedded", "embedded,kernel"])
+@pytest.mark.parametrize("groups", GROUPS, ids="+".join)
+def test_conformance(clean: None, planes: str, groups: tuple[str, ...]) -> None:
+    program = TREE / "tests/kernel/verbs_conformance.py"
+    done = subprocess.run(
+        [sys.executable, program, "--planes", planes, *groups],
+        env={**os.environ, "DMAPLANE_CONFORMANCE_ADDRESS": f"{soft_roce.ADDRESS}:0"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    said = done.stdout[-8000:] + done.stderr[-2000:]
+    assert done.returncode == 0, said
+    assert re.search(r"^[1-9]\d* passed, 0 failed$", done.stdout, re.MULTILINE), said
+
+
+class Peer:
+    """verbs_peer.py, connected; killed at the end of the block."""
+
+    def __init__(self, plane: dmaplane.Plane, kind: str) -> None:
+        program = TREE / "tests/kernel/verbs_peer.py"
+        self.process = subprocess.Popen(
+            [sys.executable, program, f"{soft_roce.ADDRESS}:0", kind],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdin is not None
+        rings = Rings(plane, slots=64)
+        answer, made = _pair.try_connect(
+            plane, rings.id, self.said(), path="verbs", secret=b"peer", fields={"user_data": 77}
+        )
+        assert answer == 0, answer
+        self.side = _pair.Side(plane, rings, made)
+        self.memory = self.side.memory(4 * MIB, fill=5)
+        key = bytes.fromhex(self.said())
+        region = self.side.region(self.memory)
+        self.process.stdin.write(_pair.key_of(region).hex() + "\n")
+        self.process.stdin.flush()
+        answer, imported = self.side.try_import(key)
+        assert answer == 0, answer
+        self.remote = imported.region_id
+        assert self.said() == "busy"
+
+    def said(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().strip()
+        assert line, "the peer has ended"
+        return line
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(60)
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+def charged() -> str:
+    """What all planes together have of the module's memory."""
+    text = Path("/sys/kernel/debug/dmaplane/memory").read_text()
+    found: list[str] = re.findall(r"memories=\d+ charged_bytes=\d+", text)
+    return found[0]
+
+
+@pytest.mark.parametrize("kind", ["kernel", "embedded"])
+def test_killed_peer_is_lost_and_leaves_nothing(clean: None, kind: str) -> None:
+    """L1, L4: what is under way on either side ends, and the one who lives goes on."""
+    chance = random.Random(int(os.environ.get("DMAPLANE_SEED", "5")))
+    before = charged()
+    for _ in range(3):
+        with dmaplane.open(plane="kernel") as plane:
+            peer = Peer(plane, kind)
+            side, memory, remote = peer.side, peer.memory, peer.remote
+            side.submit(
+                *(_pair.write(memory, remote, MIB, user_data=n) for n in range(8)),
+                *(_pair.read(memory, remote, MIB, user_data=8 + n) for n in range(8)),
+                _pair.send(memory, 65536, user_data=16),
+                _pair.recv(memory, 64, user_data=17),
+            )
+            time.sleep(chance.random() * 0.5)
+            peer.kill()
+            results = _rig.results(side.wait(18))
+            assert set(results) == set(range(18))
+            assert set(results.values()) <= {0, -errno.ECONNRESET}, results
+            assert results[17] == -errno.ECONNRESET
+            assert int(side.event(_abi.EVENT_ENDPOINT_LOST)["user_data"]) == 77
+            listed = Path("/sys/kernel/debug/dmaplane/objects").read_text()
+            assert re.search(r"type=endpoint .* peer=10\.77\.0\.1:\d+ ", listed), listed
+    _rig.wait_until(lambda: charged() == before, 10.0, "what was charged is given back")
+
+
+def test_killed_process_returns_everything(clean: None) -> None:
+    """L4: it is killed with writes and reads of both sides under way."""
+    before = charged()
+    for _ in range(3):
+        with dmaplane.open(plane="embedded") as plane:
+            peer = Peer(plane, "kernel")
+            peer.side.submit(*[_pair.write(peer.memory, peer.remote, MIB)] * 8)
+            peer.kill()
+            assert set(peer.side.wait(8)["result"].tolist()) <= {0, -errno.ECONNRESET}
+        _rig.wait_until(lambda: charged() == before, 10.0, "what was charged is given back")

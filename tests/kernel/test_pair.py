@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: MIT
+"""The module's queue pairs, two of them in one machine over Soft-RoCE.
+
+The stand-in pair_talk.ko drives both; each case is one write to its debugfs file.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import soft_roce
+from driver import Driver
+
+FOLDER = Path("/sys/kernel/debug/pair_talk")
+SEED = 20260721
+
+
+@pytest.fixture(scope="module")
+def rxe() -> Iterator[None]:
+    yield from soft_roce.device()
+
+
+@pytest.fixture
+def clean(rxe: None) -> Iterator[None]:
+    """Afterwards nothing of the device is held, and never was a receiver not ready."""
+    before = soft_roce.resources()
+    yield
+    assert soft_roce.resources() == before
+    assert soft_roce.naks() == 0
+
+
+@pytest.fixture
+def talk(clean: None, standin: Callable[[str], Driver]) -> Iterator[Callable[[str], str]]:
+    """Runs one case; returns what it said."""
+    module = standin("pair_talk")
+    module.load()
+
+    def run(case: str) -> str:
+        try:
+            (FOLDER / "run").write_text(f"{case} {soft_roce.ADDRESS} {SEED}")
+        except OSError as error:
+            raise AssertionError(f"{case}: {error}: {(FOLDER / 'said').read_text()}") from None
+        return (FOLDER / "said").read_text()
+
+    try:
+        yield run
+    finally:
+        module.unload()
+
+
+@pytest.mark.parametrize("case", ["both-ways", "one-way", "ping-pong", "full"])
+def test_bytes_arrive_in_order_and_slots_are_repaid(talk: Callable[[str], str], case: str) -> None:
+    print(talk(case))
+
+
+@pytest.mark.parametrize("case", ["moves", "parts"])
+def test_moves_land_where_they_should_and_nowhere_else(
+    talk: Callable[[str], str], case: str
+) -> None:
+    talk(case)
+
+
+@pytest.mark.parametrize(
+    "case", ["nothing-granted", "no-right", "revoked-while-moving", "revoked-alone"]
+)
+def test_a_region_is_granted_and_ends_as_its_owner_says(
+    talk: Callable[[str], str], case: str
+) -> None:
+    talk(case)
+
+
+@pytest.mark.parametrize("case", ["peer-closes", "doors"])
+def test_ends_leave_nothing(talk: Callable[[str], str], case: str) -> None:
+    talk(case)
+
+
+def test_a_link_deleted_in_use_is_let_go(rxe: None, standin: Callable[[str], Driver]) -> None:
+    """The pairs are lost, the door shuts itself; deleting waits for them and returns."""
+    module = standin("pair_talk")
+    module.load()
+    result: list[str] = []
+
+    def run() -> None:
+        try:
+            (FOLDER / "run").write_text(f"removed {soft_roce.ADDRESS} {SEED}")
+            result.append("done")
+        except OSError as error:
+            result.append(f"{error}: {(FOLDER / 'said').read_text()}")
+
+    try:
+        thread = threading.Thread(target=run)
+        thread.start()
+        while thread.is_alive() and (FOLDER / "phase").read_text() != "talking":
+            time.sleep(0.01)
+        assert soft_roce.run("rdma link delete rxe0").returncode == 0
+        assert not soft_roce.DEVICE.exists()
+        thread.join()
+        assert result == ["done"]
+    finally:
+        module.unload()
+        soft_roce.add_link()
