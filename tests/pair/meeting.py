@@ -111,7 +111,12 @@ class Carrier:
         assert node.shell(f"cat {MODULE_USERS} 2>/dev/null || echo 0").strip() == "0"
 
 
-VERBS = (Carrier("verbs"),)
+VERBS = (
+    Carrier("verbs"),
+    Carrier("verbs", "kernel", "kernel"),
+    Carrier("verbs", "kernel", "embedded"),
+    Carrier("verbs", "embedded", "kernel"),
+)
 CARRIERS = (Carrier("tcp"), *VERBS)
 
 
