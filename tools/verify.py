@@ -295,6 +295,7 @@ def only_elsewhere() -> str:
 KBUILD = ("make", "gcc", "sparse", "modprobe")
 QEMU = ("qemu-system-x86_64", "busybox", "setpriv", "modprobe")
 PAIR = (*QEMU, "ip", "rdma", "ib_write_bw")
+OVER_RDMA = "verbs or test_pair"
 lacks_checkpatch = asks(*python("tools/kernel/checkpatch.py", "--where"))
 
 STAGES = (
@@ -310,7 +311,16 @@ STAGES = (
     Stage("module-6.12", module_stage("6.12"), KBUILD, only_x86, lacks_kernel("6.12")),
     Stage("module-6.1", module_stage("6.1"), KBUILD, only_x86, lacks_kernel("6.1")),
     Stage("packaging", packaging_stage, ("perl", "make"), only_x86, lacks_checkpatch),
-    Stage("vmtest-6.12", vmtest_stage("6.12"), QEMU, only_x86, lacks_kernel("6.12")),
+    Stage(
+        "vmtest-6.12",
+        vmtest_stage("6.12", "-k", f"not ({OVER_RDMA})"),
+        QEMU,
+        only_x86,
+        lacks_kernel("6.12"),
+    ),
+    Stage(
+        "vmtest-rdma", vmtest_stage("6.12", "-k", OVER_RDMA), PAIR, only_x86, lacks_kernel("6.12")
+    ),
     # All of it on the older kernel too: make vmtest KERNEL=6.1.
     Stage(
         "vmtest-6.1", vmtest_stage("6.1", "-k", "conformance"), QEMU, only_x86, lacks_kernel("6.1")
