@@ -10,9 +10,10 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import attack
 import pytest
 import soft_roce
 
@@ -147,3 +148,24 @@ def test_killed_process_returns_everything(clean: None) -> None:
             peer.kill()
             assert set(peer.side.wait(8)["result"].tolist()) <= {0, -errno.ECONNRESET}
         _rig.wait_until(lambda: charged() == before, 10.0, "what was charged is given back")
+
+
+@pytest.mark.timeout(600)
+def test_a_user_without_rights_attacks_where_there_is_a_device(
+    clean: None, program: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L12: random commands that reach it, from one thread, and from several that are killed."""
+    monkeypatch.setenv("DMAPLANE_FUZZ_HOST", soft_roce.ADDRESS)
+    before = charged()
+    said = attack.run(
+        program("fuzz"),
+        *("--seed", attack.seed(), "--commands", 20000 // attack.SLOWNESS, "--ring-writes", 2000),
+    )
+    assert "nothing is left" in said
+    with attack.open_to_group(attack.NOBODY):
+        attack.run(
+            program("random"),
+            *("--seed", attack.seed(), "--seconds", 20, "--group", attack.NOBODY),
+            *("--within-ms", 5000 * attack.SLOWNESS),
+        )
+    _rig.wait_until(lambda: charged() == before, 10.0, "what was charged is given back")
