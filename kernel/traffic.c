@@ -349,11 +349,7 @@ static void let_go_locked(struct dmp_kernel_endpoint *endpoint)
 			dmp_region_release(endpoint->admitted[number].region);
 		endpoint->admitted[number].region = NULL;
 	}
-	if (endpoint->ask.state == DMP_ASK_WANTED || endpoint->ask.state == DMP_ASK_SENT) {
-		endpoint->ask.result = -ECONNRESET;
-		endpoint->ask.state = DMP_ASK_DONE;
-		dmp_channel_nudge_locked(endpoint->channel);
-	}
+	dmp_ask_abort_locked(endpoint);
 }
 
 static void cut_locked(struct dmp_kernel_endpoint *endpoint,
@@ -431,25 +427,6 @@ static void feed_locked(struct dmp_kernel_endpoint *endpoint)
 	}
 }
 
-/* What somebody wants to know of the peer: is asked, and answered. */
-static void serve_ask_locked(struct dmp_kernel_endpoint *endpoint)
-{
-	struct dmp_ask *ask = &endpoint->ask;
-
-	lockdep_assert_held(&endpoint->channel->lock);
-	if (ask->state == DMP_ASK_WANTED) {
-		ask->result = dmp_pair_ask(endpoint->pair, ask->key, ask->key_bytes);
-		ask->state = ask->result ? DMP_ASK_DONE : DMP_ASK_SENT;
-	}
-	if (ask->state == DMP_ASK_SENT) {
-		ask->result = dmp_pair_granted(endpoint->pair, &ask->remote);
-		if (ask->result != -EAGAIN)
-			ask->state = DMP_ASK_DONE;
-	}
-	if (ask->state == DMP_ASK_DONE)
-		dmp_channel_nudge_locked(endpoint->channel);
-}
-
 static void settle_end_locked(struct dmp_kernel_endpoint *endpoint)
 {
 	struct dmp_endpoint_status status;
@@ -518,7 +495,7 @@ static void serve_pair_locked(struct dmp_kernel_endpoint *endpoint)
 		endpoint->stream.lost = error;
 	/* A region may have been let go by the peer. */
 	dmp_released();
-	serve_ask_locked(endpoint);
+	dmp_ask_serve_locked(endpoint);
 }
 
 /* Credit is the machine's: what it was and is now is looked at while somebody watches. */
