@@ -167,6 +167,15 @@ int dmp_endpoint_histogram(struct dmp_plane *plane, struct dmp_histogram *histog
 
 /* ---- what others' pairs have of ours */
 
+/* Without the channel's lock, where the channel may be gone. */
+static bool is_being_cut(const struct dmp_kernel_endpoint *endpoint)
+{
+	bool there = READ_ONCE(endpoint->pair);
+
+	smp_rmb();	/* pairs with smp_wmb() where the pair is taken away */
+	return there || READ_ONCE(endpoint->cutting);
+}
+
 bool dmp_endpoint_is_reaching_locked(struct dmp_plane *plane, const struct dmp_region *region)
 {
 	struct dmp_object *object;
@@ -178,8 +187,11 @@ bool dmp_endpoint_is_reaching_locked(struct dmp_plane *plane, const struct dmp_r
 		struct dmp_kernel_endpoint *endpoint = dmp_endpoint_of(object);
 		struct dmp_kernel_channel *channel = endpoint->channel;
 
-		if (endpoint->orphaned)
-			continue;	/* its pair is gone, or will be before its buffers are */
+		/* Its channel is taking it apart, or has; then dmp_released() follows. */
+		if (endpoint->orphaned) {
+			reaching |= is_being_cut(endpoint);
+			continue;
+		}
 		/* All of them, even if one does: each is told at once. */
 		mutex_lock(&channel->lock);
 		reaching |= endpoint->cutting;

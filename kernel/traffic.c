@@ -321,13 +321,15 @@ static void close_pair_locked(struct dmp_kernel_endpoint *endpoint)
 	lockdep_assert_held(&endpoint->channel->lock);
 	if (!pair)
 		return;
-	endpoint->pair = NULL;
-	endpoint->cutting = true;
+	/* In this order: whoever looks without the lock finds one of them. */
+	WRITE_ONCE(endpoint->cutting, true);
+	smp_wmb();	/* pairs with smp_rmb() of is_being_cut() */
+	WRITE_ONCE(endpoint->pair, NULL);
 	mutex_unlock(&endpoint->channel->lock);
 	dmp_pair_watch(pair, NULL);
 	dmp_pair_close(pair);
 	mutex_lock(&endpoint->channel->lock);
-	endpoint->cutting = false;
+	WRITE_ONCE(endpoint->cutting, false);
 	dmp_released();
 }
 
