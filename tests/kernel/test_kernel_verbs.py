@@ -23,12 +23,21 @@ from dmaplane.testing import _pair, _rig
 from dmaplane.testing._rig import MIB, Rings
 
 TREE = Path(__file__).resolve().parents[2]
-GROUPS = (
-    ("connecting", "messages", "strangers"),
-    ("remote", "regions"),
-    ("credits", "revoking"),
-    ("interrupting", "loss"),
+GREETING = ("connecting", "messages", "strangers")
+TOUCHING = ("remote", "regions")
+GRANTING = ("credits", "revoking")
+ENDING = ("interrupting", "loss")
+RUNS = (
+    ("kernel", GREETING),
+    ("kernel", TOUCHING),
+    ("kernel", GRANTING),
+    ("kernel", ENDING),
+    ("kernel,embedded", GREETING),
+    ("kernel,embedded", TOUCHING),
+    ("embedded,kernel", GRANTING),
+    ("embedded,kernel", ENDING),
 )
+"""Planes of a case, by turns, and groups of cases."""
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +54,9 @@ def clean(rxe: None) -> Iterator[None]:
     assert soft_roce.naks() == 0
 
 
-@pytest.mark.parametrize("planes", ["kernel", "kernel,embedded", "embedded,kernel"])
-@pytest.mark.parametrize("groups", GROUPS, ids="+".join)
+@pytest.mark.parametrize(
+    ("planes", "groups"), RUNS, ids=[f"{planes}-{'+'.join(groups)}" for planes, groups in RUNS]
+)
 def test_conformance(clean: None, planes: str, groups: tuple[str, ...]) -> None:
     program = TREE / "tests/kernel/verbs_conformance.py"
     done = subprocess.run(
