@@ -30,6 +30,7 @@ struct service {
 	int (*serve)(struct dmp_plane *plane, void *argument);
 	int (*undo)(struct dmp_plane *plane, void *argument);	/* a *_DESTROY */
 	u32 id_offset;		/* of the id that @undo takes */
+	bool away;		/* about connections */
 };
 
 static int serve_query(struct dmp_plane *plane, void *argument)
@@ -90,16 +91,16 @@ static const struct service services[DMP_COMMAND_ROWS] = {
 	ROW(DMP_REGION_QUERY) = { dmp_region_query },
 	ROW(DMP_REGION_DESTROY) = { dmp_region_destroy },
 	ROW(DMP_REGION_IMPORT) = { dmp_region_import_command, dmp_region_destroy,
-				   offsetof(struct dmp_region_import, region_id) },
+				   offsetof(struct dmp_region_import, region_id), true },
 	ROW(DMP_LISTEN) = { dmp_listener_create, dmp_listener_destroy,
-			    offsetof(struct dmp_listen, listener_id) },
-	ROW(DMP_LISTENER_DESTROY) = { dmp_listener_destroy },
+			    offsetof(struct dmp_listen, listener_id), true },
+	ROW(DMP_LISTENER_DESTROY) = { dmp_listener_destroy, .away = true },
 	ROW(DMP_CONNECT) = { dmp_endpoint_connect_command, dmp_endpoint_destroy_command,
-			     offsetof(struct dmp_connect, endpoint_id) },
+			     offsetof(struct dmp_connect, endpoint_id), true },
 	ROW(DMP_ACCEPT) = { dmp_endpoint_accept_command, dmp_endpoint_destroy_command,
-			    offsetof(struct dmp_accept, endpoint_id) },
-	ROW(DMP_ENDPOINT_QUERY) = { dmp_endpoint_query_command },
-	ROW(DMP_ENDPOINT_DESTROY) = { dmp_endpoint_destroy_command },
+			    offsetof(struct dmp_accept, endpoint_id), true },
+	ROW(DMP_ENDPOINT_QUERY) = { dmp_endpoint_query_command, .away = true },
+	ROW(DMP_ENDPOINT_DESTROY) = { dmp_endpoint_destroy_command, .away = true },
 #endif
 };
 
@@ -117,6 +118,15 @@ static void undo(struct dmp_plane *plane, const struct service *service,
 		destroy.id = *(u32 *)((char *)call->argument + service->id_offset);
 		service->undo(plane, &destroy);
 	}
+}
+
+/* What is not claimed is not served; but who had a connection can still ask, and destroy it. */
+static bool is_served(const struct dmp_plane *plane, const struct service *service)
+{
+	if (!service->serve)
+		return false;
+	return !service->away || dmp_rdma_is_there() || READ_ONCE(plane->endpoints) != 0 ||
+	       READ_ONCE(plane->listeners) != 0;
 }
 
 long dmp_command(struct dmp_plane *plane, unsigned int number, void __user *argument)
@@ -143,7 +153,7 @@ long dmp_command(struct dmp_plane *plane, unsigned int number, void __user *argu
 	error = dmp_command_check(shape, call.argument);
 	if (error)
 		return error;
-	if (!service->serve)
+	if (!is_served(plane, service))
 		return -EOPNOTSUPP;
 	call.file = NULL;
 	*(u32 *)call.argument = shape->size;	/* size as we know it */

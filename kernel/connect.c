@@ -153,6 +153,7 @@ static int wait_for_pair_locked(struct dmp_kernel_endpoint *endpoint)
 	u64 wait_ns = until_ns > now_ns ? min_t(u64, until_ns - now_ns, LOOK_NS) : 0;
 	long left;
 
+	lockdep_assert_held(&endpoint->channel->lock);
 	if (!dmp_pair_rest(endpoint->pair))
 		return 0;
 	mutex_unlock(&endpoint->channel->lock);

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * endpoint.c - the life of an endpoint once it is connected: asked, given peers' regions,
- * destroyed
+ * endpoint.c - the life of an endpoint once it is connected: asked, destroyed
  *
  * Others than the executor never touch the pair but by what any thread may call: they mark what
  * they want under channel->lock, kick, and wait until the executor has seen it. A channel that
@@ -19,12 +18,13 @@ static struct dmp_kernel_endpoint *find_locked(struct dmp_plane *plane, u32 id)
 {
 	struct dmp_object *object = dmp_plane_find_locked(plane, id, DMP_OBJECT_ENDPOINT);
 
+	lockdep_assert_held(&plane->lock);
 	return object ? dmp_endpoint_of(object) : NULL;
 }
 
 /* The endpoint and its channel, entered; the latter is NULL if that has gone. */
-static struct dmp_kernel_channel *enter_locked(struct dmp_plane *plane,
-					       struct dmp_kernel_endpoint *endpoint)
+struct dmp_kernel_channel *dmp_endpoint_enter_locked(struct dmp_plane *plane,
+						     struct dmp_kernel_endpoint *endpoint)
 {
 	struct dmp_kernel_channel *channel = endpoint->orphaned ? NULL : endpoint->channel;
 
@@ -35,7 +35,7 @@ static struct dmp_kernel_channel *enter_locked(struct dmp_plane *plane,
 	return channel;
 }
 
-static void leave(struct dmp_kernel_endpoint *endpoint, struct dmp_kernel_channel *channel)
+void dmp_endpoint_leave(struct dmp_kernel_endpoint *endpoint, struct dmp_kernel_channel *channel)
 {
 	/* Release: what the call did happens before destroy sees that it left. */
 	(void)atomic_dec_return_release(&endpoint->users);
@@ -43,6 +43,16 @@ static void leave(struct dmp_kernel_endpoint *endpoint, struct dmp_kernel_channe
 		dmp_channel_put(channel);
 	else
 		dmp_released();
+}
+
+void dmp_endpoint_kick_locked(struct dmp_kernel_endpoint *endpoint)
+{
+	struct dmp_kernel_channel *channel = endpoint->channel;
+
+	lockdep_assert_held(&channel->lock);
+	dmp_network_mark_locked(channel, endpoint);
+	if (dmp_channel_claim_locked(channel))
+		dmp_channel_kick(channel);
 }
 
 /* Of one in any state: its channel's lock, where there is a channel. */
@@ -54,7 +64,7 @@ static struct dmp_kernel_endpoint *enter_and_lock(struct dmp_plane *plane, u32 i
 	down_read(&plane->lock);
 	endpoint = find_locked(plane, id);
 	if (endpoint)
-		*channel = enter_locked(plane, endpoint);
+		*channel = dmp_endpoint_enter_locked(plane, endpoint);
 	up_read(&plane->lock);
 	if (endpoint && *channel)
 		mutex_lock(&(*channel)->lock);
@@ -66,7 +76,7 @@ static void unlock_and_leave(struct dmp_kernel_endpoint *endpoint,
 {
 	if (channel)
 		mutex_unlock(&channel->lock);
-	leave(endpoint, channel);
+	dmp_endpoint_leave(endpoint, channel);
 }
 
 /* ---- asked */
@@ -155,134 +165,15 @@ int dmp_endpoint_histogram(struct dmp_plane *plane, struct dmp_histogram *histog
 	return 0;
 }
 
-/* ---- peers' regions */
+/* ---- what others' pairs have of ours */
 
-static void kick_locked(struct dmp_kernel_channel *channel)
+/* Without the channel's lock, where the channel may be gone. */
+static bool is_being_cut(const struct dmp_kernel_endpoint *endpoint)
 {
-	lockdep_assert_held(&channel->lock);
-	if (dmp_channel_claim_locked(channel))
-		dmp_channel_kick(channel);
-}
+	bool there = READ_ONCE(endpoint->pair);
 
-static bool may_ask(struct dmp_kernel_channel *channel, const void *context)
-{
-	const struct dmp_kernel_endpoint *endpoint = context;
-
-	return endpoint->ask.state == DMP_ASK_NONE || !endpoint->pair || channel->closing;
-}
-
-static bool was_answered(struct dmp_kernel_channel *channel, const void *context)
-{
-	const struct dmp_kernel_endpoint *endpoint = context;
-
-	return endpoint->ask.state == DMP_ASK_DONE;
-}
-
-/* Asks the peer for what the key says (L9): 0 with remote->granted, or why not. */
-static int ask_locked(struct dmp_kernel_channel *channel, struct dmp_kernel_endpoint *endpoint,
-		      struct dmp_remote *remote)
-{
-	u64 deadline_ns = ktime_get_ns() + 2 * endpoint->detect_ns;
-	struct dmp_ask *ask = &endpoint->ask;
-	int error;
-
-	lockdep_assert_held(&channel->lock);
-	error = dmp_channel_wait_locked(channel, may_ask, endpoint, deadline_ns,
-					TASK_INTERRUPTIBLE);
-	if (error)
-		return error;
-	if (!endpoint->pair || channel->closing)
-		return -ECONNRESET;
-	ask->key_bytes = remote->key_bytes;
-	memcpy(ask->key, remote->bytes, remote->key_bytes);
-	ask->state = DMP_ASK_WANTED;
-	dmp_network_mark_locked(channel, endpoint);
-	kick_locked(channel);
-	/*
-	 * Answered, or the connection is lost, before long: not interruptible, so that no answer is
-	 * left over. A peer who keeps the connection up and never answers is not waited for.
-	 */
-	error = dmp_channel_wait_locked(channel, was_answered, endpoint,
-					deadline_ns + endpoint->detect_ns, TASK_UNINTERRUPTIBLE);
-	if (error) {
-		dmp_endpoint_goodbye(endpoint->machine,
-				     dmp_endpoint_time(endpoint, ktime_get_ns()));
-		dmp_network_mark_locked(channel, endpoint);
-		kick_locked(channel);
-		dmp_channel_wait_locked(channel, was_answered, endpoint, 0, TASK_UNINTERRUPTIBLE);
-	}
-	if (!ask->result)
-		remote->granted = ask->remote;
-	if (!error || !ask->result)
-		error = ask->result;
-	ask->state = DMP_ASK_NONE;
-	dmp_channel_nudge_locked(channel);
-	return error;
-}
-
-/* Does what was granted fit what the key says? */
-static int check_grant(const struct dmp_remote *remote)
-{
-	u32 rights = DMP_ACCESS_REMOTE_READ | DMP_ACCESS_REMOTE_WRITE;
-
-	if (remote->granted.length != remote->key.length ||
-	    (remote->key.access & rights & ~remote->granted.access))
-		return -EACCES;
-	return 0;
-}
-
-static int import(struct dmp_plane *plane, struct dmp_kernel_channel *channel,
-		  struct dmp_remote *remote)
-{
-	int error;
-
-	mutex_lock(&channel->lock);
-	error = ask_locked(channel, remote->endpoint, remote);
-	mutex_unlock(&channel->lock);
-	if (!error)
-		error = check_grant(remote);
-	return error ?: dmp_remote_publish(plane, remote);
-}
-
-int dmp_region_import_command(struct dmp_plane *plane, void *argument)
-{
-	struct dmp_region_import *request = argument;
-	struct dmp_kernel_channel *channel = NULL;
-	struct dmp_object *object;
-	struct dmp_remote *remote;
-	int error;
-
-	remote = kzalloc(sizeof(*remote), GFP_KERNEL_ACCOUNT);
-	if (!remote)
-		return -ENOMEM;
-	error = dmp_region_key_decode(request->key, request->key_bytes, &remote->key);
-	if (error)
-		goto err_free;
-	remote->key_bytes = request->key_bytes;
-	memcpy(remote->bytes, request->key, request->key_bytes);
-	down_read(&plane->lock);
-	object = dmp_plane_use_locked(plane, request->endpoint_id, DMP_OBJECT_ENDPOINT, &error);
-	if (object) {
-		remote->endpoint = dmp_endpoint_of(object);
-		channel = enter_locked(plane, remote->endpoint);
-	}
-	up_read(&plane->lock);
-	if (!object)
-		goto err_free;
-	error = channel ? import(plane, channel, remote) : -ECONNRESET;
-	if (!error) {
-		request->region_id = remote->object.id;
-		request->access = remote->key.access;
-		request->length_bytes = remote->key.length;
-	}
-	leave(remote->endpoint, channel);
-	if (error)
-		goto err_free;
-	return 0;
-
-err_free:
-	dmp_remote_free(remote);
-	return error;
+	smp_rmb();	/* pairs with smp_wmb() where the pair is taken away */
+	return there || READ_ONCE(endpoint->cutting);
 }
 
 bool dmp_endpoint_is_reaching_locked(struct dmp_plane *plane, const struct dmp_region *region)
@@ -296,8 +187,11 @@ bool dmp_endpoint_is_reaching_locked(struct dmp_plane *plane, const struct dmp_r
 		struct dmp_kernel_endpoint *endpoint = dmp_endpoint_of(object);
 		struct dmp_kernel_channel *channel = endpoint->channel;
 
-		if (endpoint->orphaned)
-			continue;	/* its pair is gone, or will be before its buffers are */
+		/* Its channel is taking it apart, or has; then dmp_released() follows. */
+		if (endpoint->orphaned) {
+			reaching |= is_being_cut(endpoint);
+			continue;
+		}
 		/* All of them, even if one does: each is told at once. */
 		mutex_lock(&channel->lock);
 		reaching |= endpoint->cutting;
@@ -363,10 +257,7 @@ static int end_locked(struct dmp_kernel_channel *channel, struct dmp_kernel_endp
 	}
 	endpoint->drop = true;
 	dmp_endpoint_goodbye(endpoint->machine, dmp_endpoint_time(endpoint, ktime_get_ns()));
-	if (endpoint->attached) {
-		dmp_network_mark_locked(channel, endpoint);
-		kick_locked(channel);
-	}
+	dmp_endpoint_kick_locked(endpoint);
 	/* The executor is bound by the machine's own time for a last word. */
 	return dmp_channel_wait_locked(channel, has_ended, endpoint, 0, TASK_UNINTERRUPTIBLE);
 }
@@ -389,6 +280,7 @@ static int wait_unheld_locked(struct dmp_kernel_endpoint *endpoint, u64 deadline
 	struct dmp_plane *plane = endpoint->plane;
 	int error = 0;
 
+	lockdep_assert_held_write(&plane->lock);
 	add_wait_queue(&dmp_released_wait, &wait);
 	/* Pairs with dmp_released(). */
 	smp_mb();
@@ -415,7 +307,7 @@ static int close_for_use(struct dmp_plane *plane, u32 id, bool drain,
 	} else if (!drain && is_held_locked(endpoint)) {
 		error = -EBUSY;
 	} else {
-		*channel = enter_locked(plane, endpoint);
+		*channel = dmp_endpoint_enter_locked(plane, endpoint);
 		if (endpoint->object.state == DMP_STATE_LIVE)
 			dmp_lifetime_move(&endpoint->object.state, DMP_STATE_DRAINING);
 		*found = endpoint;
@@ -454,7 +346,7 @@ int dmp_endpoint_destroy_command(struct dmp_plane *plane, void *argument)
 	}
 	up_write(&plane->lock);
 	if (error) {
-		leave(endpoint, channel);
+		dmp_endpoint_leave(endpoint, channel);
 		return error;
 	}
 	if (channel)

@@ -2,7 +2,8 @@
 /*
  * endpoint_kernel.h - an endpoint of the kernel plane: core's machine on one queue pair
  *
- *	endpoint.c	asked, given peers' regions, destroyed
+ *	endpoint.c	asked, destroyed
+ *	remote.c	given peers' regions
  *	connect.c	CONNECT and ACCEPT: the handshake, in the caller's thread
  *	traffic.c	one round: operations in, requests answered, completions out
  *	landing.c	where payloads of the peer go, what it may touch
@@ -33,7 +34,7 @@
 #include "region.h"
 
 #define DMP_ENDPOINTS_MAX	4096U	/* alive at once on one plane */
-#define DMP_OPERATIONS_MAX	256U	/* of one endpoint with its machine; the rest waits in a lane */
+#define DMP_OPERATIONS_MAX	256U	/* of one with its machine; others wait in a lane */
 #define DMP_RECEIVES_MAX	64U	/* RECVs posted with the machine; the rest waits too */
 #define DMP_ERRANDS_MAX		(DMP_OPERATIONS_MAX + DMP_RECEIVES_MAX)
 #define DMP_DETECT_MS		2000U	/* a silent peer is lost after this long */
@@ -52,7 +53,7 @@ struct dmp_stage_memory {
 /* A frame that is to be sent, and its payload. */
 struct dmp_outgoing {
 	struct dmp_endpoint_frame frame;
-	struct dmp_memory *memory;	/* the payload is in it, or in `aside`; NULL: there is none */
+	struct dmp_memory *memory;	/* of the payload, unless it is in `aside`; or NULL */
 	u64 offset;
 	struct dmp_stage_memory aside;	/* what is left of the payload after a stop */
 	u64 aside_from;			/* the first byte of the payload that is in it */
@@ -123,12 +124,27 @@ struct dmp_admitted {
 	u64 offset;		/* in the buffer's memory */
 };
 
-/* One REGION_IMPORT: what is asked of the peer, and what has come of it. */
-enum dmp_ask_state { DMP_ASK_NONE, DMP_ASK_WANTED, DMP_ASK_SENT, DMP_ASK_DONE };
+/*
+ * One REGION_IMPORT: what is asked of the peer, and what has come of it. A region that may be read
+ * is read before it is believed: its first byte and its last.
+ */
+enum dmp_ask_state {
+	DMP_ASK_NONE,
+	DMP_ASK_WANTED,
+	DMP_ASK_SENT,
+	DMP_ASK_PROBING,
+	DMP_ASK_DONE,
+};
+
+#define DMP_CANARIES	2U
+#define DMP_CANARY_TAG	U64_MAX		/* of no operation of a machine */
 
 struct dmp_ask {
 	enum dmp_ask_state state;
 	int result;
+	struct dmp_memory *canary;	/* the asker's: bytes that are read and forgotten */
+	u32 canaries_posted;
+	u32 canaries_back;
 	u32 key_bytes;
 	u8 key[DMP_KEY_BYTES];
 	struct dmp_pair_remote remote;	/* DONE with 0: the asker's */
@@ -225,6 +241,15 @@ int dmp_region_import_command(struct dmp_plane *plane, void *argument);
 int dmp_endpoint_statistics(struct dmp_plane *plane, struct dmp_statistics *statistics);
 int dmp_endpoint_histogram(struct dmp_plane *plane, struct dmp_histogram *histogram);
 
+/* The endpoint and its channel, which is NULL if it has gone; both are there until left. */
+struct dmp_kernel_channel *dmp_endpoint_enter_locked(struct dmp_plane *plane,
+						     struct dmp_kernel_endpoint *endpoint);
+void dmp_endpoint_leave(struct dmp_kernel_endpoint *endpoint,
+			struct dmp_kernel_channel *channel);
+
+/* It has something to do, and somebody looks. */
+void dmp_endpoint_kick_locked(struct dmp_kernel_endpoint *endpoint);
+
 /* The channel goes: nobody enters it through an endpoint any more. */
 void dmp_endpoint_forget_channel_locked(struct dmp_plane *plane,
 					const struct dmp_kernel_channel *channel);
@@ -275,10 +300,16 @@ bool dmp_traffic_is_checked(const struct dmp_kernel_channel *channel, u32 index)
 int dmp_stage_alloc(struct dmp_stage_memory *stage, u64 length);
 void dmp_stage_free(struct dmp_stage_memory *stage);
 
+/* remote.c: what is wanted is asked, and answered; the pair has gone. */
+void dmp_ask_serve_locked(struct dmp_kernel_endpoint *endpoint);
+void dmp_ask_abort_locked(struct dmp_kernel_endpoint *endpoint);
+
 /* errand.c: run without the lock; how many at the front are over. finish tells the machine. */
 void dmp_errand_add(struct dmp_kernel_endpoint *endpoint,
 		    const struct dmp_endpoint_request *request);
 u32 dmp_errand_run(struct dmp_kernel_endpoint *endpoint);
+/* What the device has given back, where there is no errand. */
+void dmp_errand_reap(struct dmp_kernel_endpoint *endpoint);
 void dmp_errand_finish_locked(struct dmp_kernel_endpoint *endpoint, u32 count);
 /* Lets go of @tag's buffer. -ENOENT it is no errand; -EINPROGRESS the device has it. */
 int dmp_errand_drop_locked(struct dmp_kernel_endpoint *endpoint, u64 tag);
@@ -305,9 +336,8 @@ bool dmp_kernel_stream_move(struct dmp_kernel_endpoint *endpoint);
 int dmp_kernel_stream_feed_locked(struct dmp_kernel_endpoint *endpoint, bool *placed);
 bool dmp_kernel_stream_is_hungry(const struct dmp_kernel_stream *stream);
 void dmp_kernel_stream_place(struct dmp_kernel_stream *stream, const struct dmp_run *place,
-				    u64 length);
-void dmp_kernel_stream_redirect(struct dmp_kernel_stream *stream,
-				       const struct dmp_run *place);
+			     u64 length);
+void dmp_kernel_stream_redirect(struct dmp_kernel_stream *stream, const struct dmp_run *place);
 int dmp_kernel_stream_stop(struct dmp_kernel_stream *stream, u64 tag);
 
 #endif /* DMP_KERNEL_ENDPOINT_H */

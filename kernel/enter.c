@@ -520,7 +520,7 @@ int dmp_channel_cancel_command(struct dmp_plane *plane, void *argument)
 	mutex_lock(&channel->lock);
 	cancel_locked(channel, all, cancel->user_data, &cancellation);
 	error = dmp_channel_wait_locked(channel, is_cancelled, &cancellation, cancel->deadline_ns,
-				  TASK_INTERRUPTIBLE);
+					TASK_INTERRUPTIBLE);
 	if (error)
 		dmp_channel_cancel_abandon(&channel->machine, &cancellation);
 	mutex_unlock(&channel->lock);

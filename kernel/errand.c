@@ -9,7 +9,7 @@
 #include "endpoint_kernel.h"
 #include "trace.h"
 
-#define POSTED_BYTES	(1U << 20)	/* a slice; STOP waits for no more of an errand's than these */
+#define POSTED_BYTES	(1U << 20)	/* a slice, so that STOP waits for few */
 #define STOP_NS		(500 * NSEC_PER_MSEC)
 
 static struct dmp_errand *errand_at(struct dmp_kernel_endpoint *endpoint, u32 number)
@@ -109,13 +109,16 @@ static bool post_rest(struct dmp_kernel_endpoint *endpoint, struct dmp_errand *e
 	return true;
 }
 
-/* What the device has given back. */
-static void reap(struct dmp_kernel_endpoint *endpoint)
+void dmp_errand_reap(struct dmp_kernel_endpoint *endpoint)
 {
 	u32 number = 0;
 	u64 tag, length;
 
 	while (dmp_pair_reap(endpoint->pair, &tag, &length)) {
+		if (tag == DMP_CANARY_TAG) {
+			endpoint->ask.canaries_back++;
+			continue;
+		}
 		/* In the order of posting, and errands are posted in order. */
 		while (number < endpoint->errand_count && errand_at(endpoint, number)->tag != tag)
 			number++;
@@ -137,7 +140,7 @@ u32 dmp_errand_run(struct dmp_kernel_endpoint *endpoint)
 {
 	u32 number, over = 0;
 
-	reap(endpoint);
+	dmp_errand_reap(endpoint);
 	for (number = 0; number < endpoint->errand_count; number++) {
 		struct dmp_errand *errand = errand_at(endpoint, number);
 

@@ -21,7 +21,7 @@
 #define BACKLOG_DEFAULT		16U
 #define BACKLOG_MAX		1024U
 #define HALF_OPEN_FACTOR	4U
-#define SILENCE_NS		NSEC_PER_SEC		/* who says nothing for so long is sent away */
+#define SILENCE_NS		NSEC_PER_SEC	/* who says nothing for so long is sent away */
 #define LOOK_NS			(2 * NSEC_PER_MSEC)	/* while somebody is silent, or boxed */
 #define HANGUP_NS		(100 * NSEC_PER_MSEC)	/* who has gone is noticed */
 #define ANNOUNCE_NS		(4 * NSEC_PER_MSEC)	/* the channel had no slot */
@@ -267,7 +267,7 @@ static int keep_door(void *argument)
 		else if (error == -ESTALE)
 			break;
 		else if (error != -ETIMEDOUT)
-			schedule_timeout_idle(1);	/* out of memory, mostly: others need time */
+			schedule_timeout_idle(1);	/* out of memory, mostly */
 	}
 	/* A device that goes waits for this. Whoever destroys the listener stops us. */
 	send_all_away(listener);

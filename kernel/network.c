@@ -40,8 +40,8 @@ static void take_stirring_locked(struct dmp_kernel_channel *channel)
 
 	lockdep_assert_held(&channel->lock);
 	llist_for_each_entry_safe(endpoint, next, first, stirring) {
-		/* Before its pair is looked at: what comes after that look rings again. */
 		clear_bit(RUNG, &endpoint->rung);
+		/* Pairs with test_and_set_bit(): what comes after we have looked rings again. */
 		smp_mb__after_atomic();
 		dmp_network_mark_locked(channel, endpoint);
 	}

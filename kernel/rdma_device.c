@@ -7,9 +7,17 @@
 
 static atomic_t devices = ATOMIC_INIT(0);
 
-static bool is_fit(const struct ib_device *device)
+/* As rdma_connect.c will look at it when it is to carry a connection. */
+static bool is_fit(struct ib_device *device)
 {
-	return device->attrs.device_cap_flags & IB_DEVICE_MEM_MGT_EXTENSIONS;
+	unsigned int port;
+
+	if (!(device->attrs.device_cap_flags & IB_DEVICE_MEM_MGT_EXTENSIONS))
+		return false;
+	rdma_for_each_port(device, port)
+		if (rdma_ib_or_roce(device, port))
+			return true;
+	return false;
 }
 
 static int add_device(struct ib_device *device)

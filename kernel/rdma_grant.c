@@ -261,10 +261,12 @@ bool dmp_pair_is_void(const struct dmp_pair *pair, const struct dmp_pair_part *p
 static bool obey(struct dmp_pair *pair, u32 rkey)
 {
 	struct dmp_rdma_message message = { .rkey = rkey };
+	/* A question that is not sent yet may well be granted the same rkey, anew. */
+	u32 until = pair->ask_waits ? pair->asked - 1 : pair->asked;
 
 	/* In the place of one that is there: needs no memory. */
 	if (xa_load(&pair->granted, rkey))
-		xa_store(&pair->granted, rkey, xa_mk_value(pair->asked), GFP_KERNEL);
+		xa_store(&pair->granted, rkey, xa_mk_value(until), GFP_KERNEL);
 	return !dmp_pair_is_moving(pair, rkey) &&
 	       dmp_pair_say(pair, DMP_RDMA_REVOKED, &message) != -EAGAIN;
 }

@@ -97,7 +97,8 @@ int dmp_histogram_read(struct dmp_plane *plane, void *argument)
 
 	if (endpoint && !DMP_KERNEL_RDMA)
 		return -EOPNOTSUPP;
-	if ((histogram->scope != DMP_SCOPE_CHANNEL && !endpoint) || histogram->kind > DMP_HISTOGRAM_STALL ||
+	if ((histogram->scope != DMP_SCOPE_CHANNEL && !endpoint) ||
+	    histogram->kind > DMP_HISTOGRAM_STALL ||
 	    histogram->bucket_first % DMP_HISTOGRAM_WINDOW != 0 ||
 	    histogram->bucket_first >= DMP_HISTOGRAM_BUCKETS)
 		return -EINVAL;

@@ -415,7 +415,7 @@ int dmp_kernel_stream_feed_locked(struct dmp_kernel_endpoint *endpoint, bool *pl
 
 /* Where the payload goes. For a PLACE of no bytes too. */
 void dmp_kernel_stream_place(struct dmp_kernel_stream *stream, const struct dmp_run *place,
-				    u64 length)
+			     u64 length)
 {
 	if (!stream->placing) {
 		expect_payload(stream, 0, true);
@@ -428,8 +428,7 @@ void dmp_kernel_stream_place(struct dmp_kernel_stream *stream, const struct dmp_
 }
 
 /* What is still to come of the payload goes elsewhere; at the place it would have had there. */
-void dmp_kernel_stream_redirect(struct dmp_kernel_stream *stream,
-				       const struct dmp_run *place)
+void dmp_kernel_stream_redirect(struct dmp_kernel_stream *stream, const struct dmp_run *place)
 {
 	stream->place = *place;
 }

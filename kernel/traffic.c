@@ -321,13 +321,15 @@ static void close_pair_locked(struct dmp_kernel_endpoint *endpoint)
 	lockdep_assert_held(&endpoint->channel->lock);
 	if (!pair)
 		return;
-	endpoint->pair = NULL;
-	endpoint->cutting = true;
+	/* In this order: whoever looks without the lock finds one of them. */
+	WRITE_ONCE(endpoint->cutting, true);
+	smp_wmb();	/* pairs with smp_rmb() of is_being_cut() */
+	WRITE_ONCE(endpoint->pair, NULL);
 	mutex_unlock(&endpoint->channel->lock);
 	dmp_pair_watch(pair, NULL);
 	dmp_pair_close(pair);
 	mutex_lock(&endpoint->channel->lock);
-	endpoint->cutting = false;
+	WRITE_ONCE(endpoint->cutting, false);
 	dmp_released();
 }
 
@@ -349,11 +351,7 @@ static void let_go_locked(struct dmp_kernel_endpoint *endpoint)
 			dmp_region_release(endpoint->admitted[number].region);
 		endpoint->admitted[number].region = NULL;
 	}
-	if (endpoint->ask.state == DMP_ASK_WANTED || endpoint->ask.state == DMP_ASK_SENT) {
-		endpoint->ask.result = -ECONNRESET;
-		endpoint->ask.state = DMP_ASK_DONE;
-		dmp_channel_nudge_locked(endpoint->channel);
-	}
+	dmp_ask_abort_locked(endpoint);
 }
 
 static void cut_locked(struct dmp_kernel_endpoint *endpoint,
@@ -431,25 +429,6 @@ static void feed_locked(struct dmp_kernel_endpoint *endpoint)
 	}
 }
 
-/* What somebody wants to know of the peer: is asked, and answered. */
-static void serve_ask_locked(struct dmp_kernel_endpoint *endpoint)
-{
-	struct dmp_ask *ask = &endpoint->ask;
-
-	lockdep_assert_held(&endpoint->channel->lock);
-	if (ask->state == DMP_ASK_WANTED) {
-		ask->result = dmp_pair_ask(endpoint->pair, ask->key, ask->key_bytes);
-		ask->state = ask->result ? DMP_ASK_DONE : DMP_ASK_SENT;
-	}
-	if (ask->state == DMP_ASK_SENT) {
-		ask->result = dmp_pair_granted(endpoint->pair, &ask->remote);
-		if (ask->result != -EAGAIN)
-			ask->state = DMP_ASK_DONE;
-	}
-	if (ask->state == DMP_ASK_DONE)
-		dmp_channel_nudge_locked(endpoint->channel);
-}
-
 static void settle_end_locked(struct dmp_kernel_endpoint *endpoint)
 {
 	struct dmp_endpoint_status status;
@@ -518,7 +497,7 @@ static void serve_pair_locked(struct dmp_kernel_endpoint *endpoint)
 		endpoint->stream.lost = error;
 	/* A region may have been let go by the peer. */
 	dmp_released();
-	serve_ask_locked(endpoint);
+	dmp_ask_serve_locked(endpoint);
 }
 
 /* Credit is the machine's: what it was and is now is looked at while somebody watches. */

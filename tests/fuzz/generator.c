@@ -8,6 +8,8 @@
  * waits are short, sizes are small (or too large to be tried), addresses are no names, and
  * memory and fds that are named belong to the fuzzer or to nobody.
  */
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 
@@ -16,6 +18,8 @@
 #define LENGTH_BYTES_MAX	(256u << 10)
 #define LENGTH_BYTES_ABSURD	(1ull << 44)
 #define WAIT_NS_MAX		20000u
+#define CALLED_PORT		9u	/* nobody is there */
+#define DEVICE_PORT		7471u	/* there somebody may be */
 
 static const struct {
 	unsigned int number;
@@ -192,11 +196,18 @@ static void good_channel(struct fuzz *fuzz, struct dmp_channel_create *create)
 		create->flags |= DMP_CHANNEL_BIND_CPU;
 }
 
+/* RDMA has no loopback: DMAPLANE_FUZZ_HOST is an address of a device, and then they may meet. */
+static void put_address(uint8_t *address, unsigned int port)
+{
+	const char *host = getenv("DMAPLANE_FUZZ_HOST");
+
+	snprintf((char *)address, DMP_ADDRESS_BYTES, "%s:%u", host ? host : "127.0.0.1",
+		 host ? DEVICE_PORT : port);
+}
+
 /* Regions, listeners and those who call; nobody answers a call, its time is short. */
 static void good_connection(struct fuzz *fuzz, unsigned int command, union request *request)
 {
-	static const char loopback[] = "127.0.0.1:0", port[] = "127.0.0.1:9";
-
 	switch (command) {
 	case DMP_REGION_CREATE:
 		request->region_create.buffer_id = fuzz_buffer_id(fuzz);
@@ -214,7 +225,7 @@ static void good_connection(struct fuzz *fuzz, unsigned int command, union reque
 	case DMP_LISTEN:
 		request->listen.channel_id = fuzz_channel_id(fuzz);
 		request->listen.secret_bytes = fuzz_below(fuzz, DMP_SECRET_BYTES);
-		memcpy(request->listen.address, loopback, sizeof(loopback));
+		put_address(request->listen.address, 0);
 		break;
 	case DMP_LISTENER_DESTROY:
 		request->destroy.id = fuzz_listener_id(fuzz);
@@ -223,7 +234,8 @@ static void good_connection(struct fuzz *fuzz, unsigned int command, union reque
 		request->connect.channel_id = fuzz_channel_id(fuzz);
 		request->connect.window_slots = 1 + fuzz_below(fuzz, 8);
 		request->connect.window_bytes = 4096;
-		memcpy(request->connect.address, port, sizeof(port));
+		request->connect.secret_bytes = fuzz_below(fuzz, DMP_SECRET_BYTES);
+		put_address(request->connect.address, CALLED_PORT);
 		break;
 	case DMP_ACCEPT:
 		request->accept.listener_id = fuzz_listener_id(fuzz);

@@ -10,9 +10,10 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import attack
 import pytest
 import soft_roce
 
@@ -22,12 +23,25 @@ from dmaplane.testing import _pair, _rig
 from dmaplane.testing._rig import MIB, Rings
 
 TREE = Path(__file__).resolve().parents[2]
-GROUPS = (
-    ("connecting", "messages", "strangers"),
-    ("remote", "regions"),
-    ("credits", "revoking"),
-    ("interrupting", "loss"),
+GREETING = ("connecting", "messages", "strangers")
+TOUCHING = ("remote", "regions")
+GRANTING = ("credits", "revoking")
+ENDING = ("interrupting", "loss")
+RUNS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("kernel", GREETING),
+    ("kernel", TOUCHING),
+    ("kernel", GRANTING),
+    ("kernel", ENDING),
+    ("kernel,embedded", GREETING),
+    ("kernel,embedded", TOUCHING),
+    ("embedded,kernel", GRANTING),
+    ("embedded,kernel", ENDING),
 )
+"""Planes of a case, by turns, and groups of cases."""
+
+if attack.IS_DEBUG:
+    # A MiB a second where every access to memory is checked, in emulation: no large transfers.
+    RUNS = (("kernel", ("connecting", "messages", "regions", "credits")),)
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +58,19 @@ def clean(rxe: None) -> Iterator[None]:
     assert soft_roce.naks() == 0
 
 
-@pytest.mark.parametrize("planes", ["kernel", "kernel,embedded", "embedded,kernel"])
-@pytest.mark.parametrize("groups", GROUPS, ids="+".join)
+@pytest.mark.parametrize(
+    ("planes", "groups"), RUNS, ids=[f"{planes}-{'+'.join(groups)}" for planes, groups in RUNS]
+)
 def test_conformance(clean: None, planes: str, groups: tuple[str, ...]) -> None:
     program = TREE / "tests/kernel/verbs_conformance.py"
     done = subprocess.run(
         [sys.executable, program, "--planes", planes, *groups],
-        env={**os.environ, "DMAPLANE_CONFORMANCE_ADDRESS": f"{soft_roce.ADDRESS}:0"},
+        env={
+            **os.environ,
+            "DMAPLANE_CONFORMANCE_ADDRESS": f"{soft_roce.ADDRESS}:0",
+            # Two stacks of Soft-RoCE and both planes share the machine.
+            _rig.SLOWNESS_VARIABLE: str(max(2.0, _rig.SLOWNESS)),
+        },
         capture_output=True,
         text=True,
         timeout=280,
@@ -110,6 +130,11 @@ def charged() -> str:
     return found[0]
 
 
+def planes() -> int:
+    """Planes of the module that are open."""
+    return len(Path("/sys/kernel/debug/dmaplane/planes").read_text().splitlines())
+
+
 @pytest.mark.parametrize("kind", ["kernel", "embedded"])
 def test_killed_peer_is_lost_and_leaves_nothing(clean: None, kind: str) -> None:
     """L1, L4: what is under way on either side ends, and the one who lives goes on."""
@@ -132,18 +157,28 @@ def test_killed_peer_is_lost_and_leaves_nothing(clean: None, kind: str) -> None:
             assert set(results.values()) <= {0, -errno.ECONNRESET}, results
             assert results[17] == -errno.ECONNRESET
             assert int(side.event(_abi.EVENT_ENDPOINT_LOST)["user_data"]) == 77
+            _rig.wait_until(lambda: planes() == 1, 10.0, "the killed process's plane is gone")
             listed = Path("/sys/kernel/debug/dmaplane/objects").read_text()
             assert re.search(r"type=endpoint .* peer=10\.77\.0\.1:\d+ ", listed), listed
     _rig.wait_until(lambda: charged() == before, 10.0, "what was charged is given back")
 
 
-def test_killed_process_returns_everything(clean: None) -> None:
-    """L4: it is killed with writes and reads of both sides under way."""
+@pytest.mark.timeout(600)
+def test_a_user_without_rights_attacks_where_there_is_a_device(
+    clean: None, program: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L12: random commands that reach it, from one thread, and from several that are killed."""
+    monkeypatch.setenv("DMAPLANE_FUZZ_HOST", soft_roce.ADDRESS)
     before = charged()
-    for _ in range(3):
-        with dmaplane.open(plane="embedded") as plane:
-            peer = Peer(plane, "kernel")
-            peer.side.submit(*[_pair.write(peer.memory, peer.remote, MIB)] * 8)
-            peer.kill()
-            assert set(peer.side.wait(8)["result"].tolist()) <= {0, -errno.ECONNRESET}
-        _rig.wait_until(lambda: charged() == before, 10.0, "what was charged is given back")
+    said = attack.run(
+        program("fuzz"),
+        *("--seed", attack.seed(), "--commands", 20000 // attack.SLOWNESS, "--ring-writes", 2000),
+    )
+    assert "nothing is left" in said
+    with attack.open_to_group(attack.NOBODY):
+        attack.run(
+            program("random"),
+            *("--seed", attack.seed(), "--seconds", 20, "--group", attack.NOBODY),
+            *("--within-ms", 5000 * attack.SLOWNESS),
+        )
+    _rig.wait_until(lambda: charged() == before, 10.0, "what was charged is given back")

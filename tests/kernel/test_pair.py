@@ -65,7 +65,14 @@ def test_moves_land_where_they_should_and_nowhere_else(
 
 
 @pytest.mark.parametrize(
-    "case", ["nothing-granted", "no-right", "revoked-while-moving", "revoked-alone"]
+    "case",
+    [
+        "nothing-granted",
+        "no-right",
+        "revoked-while-moving",
+        "revoked-alone",
+        "revoked-by-another-thread",
+    ],
 )
 def test_a_region_is_granted_and_ends_as_its_owner_says(
     talk: Callable[[str], str], case: str
@@ -73,7 +80,7 @@ def test_a_region_is_granted_and_ends_as_its_owner_says(
     talk(case)
 
 
-@pytest.mark.parametrize("case", ["peer-closes", "doors"])
+@pytest.mark.parametrize("case", ["peer-closes", "doors", "any-address"])
 def test_ends_leave_nothing(talk: Callable[[str], str], case: str) -> None:
     talk(case)
 

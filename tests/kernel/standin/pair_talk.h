@@ -72,5 +72,6 @@ int talk_move_all(struct dmp_pair_move *move);
 int talk_end_region(u32 drivers);
 int talk_with_places(u32 kind, u32 kind_there, u64 bytes, u64 bytes_there, u64 offset,
 		     u32 slices, u32 parts);
+int talk_meddled(void);
 
 #endif /* PAIR_TALK_H */

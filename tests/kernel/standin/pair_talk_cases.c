@@ -7,6 +7,7 @@
  */
 #include <linux/debugfs.h>
 #include <linux/inet.h>
+#include <linux/kthread.h>
 #include <linux/ktime.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
@@ -285,6 +286,29 @@ static int peer_closes(void)
 	return error;
 }
 
+/* A door at every address of the machine. */
+static int any_address(void)
+{
+	struct sockaddr_in *here = (struct sockaddr_in *)&address;
+	struct sockaddr_storage everywhere = { .ss_family = AF_INET };
+	struct dmp_pair_door *first = door;
+	int error = dmp_pair_door_open(&everywhere, BACKLOG, &door);
+
+	if (error) {
+		door = first;
+		return error;
+	}
+	here->sin_port = ((struct sockaddr_in *)&everywhere)->sin_port;
+	error = CHECK(here->sin_port != 0);
+	if (!error)
+		error = talk_meet();
+	if (!error)
+		error = talk_stream(20000, 20000);
+	dmp_pair_door_close(door);
+	door = first;
+	return error;
+}
+
 /* Callers that wait, that leave, that are too many, and doors. */
 static int doors(void)
 {
@@ -327,15 +351,41 @@ static int doors(void)
 	return error;
 }
 
+struct calling {
+	struct task_struct *thread;
+	int error;
+};
+
+/* One who calls, and whom nobody takes. */
+static int call(void *data)
+{
+	struct calling *calling = data;
+	struct dmp_pair *pair;
+
+	calling->error = dmp_pair_dial(&address, talk_after_ms(60000), &pair);
+	if (!calling->error)
+		dmp_pair_close(pair);
+	while (!kthread_should_stop())
+		schedule_timeout_interruptible(1);
+	return 0;
+}
+
 /* Until somebody outside deletes the link. */
 static int removed(void)
 {
+	struct calling calling = { .error = 1 };
 	struct sockaddr_storage from;
 	struct dmp_pair *taken;
 	u64 until_ns = talk_after_ms(60000);
 	bool went;
 	int error = talk_stream(20000, 20000);
 
+	calling.thread = kthread_run(call, &calling, "pair_talk");
+	if (IS_ERR(calling.thread))
+		return PTR_ERR(calling.thread);
+	/* Time for the call to arrive; it may also come too late, and fails all the same. */
+	while (!error && ktime_get_ns() < until_ns - 59500 * NSEC_PER_MSEC)
+		error = talk_stream(100, 100);
 	strscpy(phase, "talking", sizeof(phase));
 	while (!error && !sides[0].lost && ktime_get_ns() < until_ns) {
 		sides[0].to_put += 100;
@@ -351,7 +401,8 @@ static int removed(void)
 	if (!error)
 		error = CHECK(dmp_pair_door_take(door, talk_after_ms(5000), &from, &taken) ==
 			      -ESTALE);
-	return error;
+	kthread_stop(calling.thread);
+	return error ? error : CHECK(calling.error < 0);
 }
 
 /* ---- running them */
@@ -371,8 +422,10 @@ static const struct {
 	{ "no-right", no_right },
 	{ "revoked-while-moving", revoked_while_moving },
 	{ "revoked-alone", revoked_alone },
+	{ "revoked-by-another-thread", talk_meddled },
 	{ "peer-closes", peer_closes },
 	{ "doors", doors, true },
+	{ "any-address", any_address, true },
 	{ "removed", removed },
 };
 

@@ -57,10 +57,10 @@ static int admit(struct dmp_pair_admission *admission, const u8 *key, u32 key_by
 
 	if (key_bytes != 4 || memcmp(key, "open", 4))
 		return -EACCES;
-	if (!side->region)
+	admitted->memory = READ_ONCE(side->region);
+	if (!admitted->memory)
 		return -ESTALE;
-	dmp_memory_get(side->region);
-	admitted->memory = side->region;
+	dmp_memory_get(admitted->memory);
 	admitted->offset = side->region_offset;
 	admitted->length = side->region_length;
 	admitted->access = side->region_access;
