@@ -22,18 +22,20 @@ def listen(far: Puppet, *, port: int = 0, length_bytes: int = LENGTH, **settings
     return far.live("serve", address=f"{far.node.address.ip}:{port}", secret=SECRET, **every)
 
 
-def reach(near: Puppet, far: Puppet, bound: str) -> dict[str, Any]:
-    """@near, which lives, connects to @far and takes its region."""
-    made: dict[str, Any] = near.do("connect", address=bound, secret=SECRET, **WINDOW)
+def reach(near: Puppet, far: Puppet, bound: str, *, path: str | None = "tcp") -> dict[str, Any]:
+    """@near, which lives, connects to @far by @path (None: any) and takes its region."""
+    made: dict[str, Any] = near.do("connect", address=bound, secret=SECRET, path=path, **WINDOW)
     assert made["answer"] == 0, made
     near.do("take", key=far.hear()["key"])
     return made
 
 
-def meet(near: Puppet, far: Puppet, *, length_bytes: int = LENGTH) -> dict[str, Any]:
+def meet(
+    near: Puppet, far: Puppet, *, length_bytes: int = LENGTH, path: str | None = "tcp"
+) -> dict[str, Any]:
     """Both are born and connected; what the connection is, and `bound`, where @far listens."""
     said = listen(far, length_bytes=length_bytes)
     near.live("call", length_bytes=length_bytes)
-    made = reach(near, far, said["bound"])
+    made = reach(near, far, said["bound"], path=path)
     assert made["incarnation"] == said["incarnation"]
     return {**made, "bound": said["bound"]}

@@ -132,7 +132,9 @@ def test_machine_goes_out_in_mid_transfer(pair: Pair, near: Puppet, far: Puppet,
     if kind == "read":
         return
     port = int(made["bound"].rpartition(":")[2])
-    refused = near.do("connect", address=made["bound"], secret=SECRET, deadline_s=2.0, **WINDOW)
+    refused = near.do(
+        "connect", address=made["bound"], secret=SECRET, path="tcp", deadline_s=2.0, **WINDOW
+    )
     assert refused["answer"] in (-errno.ETIMEDOUT, -errno.EHOSTUNREACH)
     pair.ready()
     said = listen(far, port=port, length_bytes=LONG)
