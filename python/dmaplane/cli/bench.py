@@ -50,9 +50,7 @@ def command(
         )
     if out is not None and not out.parent.is_dir():
         raise typer.BadParameter(f"there is no folder {out.parent}", param_hint="--out")
-    answer = bench.run(
-        name, plane=plane_name(plane), quick=quick, address=address, seconds=seconds
-    )
+    answer = bench.run(name, plane=plane_name(plane), quick=quick, address=address, seconds=seconds)
     if out is not None:
         out.write_text(json.dumps(answer, indent=2) + "\n", encoding="utf-8")
     if as_json:
