@@ -75,6 +75,14 @@ int dmp_bench_pingpong(dmp_bench_exchange exchange, struct dmp_client *client,
 		       const struct dmp_submission *row, int first, uint64_t count,
 		       uint64_t *each_ns);
 
+/*
+ * @count messages there and back with a peer that does the same, the other one first: @rows
+ * are a SEND and a RECV. Each round trip in @each_ns.
+ */
+int dmp_bench_messages(dmp_bench_exchange exchange, struct dmp_client *client,
+		       const struct dmp_submission *rows, int first, uint64_t count,
+		       uint64_t *each_ns);
+
 /* A plain TCP socket between two processes that know the same rows; see socket.c. */
 int dmp_bench_socket_send(int fd, char *source, const struct dmp_submission *rows, uint64_t count,
 			  uint64_t *elapsed_ns);

@@ -111,3 +111,71 @@ int dmp_bench_pingpong(dmp_bench_exchange exchange, struct dmp_client *client,
 	}
 	return 0;
 }
+
+/* ---- messages */
+
+#define RECEIVES_AHEAD 4u
+
+/* What of SENDs and RECVs has completed. */
+struct post {
+	uint64_t sent;
+	uint64_t received;
+	uint64_t posted;		/* RECVs */
+};
+
+/* Pushes up to two rows and waits for @wait completions. */
+static int exchange_messages(dmp_bench_exchange exchange, struct dmp_client *client,
+			     const struct dmp_submission *rows, uint32_t count, uint32_t wait,
+			     struct post *post)
+{
+	struct dmp_completion taken[64];
+	uint32_t pushed = 0, total = 0;
+	int got, index;
+
+	do {
+		got = exchange(client, rows + total, count - total, &pushed, taken, 64, wait, 0);
+		if (got < 0 && got != -EINTR && got != -EAGAIN)
+			return got;
+		total += pushed;
+		for (index = 0; index < got; index++) {
+			if (taken[index].flags & DMP_COMPLETE_EVENT) {
+				if (taken[index].operation == DMP_EVENT_ENDPOINT_LOST)
+					return -ECONNRESET;
+				continue;
+			}
+			if (taken[index].result)
+				return taken[index].result;
+			post->sent += taken[index].operation == DMP_OP_SEND;
+			post->received += taken[index].operation == DMP_OP_RECV;
+		}
+	} while (total < count);
+	return 0;
+}
+
+int dmp_bench_messages(dmp_bench_exchange exchange, struct dmp_client *client,
+		       const struct dmp_submission *rows, int first, uint64_t count,
+		       uint64_t *each_ns)
+{
+	struct post post = { 0 };
+	uint64_t index;
+	int answer = 0;
+
+	for (; !answer && post.posted < RECEIVES_AHEAD && post.posted < count; post.posted++)
+		answer = exchange_messages(exchange, client, &rows[1], 1, 0, &post);
+	for (index = 0; !answer && index < count; index++) {
+		uint64_t begin = dmp_bench_now_ns();
+		uint32_t more = post.posted < count;
+
+		while (!answer && !first && post.received <= index)
+			answer = exchange_messages(exchange, client, NULL, 0, 1, &post);
+		if (!answer)
+			answer = exchange_messages(exchange, client, rows, 1 + more, first, &post);
+		post.posted += more;
+		while (!answer && first && post.received <= index)
+			answer = exchange_messages(exchange, client, NULL, 0, 1, &post);
+		each_ns[index] = dmp_bench_now_ns() - begin;
+	}
+	while (!answer && (post.sent < count || post.received < count))
+		answer = exchange_messages(exchange, client, NULL, 0, 1, &post);
+	return answer;
+}

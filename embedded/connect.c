@@ -317,7 +317,10 @@ int dmp_endpoint_connect_command(struct dmp_plane *plane, void *argument)
 		error = enter_channel(plane, connect->channel_id, &wishes.channel);
 	if (error)
 		goto out;
-	error = dmp_dial(plane, &address, required ? connect->path : 0, deadline_ns, &fabric);
+	/* Encrypted bytes are tcp's or stay on this machine: a device sends what lies in memory. */
+	error = required || wishes.encrypt ?
+			dmp_dial(plane, &address, required ? connect->path : 0, deadline_ns, &fabric) :
+			dmp_dial_best(plane, &address, deadline_ns, &fabric);
 	if (!error)
 		error = establish(&wishes, fabric, connect->address, deadline_ns, &established);
 	if (!error) {

@@ -4,12 +4,13 @@
  *
  * An address of this machine is tried through its shm door first: the door of that very
  * address, then the one that stands for all addresses. No door, or somebody else's behind
- * it: tcp.
+ * it: verbs where a device leads there and the peer listens on one, else tcp.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <pthread.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -22,6 +23,9 @@
 
 #define DIAL_NS		10000000000ull	/* where the caller gave no time */
 #define KNOCK_NS	1000000u	/* the door's queue is full: knock again */
+#define CALL_NS		2000000000ull	/* a peer without RDMA does not answer: tcp is next */
+#define SILENT_NS	60000000000ull	/* and is not asked again for so long */
+#define SILENT_MAX	16u
 
 static int connect_error(int error)
 {
@@ -200,6 +204,60 @@ static int dial_tcp(const struct dmp_address *address, __u64 deadline_ns,
 	return error;
 }
 
+/*
+ * Addresses whose verbs door did not answer, each until it may be asked again: so a peer without
+ * RDMA costs a process CALL_NS once in SILENT_NS. The oldest gives way.
+ */
+static struct {
+	pthread_mutex_t lock;		/* a leaf */
+	struct {
+		struct sockaddr_storage socket;
+		__u64 until_ns;
+	} entries[SILENT_MAX];
+	unsigned int next;
+} silent = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+static bool is_silent(const struct dmp_address *address)
+{
+	__u64 now_ns = dmp_now_ns();
+	bool found = false;
+	unsigned int number;
+
+	pthread_mutex_lock(&silent.lock);
+	for (number = 0; number < SILENT_MAX; number++)
+		found |= silent.entries[number].until_ns > now_ns &&
+			 memcmp(&silent.entries[number].socket, &address->socket,
+				address->length) == 0;
+	pthread_mutex_unlock(&silent.lock);
+	return found;
+}
+
+static void note_silence(const struct dmp_address *address)
+{
+	pthread_mutex_lock(&silent.lock);
+	silent.entries[silent.next].socket = address->socket;
+	silent.entries[silent.next].until_ns = dmp_now_ns() + SILENT_NS;
+	silent.next = (silent.next + 1) % SILENT_MAX;
+	pthread_mutex_unlock(&silent.lock);
+}
+
+/* -ENODEV: no RDMA from here to there. Where there is no rdma_cm this costs a system call. */
+static int try_verbs(struct dmp_plane *plane, const struct dmp_address *address,
+		     __u64 deadline_ns, struct dmp_fabric **fabric)
+{
+	__u64 until_ns = dmp_now_ns() + CALL_NS;
+	int error;
+
+	if (address->is_loopback || access(DMP_VERBS_MANAGER, R_OK | W_OK) != 0 ||
+	    is_silent(address))
+		return -ENODEV;
+	error = dmp_verbs_dial(plane, address, deadline_ns < until_ns ? deadline_ns : until_ns,
+			       fabric);
+	if (error == -ETIMEDOUT || error == -EHOSTUNREACH)
+		note_silence(address);
+	return error ? -ENODEV : 0;
+}
+
 /* There is no door. Is there a listener at all? Who waits for one to start asks us that. */
 static int explain_no_door(const struct dmp_address *address, __u64 deadline_ns)
 {
@@ -239,4 +297,19 @@ int dmp_dial(struct dmp_plane *plane, const struct dmp_address *address, __u32 r
 		return error;
 	return require == DMP_PATH_SHM ? explain_no_door(address, deadline_ns) :
 					 dial_tcp(address, deadline_ns, fabric);
+}
+
+int dmp_dial_best(struct dmp_plane *plane, const struct dmp_address *address, __u64 deadline_ns,
+		  struct dmp_fabric **fabric)
+{
+	int error = -ENODEV;
+
+	if (deadline_ns == 0)
+		deadline_ns = dmp_now_ns() + DIAL_NS;
+	if (address->is_unix || deadline_ns <= dmp_now_ns())
+		return dmp_dial(plane, address, 0, deadline_ns, fabric);
+	error = dial_door(plane, address, deadline_ns, fabric);
+	if (error == -ENODEV)
+		error = try_verbs(plane, address, deadline_ns, fabric);
+	return error == -ENODEV ? dial_tcp(address, deadline_ns, fabric) : error;
 }

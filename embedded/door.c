@@ -202,7 +202,7 @@ static int open_verbs(struct dmp_doors *doors, bool required, __u32 backlog)
 {
 	int error;
 
-	if (!required && access("/dev/infiniband/rdma_cm", R_OK | W_OK) != 0)
+	if (!required && access(DMP_VERBS_MANAGER, R_OK | W_OK) != 0)
 		return 0;
 	error = dmp_verbs_door_open(&doors->address, backlog, &doors->verbs);
 	return required ? error : 0;

@@ -160,6 +160,7 @@ static uint32_t run_posted(struct dmp_embedded_endpoint *endpoint)
 		else if (!post_rest(endpoint, errand))
 			break;
 	}
+	endpoint->fabric->type->push(endpoint->fabric);
 	while (over < endpoint->errand_count && is_over(errand_at(endpoint, over))) {
 		struct dmp_errand *errand = errand_at(endpoint, over++);
 		struct dmp_move whole;

@@ -77,10 +77,12 @@ struct dmp_fabric_type {
 	 * Direct, where a device moves the bytes, in the place of `move`. post: so many bytes of
 	 * the slice, from its beginning and at least one, are on their way, their buffer the
 	 * device's until reap gives @tag and as many bytes back, in the order of posting; -EAGAIN:
-	 * later, `ready` will tell; else nothing has begun. What had begun when the
-	 * connection was lost is not given back: close() lets go of it.
+	 * later, `ready` will tell; else nothing has begun. push: who posted is done for
+	 * now; what was kept back for company goes. What had begun when the connection was
+	 * lost is not given back: close() lets go of it.
 	 */
 	ssize_t (*post)(struct dmp_fabric *fabric, const struct dmp_move *move, __u64 tag);
+	void (*push)(struct dmp_fabric *fabric);
 	bool (*reap)(struct dmp_fabric *fabric, __u64 *tag, __u64 *length);
 
 	/* Lets go of everything and frees the fabric. */

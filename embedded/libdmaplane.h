@@ -105,6 +105,13 @@ DMP_PUBLIC uint64_t dmp_now_ns(void);
 DMP_PUBLIC const char *dmp_verbs_missing(void);
 
 /*
+ * What the ways to register memory with an RDMA device answered when last none of them
+ * worked in this process, if operations have failed with @error for it (positive); else "".
+ * The text is the calling thread's.
+ */
+DMP_PUBLIC const char *dmp_verbs_refused(int error);
+
+/*
  * Every open plane publishes its counters in a sealed memfd of this name, found
  * under /proc/PID/fd by others of the same user; it goes with the process. It
  * holds struct dmp_board.

@@ -58,4 +58,12 @@ int dmp_listener_destroy(struct dmp_plane *plane, void *argument);
 int dmp_dial(struct dmp_plane *plane, const struct dmp_address *address, __u32 require,
 	     __u64 deadline_ns, struct dmp_fabric **fabric);
 
+/*
+ * What nothing is required of, and nothing asked that only tcp can do: shm, else verbs where a
+ * device leads to the peer and it answers there, else tcp. A peer that has no RDMA costs two
+ * seconds, once a minute.
+ */
+int dmp_dial_best(struct dmp_plane *plane, const struct dmp_address *address, __u64 deadline_ns,
+		  struct dmp_fabric **fabric);
+
 #endif /* DMP_LISTENER_H */

@@ -7,7 +7,8 @@
  *    an earlier WAKE is unanswered. So who has none left always has a wake-up coming.
  *  - A slot is posted again before the word says that it is emptied.
  *  - One WAKE is answered by one WRITE WITH IMMEDIATE, and takes the one spare receive.
- *  - Every work request is signalled and counted in sends_out, words_out or piece_count.
+ *  - Every work request is counted in sends_out, words_out or piece_count until a completion
+ *    stands for it; see verbs_layout.h.
  */
 #ifdef DMP_VERBS
 #define _GNU_SOURCE
@@ -178,34 +179,56 @@ static __u8 *next_slot(struct dmp_verbs *verbs)
 	return send_slot(verbs, verbs->sent % DMP_VERBS_SLOTS);
 }
 
-/* The next slot has @length bytes behind the header: off it goes. */
-static int launch(struct dmp_verbs *verbs, __u8 kind, __u32 length)
+int dmp_verbs_ring(struct dmp_verbs *verbs, struct dmp_verbs_request *chain, __u32 *count)
 {
+	struct ibv_send_wr *refused;
+	__u32 number, last = *count - 1;
+
+	if (*count == 0)
+		return 0;
+	*count = 0;
+	for (number = 0; number < last; number++)
+		chain[number].request.next = &chain[number + 1].request;
+	chain[last].request.next = NULL;
+	chain[last].request.send_flags |= IBV_SEND_SIGNALED;
+	if (ibv_post_send(verbs->id->qp, &chain[0].request, &refused))
+		return dmp_verbs_lose(verbs, -ECONNRESET);
+	return 0;
+}
+
+/* The next slot has @length bytes behind the header: it goes with the chain. */
+static void chain_slot(struct dmp_verbs *verbs, __u8 kind, __u32 length)
+{
+	struct dmp_verbs_request *slot = &verbs->slots[verbs->slots_chained++];
 	struct dmp_rdma_header header = { .kind = kind, .length = length };
-	struct ibv_sge place = {
+
+	slot->place = (struct ibv_sge){
 		.addr = (uintptr_t)next_slot(verbs),
 		.length = DMP_RDMA_HEADER_BYTES + length,
 		.lkey = verbs->memory_mr->lkey,
 	};
-	struct ibv_send_wr request = {
-		.wr_id = DMP_VERBS_ID(DMP_VERBS_SENT, 0),
-		.sg_list = &place,
+	slot->request = (struct ibv_send_wr){
+		.wr_id = DMP_VERBS_ID(DMP_VERBS_SENT, (__u64)(verbs->sent + 1)),
+		.sg_list = &slot->place,
 		.num_sge = 1,
 		.opcode = IBV_WR_SEND,
-		.send_flags = IBV_SEND_SIGNALED,
 	};
-	struct ibv_send_wr *refused;
-
+	if (slot->place.length <= verbs->inline_max)
+		slot->request.send_flags |= IBV_SEND_INLINE;
+	if (verbs->slots_chained % DMP_VERBS_SLOTS_SIGNAL == 0)
+		slot->request.send_flags |= IBV_SEND_SIGNALED;
 	if (verbs->peer_slots - (verbs->sent - verbs->repaid) == 1) {
 		header.flags = DMP_RDMA_WAKE;
 		verbs->wake_out = true;
 	}
 	dmp_rdma_put_header(&header, next_slot(verbs));
-	if (ibv_post_send(verbs->id->qp, &request, &refused))
-		return dmp_verbs_lose(verbs, -ECONNRESET);
 	verbs->sent++;
 	verbs->sends_out++;
-	return 0;
+}
+
+static int ring_slots(struct dmp_verbs *verbs)
+{
+	return dmp_verbs_ring(verbs, verbs->slots, &verbs->slots_chained);
 }
 
 int dmp_verbs_say(struct dmp_verbs *verbs, __u8 kind, const struct dmp_rdma_message *message)
@@ -214,8 +237,9 @@ int dmp_verbs_say(struct dmp_verbs *verbs, __u8 kind, const struct dmp_rdma_mess
 		verbs->wants_room = true;
 		return -EAGAIN;
 	}
-	return launch(verbs, kind, dmp_rdma_put_message(kind, message, next_slot(verbs) +
-							DMP_RDMA_HEADER_BYTES));
+	chain_slot(verbs, kind, dmp_rdma_put_message(kind, message, next_slot(verbs) +
+						     DMP_RDMA_HEADER_BYTES));
+	return ring_slots(verbs);
 }
 
 /* Where the peer is to repay us: the first slot of all. */
@@ -256,10 +280,13 @@ static ssize_t verbs_send(struct dmp_fabric *fabric, const struct iovec *pieces,
 				at = 0;
 			}
 		}
-		if (!filled || launch(verbs, DMP_RDMA_STREAM, filled))
+		if (!filled)
 			break;
+		chain_slot(verbs, DMP_RDMA_STREAM, filled);
 		done += filled;
 	}
+	if (ring_slots(verbs))
+		return verbs->lost;
 	verbs->wants_room = number < count;
 	return done ? (ssize_t)done : verbs->lost;
 }
@@ -276,13 +303,14 @@ static void completed(struct dmp_verbs *verbs, const struct ibv_wc *completion)
 	}
 	switch (completion->wr_id >> 32) {
 	case DMP_VERBS_SENT:
-		verbs->sends_out--;
+		verbs->sends_out = verbs->sent - index;
 		break;
 	case DMP_VERBS_REPAID:
 		verbs->words_out--;
 		break;
 	case DMP_VERBS_MOVED:
-		verbs->pieces_done++;
+		verbs->pieces_done += index - verbs->moved;
+		verbs->moved = index;
 		break;
 	default:
 		if (completion->opcode == IBV_WC_RECV_RDMA_WITH_IMM) {
@@ -411,6 +439,7 @@ const struct dmp_fabric_type dmp_verbs_type = {
 	.rest = verbs_rest,
 	.drain = verbs_drain,
 	.post = dmp_verbs_post,
+	.push = dmp_verbs_push,
 	.reap = dmp_verbs_reap,
 	.close = dmp_verbs_close,
 };

@@ -24,6 +24,8 @@
 
 struct dmp_verbs_door;
 
+#define DMP_VERBS_MANAGER "/dev/infiniband/rdma_cm"	/* without it there is no RDMA for us */
+
 /*
  * Connector, blocking: -ENODEV no RDMA on the way to that address (dmp_verbs_probe() knows
  * more), -ECONNREFUSED, -EHOSTUNREACH, -ETIMEDOUT, -EOPNOTSUPP another version.

@@ -5,6 +5,7 @@
  * There is none: nothing can be dialled or listened on, and dmp_verbs_probe() says why. So
  * nobody has a fabric to call the rest with.
  */
+#include "libdmaplane.h"
 #include "verbs.h"
 
 #ifndef DMP_VERBS
@@ -96,6 +97,12 @@ void dmp_verbs_forget(struct dmp_fabric *fabric, __u32 buffer_id)
 	(void)fabric;
 	(void)buffer_id;
 	abort();
+}
+
+const char *dmp_verbs_refused(int error)
+{
+	(void)error;
+	return "";
 }
 
 void dmp_verbs_limit_parts(__u64 bytes)

@@ -126,7 +126,7 @@ static int make_queues(struct dmp_verbs *verbs)
 			.max_recv_wr = DMP_VERBS_RECEIVE_MAX,
 			.max_send_sge = 1,
 			.max_recv_sge = 1,
-			.max_inline_data = DMP_RDMA_WORD_BYTES,
+			.max_inline_data = DMP_VERBS_INLINE,
 		},
 	};
 	struct ibv_device_attr device = { .max_mr_size = 0 };
@@ -153,8 +153,13 @@ static int make_queues(struct dmp_verbs *verbs)
 		return error;
 	wanted.send_cq = verbs->cq;
 	wanted.recv_cq = verbs->cq;
-	if (library->create_qp(verbs->id, verbs->pd, &wanted))
-		return failed();
+	if (library->create_qp(verbs->id, verbs->pd, &wanted)) {
+		/* The word of repayment has to fit; that frames do is a wish. */
+		wanted.cap.max_inline_data = DMP_RDMA_WORD_BYTES;
+		if (library->create_qp(verbs->id, verbs->pd, &wanted))
+			return failed();
+	}
+	verbs->inline_max = wanted.cap.max_inline_data;
 	for (slot = 0; slot < DMP_VERBS_RECEIVE_MAX && !error; slot++)
 		error = dmp_verbs_post_receive(verbs, slot);
 	if (!error)

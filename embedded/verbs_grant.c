@@ -79,27 +79,32 @@ static int add_grant(struct dmp_verbs *verbs, struct dmp_region *region, char *a
 		     __u64 from, struct dmp_verbs_grant **grant)
 {
 	__u64 part = part_bytes(verbs), first = from - from % part, length = region->length - first;
+	__u64 base = (uintptr_t)(address + first) % DMP_VERBS_PAGE;
+	const struct dmp_verbs_range range = {
+		.memory = &region->buffer->memory,
+		.offset = region->offset + first,
+		.length = length < part ? length : part,
+		.iova = base,
+		.access = access_of(region),
+	};
 	struct dmp_verbs_grant *more;
 	struct ibv_mr *mr;
+	int error;
 
-	if (length > part)
-		length = part;
 	more = realloc(verbs->grants, (verbs->grant_count + 1) * sizeof(*more));
 	if (!more)
 		return -ENOMEM;
 	verbs->grants = more;
-	mr = verbs->library->reg_mr_iova(verbs->pd, address + first, length,
-					 (uintptr_t)(address + first) % DMP_VERBS_PAGE,
-					 access_of(region));
-	if (!mr)
-		return errno ? -errno : -ENOMEM;
+	error = dmp_verbs_register(verbs, &range, &mr);
+	if (error)
+		return error;
 	__atomic_store_n(&region->registered, true, __ATOMIC_SEQ_CST);
 	*grant = &verbs->grants[verbs->grant_count++];
 	**grant = (struct dmp_verbs_grant){
 		.mr = mr,
 		.from = first,
-		.length = length,
-		.base = (uintptr_t)(address + first) % DMP_VERBS_PAGE,
+		.length = range.length,
+		.base = base,
 		.slot = region->slot,
 		.generation = region->generation,
 	};

@@ -5,6 +5,13 @@
  * Counting, so that no queue overflows. In the send queue are at most SLOTS slots, MOVES
  * pieces of moves and WORDS repayments; in the receive queue SLOTS + 1; the completion
  * queue has room for all of them.
+ *
+ * Slots and pieces go out in chains, one doorbell each. Of a chain every n-th request is
+ * signalled, and always the last one: so whatever is in the send queue has a completion
+ * behind it that is still to come. A completion names the last slot, or piece, it stands
+ * for; who was posted before is done with it, since a queue pair completes in order.
+ * Until then all of them count as in the queue. Between two calls of the fabric no chain
+ * is left unposted.
  */
 #ifndef DMP_VERBS_LAYOUT_H
 #define DMP_VERBS_LAYOUT_H
@@ -15,6 +22,8 @@
 #include "verbs.h"
 #include "verbs_library.h"
 
+#ifdef DMP_VERBS
+
 #define DMP_VERBS_SLOTS		32u
 #define DMP_VERBS_SLOT_BYTES	8192u
 #define DMP_VERBS_MOVES		64u
@@ -24,6 +33,10 @@
 #define DMP_VERBS_SEND_MAX	(DMP_VERBS_SLOTS + DMP_VERBS_MOVES + DMP_VERBS_WORDS)
 #define DMP_VERBS_RECEIVE_MAX	(DMP_VERBS_SLOTS + 1u)
 #define DMP_VERBS_PAGE		4096u
+#define DMP_VERBS_INLINE	256u	/* wished for: a small frame is posted without its slot */
+#define DMP_VERBS_SLOTS_SIGNAL	8u	/* of a chain, each so many-th is signalled */
+#define DMP_VERBS_MOVES_SIGNAL	16u
+#define DMP_VERBS_BYTES_SIGNAL	(256u << 10)	/* or after so many bytes */
 
 /* What a completion is about: the high half of wr_id. */
 #define DMP_VERBS_SENT		1ull
@@ -52,6 +65,12 @@ struct dmp_verbs_piece {
 	__u64 tag;
 	__u64 length;
 	__u32 rkey;
+};
+
+/* A request of a chain. */
+struct dmp_verbs_request {
+	struct ibv_send_wr request;
+	struct ibv_sge place;
 };
 
 /* A local buffer, registered for this connection. */
@@ -101,6 +120,9 @@ struct dmp_verbs {
 	__u32 sent;
 	__u32 repaid;			/* of what was sent */
 	__u32 sends_out;		/* posted, not completed: in order, so a ring */
+	struct dmp_verbs_request slots[DMP_VERBS_SLOTS];
+	__u32 slots_chained;
+	__u32 inline_max;		/* bytes that go without a slot */
 	bool set_up;			/* our SETUP is sent */
 	bool wake_out;			/* a slot with WAKE is not answered */
 	bool wants_room;
@@ -122,6 +144,12 @@ struct dmp_verbs {
 	__u32 piece_count;		/* posted, not reaped */
 	__u32 pieces_done;		/* of these, completed */
 	__u64 piece_bytes;		/* posted, not reaped */
+	struct dmp_verbs_request moves[DMP_VERBS_MOVES];
+	__u32 moves_chained;
+	__u32 moves_quiet;		/* since the last that was signalled */
+	__u64 bytes_quiet;
+	__u32 posted;			/* number of the last piece */
+	__u32 moved;			/* of the last that is completed */
 	pthread_mutex_t locals_lock;	/* a leaf */
 	struct dmp_verbs_local *locals;
 	__u32 local_count;
@@ -157,9 +185,24 @@ void dmp_verbs_poll(struct dmp_verbs *verbs);
 /* A message in a slot of its own: -EAGAIN, there is no slot now. */
 int dmp_verbs_say(struct dmp_verbs *verbs, __u8 kind, const struct dmp_rdma_message *message);
 int dmp_verbs_lose(struct dmp_verbs *verbs, int error);
+/* Posts @count requests with one doorbell; the last is signalled. */
+int dmp_verbs_ring(struct dmp_verbs *verbs, struct dmp_verbs_request *chain, __u32 *count);
+
+/* verbs_ladder.c. A range of a buffer's memory; the first byte is to be called @iova. */
+struct dmp_verbs_range {
+	const struct dmp_memory *memory;
+	__u64 offset;
+	__u64 length;
+	__u64 iova;
+	int access;
+};
+/* 0 and *@registered, or what the first rung said; dmp_verbs_refused() has all of it. */
+int dmp_verbs_register(struct dmp_verbs *verbs, const struct dmp_verbs_range *range,
+		       struct ibv_mr **registered);
 
 /* verbs_move.c */
 ssize_t dmp_verbs_post(struct dmp_fabric *fabric, const struct dmp_move *move, __u64 tag);
+void dmp_verbs_push(struct dmp_fabric *fabric);
 bool dmp_verbs_reap(struct dmp_fabric *fabric, __u64 *tag, __u64 *length);
 void dmp_verbs_free_locals(struct dmp_verbs *verbs);
 
@@ -179,4 +222,5 @@ bool dmp_verbs_is_void(const struct dmp_verbs *verbs, const struct dmp_remote_pa
 int dmp_verbs_hear_manager(struct dmp_verbs *verbs);
 void dmp_verbs_close(struct dmp_fabric *fabric);
 
+#endif /* DMP_VERBS */
 #endif /* DMP_VERBS_LAYOUT_H */

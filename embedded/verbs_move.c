@@ -3,7 +3,7 @@
  * verbs_move.c - RDMA WRITEs and READs, and registrations of local buffers; see verbs.h
  *
  * A buffer is registered whole, when it is first used on this connection, and until it or the
- * connection goes. Pieces complete in the order in which they were posted.
+ * connection goes. Pieces complete in the order in which they were posted, several at a time.
  */
 #ifdef DMP_VERBS
 #define _GNU_SOURCE
@@ -22,17 +22,18 @@ static struct ibv_mr *find_local(const struct dmp_verbs *verbs, __u32 buffer_id)
 	return NULL;
 }
 
-/* A device that writes into memory wants to be allowed to; what is read only is only sent. */
-static struct ibv_mr *register_local(struct dmp_verbs *verbs, struct dmp_buffer *buffer)
+/* What is read only is only sent. */
+static int register_local(struct dmp_verbs *verbs, struct dmp_buffer *buffer, struct ibv_mr **mr)
 {
-	const struct dmp_memory *memory = &buffer->memory;
-	struct ibv_mr *mr = verbs->library->reg_mr(verbs->pd, memory->address, memory->length,
-						   IBV_ACCESS_LOCAL_WRITE);
+	const struct dmp_verbs_range range = {
+		.memory = &buffer->memory,
+		.length = buffer->memory.length,
+		.iova = (uintptr_t)buffer->memory.address,
+		.access = buffer->memory.read_only ? 0 : IBV_ACCESS_LOCAL_WRITE,
+	};
 
 	__atomic_store_n(&buffer->registered, true, __ATOMIC_SEQ_CST);
-	if (!mr)
-		mr = verbs->library->reg_mr(verbs->pd, memory->address, memory->length, 0);
-	return mr;
+	return dmp_verbs_register(verbs, &range, mr);
 }
 
 static int local_key(struct dmp_verbs *verbs, struct dmp_buffer *buffer, __u32 *lkey)
@@ -47,15 +48,13 @@ static int local_key(struct dmp_verbs *verbs, struct dmp_buffer *buffer, __u32 *
 		more = realloc(verbs->locals, (verbs->local_count + 1) * sizeof(*more));
 		if (more)
 			verbs->locals = more;
-		mr = more ? register_local(verbs, buffer) : NULL;
-		if (mr)
+		error = more ? register_local(verbs, buffer, &mr) : -ENOMEM;
+		if (!error)
 			verbs->locals[verbs->local_count++] = (struct dmp_verbs_local){
 				.mr = mr, .buffer_id = buffer->object.id,
 			};
-		else
-			error = errno ? -errno : -ENOMEM;
 	}
-	if (mr)
+	if (!error)
 		*lkey = mr->lkey;
 	pthread_mutex_unlock(&verbs->locals_lock);
 	return error;
@@ -67,16 +66,8 @@ ssize_t dmp_verbs_post(struct dmp_fabric *fabric, const struct dmp_move *move, _
 	const struct dmp_remote_part *part = dmp_verbs_part(move->remote, move->offset);
 	__u64 within = move->offset - part->offset;
 	__u64 length = move->length < part->length - within ? move->length : part->length - within;
-	struct ibv_sge place = { .addr = (uintptr_t)move->local, .length = (__u32)length };
-	struct ibv_send_wr request = {
-		.wr_id = DMP_VERBS_ID(DMP_VERBS_MOVED, 0),
-		.sg_list = &place,
-		.num_sge = 1,
-		.opcode = move->write ? IBV_WR_RDMA_WRITE : IBV_WR_RDMA_READ,
-		.send_flags = IBV_SEND_SIGNALED,
-		.wr.rdma = { .remote_addr = part->base + within, .rkey = part->rkey },
-	};
-	struct ibv_send_wr *refused;
+	struct dmp_verbs_request *piece = &verbs->moves[verbs->moves_chained];
+	__u32 lkey = 0;
 	int error;
 
 	if (verbs->lost)
@@ -87,17 +78,42 @@ ssize_t dmp_verbs_post(struct dmp_fabric *fabric, const struct dmp_move *move, _
 	    (verbs->piece_count != 0 &&
 	     verbs->piece_bytes + length > DMP_VERBS_MOVING_BYTES))
 		return -EAGAIN;
-	error = local_key(verbs, move->buffer, &place.lkey);
+	error = local_key(verbs, move->buffer, &lkey);
 	if (error)
 		return error;
-	if (ibv_post_send(verbs->id->qp, &request, &refused))
-		return dmp_verbs_lose(verbs, -ECONNRESET);
+	piece->place = (struct ibv_sge){
+		.addr = (uintptr_t)move->local, .length = (__u32)length, .lkey = lkey,
+	};
+	piece->request = (struct ibv_send_wr){
+		.wr_id = DMP_VERBS_ID(DMP_VERBS_MOVED, (__u64)++verbs->posted),
+		.sg_list = &piece->place,
+		.num_sge = 1,
+		.opcode = move->write ? IBV_WR_RDMA_WRITE : IBV_WR_RDMA_READ,
+		.wr.rdma = { .remote_addr = part->base + within, .rkey = part->rkey },
+	};
+	verbs->moves_chained++;
+	verbs->bytes_quiet += length;
+	if (++verbs->moves_quiet == DMP_VERBS_MOVES_SIGNAL ||
+	    verbs->bytes_quiet >= DMP_VERBS_BYTES_SIGNAL) {
+		piece->request.send_flags |= IBV_SEND_SIGNALED;
+		verbs->moves_quiet = 0;
+		verbs->bytes_quiet = 0;
+	}
 	verbs->pieces[(verbs->piece_first + verbs->piece_count++) % DMP_VERBS_MOVES] =
 		(struct dmp_verbs_piece){
 			.tag = tag, .length = length, .rkey = part->rkey,
 		};
 	verbs->piece_bytes += length;
 	return (ssize_t)length;
+}
+
+void dmp_verbs_push(struct dmp_fabric *fabric)
+{
+	struct dmp_verbs *verbs = dmp_verbs_of(fabric);
+
+	verbs->moves_quiet = 0;
+	verbs->bytes_quiet = 0;
+	dmp_verbs_ring(verbs, verbs->moves, &verbs->moves_chained);
 }
 
 bool dmp_verbs_reap(struct dmp_fabric *fabric, __u64 *tag, __u64 *length)

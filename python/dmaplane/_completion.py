@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from dmaplane import _abi
 from dmaplane._errors import DmaplaneError, error_from
+from dmaplane._library import verbs_refused
 from dmaplane._plane import PATHS, Path
 
 OPERATIONS: Final = {
@@ -24,6 +25,7 @@ OPERATIONS: Final = {
     _abi.OP_WRITE_IMM: "write_imm",
     _abi.OP_READ: "read",
 }
+_REMOTE: Final = (_abi.OP_WRITE, _abi.OP_WRITE_IMM, _abi.OP_READ)
 ENTRY: Final = struct.Struct("<QiBBHQII")
 
 EventName = Literal["write_imm", "endpoint_lost", "buffer_revoked", "connection", "unknown"]
@@ -69,10 +71,11 @@ class Completion(NamedTuple):
         """The exception of a failed operation, not raised."""
         if self.result == 0:
             return None
+        detail = f"{self.length_bytes} bytes were moved" if self.length_bytes else ""
+        if not detail and self.operation in _REMOTE:
+            detail = verbs_refused(self.result)
         return error_from(
-            self.result,
-            OPERATIONS.get(self.operation, f"operation {self.operation}"),
-            f"{self.length_bytes} bytes were moved" if self.length_bytes else "",
+            self.result, OPERATIONS.get(self.operation, f"operation {self.operation}"), detail
         )
 
 

@@ -64,6 +64,7 @@ _PROTOTYPES: Final = {
     "dmp_crc32c": (_U32, (_U32, _POINTER, ctypes.c_size_t)),
     "dmp_now_ns": (_U64, ()),
     "dmp_verbs_missing": (ctypes.c_char_p, ()),
+    "dmp_verbs_refused": (ctypes.c_char_p, (ctypes.c_int,)),
 }
 
 
@@ -108,6 +109,13 @@ def crc32c(data: bytes | bytearray | memoryview, seed: int = 0) -> int:
 def verbs_missing() -> str:
     """The first broken link on the way to RDMA, and what mends it; empty if there is none."""
     return bytes(load().waiting.dmp_verbs_missing()).decode()
+
+
+def verbs_refused(errno: int) -> str:
+    """Why memory was last not registered with an RDMA device, if @errno came of it; else empty."""
+    if not _load.cache_info().currsize:
+        return ""  # no embedded plane was ever opened here
+    return bytes(load().waiting.dmp_verbs_refused(abs(errno))).decode(errors="replace")
 
 
 def now_ns() -> int:

@@ -52,6 +52,15 @@ ISSUE_CLAIMS = {
         "endpoint/dead-tcp-ms": ("<=", 100),
     },
 }
+EVERY_PLANE_CLAIMS = {
+    "rdma": {
+        "rdma/1MiB": (">=", 0.95),
+        "rdma/4KiB": (">=", 1.0),
+        "rdma/latency": ("<=", 1.3),
+        "rdma/kv-128MiB": (">=", 0.9),
+    },
+    "stream": {"stream/rnr-naks": ("<=", 0), "stream/cq-overflows": ("<=", 0)},
+}
 KERNEL_CLAIMS = {
     "ring": {"ring/kernel-batch-gain": (">=", 10), "ring/kernel-entries-per-s": (">=", 850_000)},
 }
@@ -95,7 +104,7 @@ def check_format(result: bench.Result) -> None:
         assert row["samples"] > 0 or row["ours"] is None
         assert (row["peer_name"] is None) == (row["peer"] is None) == (row["ratio"] is None)
     of_plane = {"embedded": ISSUE_CLAIMS, "kernel": KERNEL_CLAIMS}[again["machine"]["plane"]]
-    expected = of_plane.get(again["bench"], {})
+    expected = {**of_plane, **EVERY_PLANE_CLAIMS}.get(again["bench"], {})
     shown = {claim["name"]: (claim["relation"], claim["target"]) for claim in again["claims"]}
     skipped = {entry["name"]: entry["reason"] for entry in again["skipped"]}
     assert not shown.keys() & skipped.keys()
@@ -107,12 +116,16 @@ def check_format(result: bench.Result) -> None:
 def test_claims_are_those_of_the_issue_by_name_relation_and_target() -> None:
     merged = {
         name: (*claim, plane)
-        for plane, benches in (("embedded", ISSUE_CLAIMS), ("kernel", KERNEL_CLAIMS))
+        for plane, benches in (
+            ("embedded", ISSUE_CLAIMS),
+            ("kernel", KERNEL_CLAIMS),
+            (None, EVERY_PLANE_CLAIMS),
+        )
         for claims in benches.values()
         for name, claim in claims.items()
     }
     assert merged == bench.CLAIMS
-    assert set(bench.NAMES) == ISSUE_CLAIMS.keys()
+    assert set(bench.NAMES) == ISSUE_CLAIMS.keys() | EVERY_PLANE_CLAIMS.keys()
 
 
 @pytest.mark.parametrize(
@@ -210,7 +223,7 @@ def test_a_quick_run_of_the_cheapest_bench_has_the_format(
 def test_results_that_are_kept_have_the_format() -> None:
     kept = sorted((pathlib.Path(__file__).resolve().parents[2] / "bench/results").glob("*.json"))
     embedded = {path.stem for path in kept if "-" not in path.stem}
-    assert embedded | {"endpoint"} == set(bench.NAMES)
+    assert embedded | {"endpoint"} | EVERY_PLANE_CLAIMS.keys() == set(bench.NAMES)
     for path in kept:
         result = json.loads(path.read_text(encoding="utf-8"))
         name, _, plane = path.stem.partition("-")

@@ -94,6 +94,7 @@ class Calls:
     packages: tuple[str, ...] = ("numpy", "rich", "typer", "dmaplane")
     numpy: str = "2.1.0"
     closed: tuple[str, ...] = ()
+    verbs_missing: str = ""
     libraries: tuple[str, ...] = ("libibverbs.so.1", "librdmacm.so.1")
 
 
@@ -133,6 +134,9 @@ class FakeMachine(doctor.Machine):
 
     def open_library(self, name: str) -> str:
         return "" if name in self.calls.libraries else f"{name}: cannot open shared object file"
+
+    def verbs_missing(self) -> str:
+        return self.calls.verbs_missing
 
     def memlock_limit_bytes(self) -> int:
         return self.calls.memlock_limit_bytes

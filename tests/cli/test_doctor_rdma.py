@@ -143,6 +143,17 @@ CASES = (
         gone=("/etc/libibverbs.d",),
     ),
     Case(
+        "a plane without rdma-core's headers",
+        "rdma-plane",
+        "lack",
+        "built without rdma-core's headers",
+        "Install libibverbs-dev",
+        calls={
+            "verbs_missing": "missing-feature: this libdmaplane was built without rdma-core's "
+            "headers; install libibverbs-dev and librdmacm-dev, then build it again"
+        },
+    ),
+    Case(
         "an interface without an address",
         "rdma-gids",
         "lack",

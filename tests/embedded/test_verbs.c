@@ -10,11 +10,15 @@
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <ifaddrs.h>
+#include <linux/capability.h>
 #include <net/if.h>
 #include <pthread.h>
 #include <stdbool.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include "door_session.h"
 #include "verbs.h"
@@ -458,6 +462,55 @@ static void test_a_fork_is_told_that_it_cannot(void)
 	close_pair(&pair);
 }
 
+/* With or without the right to pin more than RLIMIT_MEMLOCK, for this thread and new ones. */
+static void may_lock(bool may)
+{
+	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct data[2];
+
+	CHECK(!syscall(SYS_capget, &header, data));
+	data[0].effective &= ~(1u << CAP_IPC_LOCK);
+	if (may)
+		data[0].effective |= data[0].permitted & 1u << CAP_IPC_LOCK;
+	CHECK(!syscall(SYS_capset, &header, data));
+}
+
+/* Each rung and what it said; and nothing is broken by it. */
+static void test_what_is_not_registered_says_why(void)
+{
+	struct rlimit before, little;
+	struct dmp_submission move;
+	struct dmp_region_create region;
+	struct pair pair;
+	uint32_t remote;
+
+	CHECK(!getrlimit(RLIMIT_MEMLOCK, &before));
+	little = (struct rlimit){ .rlim_cur = 5 << 19, .rlim_max = before.rlim_max };
+	CHECK(!setrlimit(RLIMIT_MEMLOCK, &little));
+	may_lock(false);
+	open_pair(&pair);	/* its own slots fit; the buffer of BYTES does not */
+	may_lock(true);
+	region = grant(&pair.far, 0, 4096, DMP_ACCESS_REMOTE_WRITE);
+	CHECK(!import(&pair.near, &region, &remote));
+	move = operation(&pair.near, DMP_OP_WRITE, 4096);
+	move.source_id = pair.near.buffer;
+	move.target_id = remote;
+	may_lock(false);
+	run(&pair.near, &move, 1, -ENOMEM);
+	CHECK(strstr(dmp_verbs_refused(ENOMEM), "ibv_reg_mr: Cannot allocate memory"));
+	CHECK(strstr(dmp_verbs_refused(ENOMEM), "ibv_reg_dmabuf_mr: the memory is no dma-buf"));
+	CHECK(!*dmp_verbs_refused(EIO) && !*dmp_verbs_refused(0));
+	may_lock(true);
+	CHECK(!setrlimit(RLIMIT_MEMLOCK, &before));
+	little = (struct rlimit){ .rlim_cur = RLIM_INFINITY, .rlim_max = RLIM_INFINITY };
+	CHECK(!setrlimit(RLIMIT_MEMLOCK, &little));
+	fill(pair.near.bytes, 4096, 3);
+	run(&pair.near, &move, 1, 0);
+	CHECK(!memcmp(pair.far.bytes, pair.near.bytes, 4096));
+	CHECK(!setrlimit(RLIMIT_MEMLOCK, &before));
+	close_pair(&pair);
+}
+
 /* ---- without a device */
 
 static void test_each_reason_says_what_to_do(void)
@@ -534,6 +587,7 @@ int main(int count, char **words)
 	RUN(test_many_at_once_and_an_immediate);
 	RUN(test_wrong_keys_and_rights_are_refused_at_import);
 	RUN(test_a_revoked_region_does_not_cost_the_connection);
+	RUN(test_what_is_not_registered_says_why);
 	RUN(test_the_end_is_told_and_a_new_beginning_is_possible);
 	RUN(test_a_stranger_is_refused);
 	RUN(test_a_fork_is_told_that_it_cannot);

@@ -112,3 +112,33 @@ def test_conformance_over_a_device(clean: None, groups: tuple[str, ...]) -> None
     said = done.stdout[-8000:] + done.stderr[-2000:]
     assert done.returncode == 0, said
     assert re.search(r"^[1-9]\d* passed, 0 failed$", done.stdout, re.MULTILINE), said
+
+
+@pytest.mark.parametrize("name", ["rdma", "stream"])
+def test_bench_over_a_device(clean: None, name: str) -> None:
+    """That it measures what it says; how fast an emulated machine is shows nothing."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "dmaplane.bench", name, "--plane", "embedded"),
+            *("--quick", "--json", "--address", ADDRESS),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    names = {claim["name"] for claim in result["claims"]}
+    skipped = {entry["name"]: entry["reason"] for entry in result["skipped"]}
+    if name == "rdma":
+        # Without perftest there is nothing to compare with; ours is measured all the same.
+        assert names == set() if skipped else len(names) == 4
+        assert all("perftest" in reason for reason in skipped.values()), skipped
+    else:
+        assert {claim["name"]: claim["holds"] for claim in result["claims"]} == {
+            "stream/rnr-naks": True,
+            "stream/cq-overflows": True,
+        }
+        assert sum(row["case"].startswith("window") for row in result["rows"]) == 5
+    assert all(row["ours"] is not None or "ib_write" in row["case"] for row in result["rows"])

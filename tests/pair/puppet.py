@@ -10,9 +10,9 @@ from node import Node, Program
 
 
 class Puppet:
-    """A process with a plane in a machine, for connections over one fabric; born by live()."""
+    """A process with a plane in a machine, for connections over one fabric, or any; see live()."""
 
-    def __init__(self, node: Node, fabric: str, plane: str) -> None:
+    def __init__(self, node: Node, fabric: str | None = None, plane: str = "embedded") -> None:
         self.node = node
         self.fabric = fabric
         self.plane = plane

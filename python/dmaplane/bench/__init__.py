@@ -29,6 +29,8 @@ QUESTIONS: Final[dict[str, str]] = {
     "alloc": "How long to have memory, next to the bare system calls?",
     "observe": "What do counters and histograms cost?",
     "endpoint": "What do WRITE_IMMs to another process cost, by shared memory and by TCP?",
+    "rdma": "What does an RDMA device carry for endpoints, next to perftest?",
+    "stream": "Does a stream under credits hold its rate, and at which depth is it full?",
     "scale": "Does an operation cost the same with 10,000 buffers or 256 channels open?",
 }
 NAMES: Final[tuple[str, ...]] = tuple(QUESTIONS)
@@ -68,22 +70,33 @@ class _Reporter:
             self._status.stop()
 
 
-def run(name: str, plane: str = "auto", quick: bool = False, progress: bool = True) -> Result:
+def run(
+    name: str,
+    plane: str = "auto",
+    quick: bool = False,
+    progress: bool = True,
+    **options: object,
+) -> Result:
     """Measures bench @name on @plane and gives the answer as a JSON-ready dictionary.
 
     @quick: fewer samples and less memory, below 20 s. @progress: what is going on, on stderr, if
-    it takes longer than 2 s. InvalidError for a name not in NAMES; UnsupportedError says
-    what is missing.
+    it takes longer than 2 s. @options: of this bench alone (`rdma`: address; `stream`: address,
+    seconds); None is as if it was not given. InvalidError for a name not in NAMES or an option the
+    bench does not have; UnsupportedError says what is missing.
     """
     if name not in NAMES:
         raise InvalidError("name", f"{name!r} is no bench", fix=", ".join(NAMES))
     from dmaplane import __version__
 
-    measure: Callable[[str, bool, Callable[[str], None]], _result.Measured]
-    measure = importlib.import_module(f"dmaplane.bench.{name}").measure
+    module = importlib.import_module(f"dmaplane.bench.{name}")
+    given = {option: value for option, value in options.items() if value is not None}
+    for option in given:
+        if option not in getattr(module, "OPTIONS", ()):
+            raise InvalidError(option, f"bench {name} has no option {option}")
+    measure: Callable[..., _result.Measured] = module.measure
     report = _Reporter(name, enabled=progress)
     try:
-        measured = measure(plane, quick, report)
+        measured = measure(plane, quick, report, **given)
     finally:
         report.stop()
     return Result(

@@ -22,6 +22,8 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--check", action="store_true", help="exit 1 if a claim fails")
     parser.add_argument("--out", type=pathlib.Path, help="write the JSON to this file too")
+    parser.add_argument("--address", help="rdma, stream: of the RDMA device; default the first")
+    parser.add_argument("--seconds", type=float, help="stream: so long at each window size")
     given = parser.parse_args()
     if given.list:
         for name, question in bench.QUESTIONS.items():
@@ -30,7 +32,13 @@ def main() -> int:
     if given.name is None:
         parser.error("say which bench, or --list")
     try:
-        result = bench.run(given.name, plane=given.plane, quick=given.quick)
+        result = bench.run(
+            given.name,
+            plane=given.plane,
+            quick=given.quick,
+            address=given.address,
+            seconds=given.seconds,
+        )
     except DmaplaneError as error:
         print(f"dmaplane.bench: {error}", file=sys.stderr)
         return 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The other process of `bench endpoint`: is connected to, written to, and killed.
+"""The other process of a bench with endpoints: is connected to, written to, and killed.
 
 It is told what to do in JSON, one line a request on stdin, and answers in JSON on stdout.
 What takes part in a measurement is said twice: {"ready": true} before it begins, and the
@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import time
+import zlib
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -50,10 +51,16 @@ class Door:
         self._plane = plane
         self.channel = _loops.RawChannel(plane, request["slots"], spin_us=request["spin_us"])
         self.window = request["window"]
+        address, secret = request["address"].encode(), request["secret"].encode()
         listen = _abi.Listen(
-            flags=_abi.REQUIRE_PATH, channel_id=self.channel.id, path=request["path"], backlog=128
+            flags=_abi.REQUIRE_PATH,
+            channel_id=self.channel.id,
+            path=request["path"],
+            backlog=128,
+            secret_bytes=len(secret),
         )
-        listen.address[: len(_link.ADDRESS)] = list(_link.ADDRESS)
+        listen.address[: len(address)] = list(address)
+        listen.secret[: len(secret)] = list(secret)
         plane.call("LISTEN", _abi.LISTEN, listen)
         self._listener: int = listen.listener_id
         self.address = bytes(listen.bound_address).rstrip(b"\0").decode()
@@ -147,6 +154,23 @@ class Far:
         self._say({"ready": True})
         door.channel.pingpong(row, request["count"], first=False)
         self._opened.call("REGION_DESTROY", _abi.REGION_DESTROY, _link.destroy(region))
+        return {}
+
+    def echo(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Answers each message with one, in C."""
+        door = self._doors[request["door"]]
+        rows = _link.message_rows(door.endpoints[0], self._buffer.id, request["length_bytes"])
+        self._say({"ready": True})
+        door.channel.messages(rows, request["count"], first=False)
+        return {}
+
+    def digest(self, request: dict[str, Any]) -> dict[str, Any]:
+        """What the buffer holds, as a CRC32."""
+        return {"crc32": zlib.crc32(self._bytes.data)}
+
+    def clear(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The buffer, all zeros again."""
+        self._bytes[:] = 0
         return {}
 
     def seat(self, request: dict[str, Any]) -> dict[str, Any]:

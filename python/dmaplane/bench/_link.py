@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Two processes joined by endpoints, for `bench endpoint`: this side, and the handle of the other.
+"""Two processes joined by endpoints, for benches: this side, and the handle of the other.
 
 Endpoints are made with the structs of the contract, so that hundreds of them cost
 nothing but what the plane costs; what is measured from Python goes through the public channel.
@@ -34,8 +34,16 @@ if TYPE_CHECKING:
     from dmaplane._plane import Plane
 
 ADDRESS: Final = b"127.0.0.1:0"
-Path = Literal["shm", "tcp"]
-PATHS: Final[dict[Path, int]] = {"shm": _abi.PATH_SHM, "tcp": _abi.PATH_TCP}
+SECRET: Final = b"dmaplane bench"
+"""Between two processes of one bench; who listens off loopback has to have one."""
+Path = Literal["shm", "tcp", "verbs"]
+PATHS: Final[tuple[Path, ...]] = ("shm", "tcp")
+"""Those every machine has."""
+NUMBERS: Final[dict[Path, int]] = {
+    "shm": _abi.PATH_SHM,
+    "tcp": _abi.PATH_TCP,
+    "verbs": _abi.PATH_VERBS,
+}
 WINDOW_BYTES: Final = 1 << 20
 PING_BYTES: Final = 8
 PATIENCE_S: Final = 30.0
@@ -80,6 +88,17 @@ def rows_over(
     rows["target_offset"] = target_blocks.astype(np.uint64) * np.uint64(block_bytes)
     rows["length_bytes"] = block_bytes
     rows["user_data"] = rows["immediate"] = np.arange(count, dtype=np.uint32)
+    return rows
+
+
+def message_rows(endpoint: int, buffer: int, length_bytes: int) -> npt.NDArray[np.void]:
+    """A SEND of the first bytes of a buffer, and a RECV into the bytes behind them."""
+    rows = np.zeros(2, dtype=_abi.SUBMISSION)
+    rows["operation"] = (_abi.OP_SEND, _abi.OP_RECV)
+    rows["endpoint_id"] = endpoint
+    rows["length_bytes"] = length_bytes
+    rows["source_id"][0] = rows["target_id"][1] = buffer
+    rows["target_offset"][1] = length_bytes
     return rows
 
 
@@ -193,13 +212,23 @@ class Link:
         window: int,
         slots: int = 4096,
         spin_us: int | None = None,
+        address: str = ADDRESS.decode(),
     ) -> None:
         self._plane = plane
         self.far = far
+        self._secret = b"" if address.encode() == ADDRESS else SECRET
         self.path = path
         self.channel = channel
         self._window = window
-        door = far.ask("listen", path=PATHS[path], slots=slots, spin_us=spin_us, window=window)
+        door = far.ask(
+            "listen",
+            path=NUMBERS[path],
+            slots=slots,
+            spin_us=spin_us,
+            window=window,
+            address=address,
+            secret=self._secret.decode(),
+        )
         self.door: int = door["door"]
         self._address: bytes = door["address"].encode()
         self.endpoints: list[int] = []
@@ -215,12 +244,14 @@ class Link:
             connect = _abi.Connect(
                 flags=_abi.REQUIRE_PATH,
                 channel_id=(channel or self.channel).id,
-                path=PATHS[self.path],
+                path=NUMBERS[self.path],
+                secret_bytes=len(self._secret),
                 window_slots=self._window,
                 window_bytes=WINDOW_BYTES,
                 deadline_ns=deadline_of(PATIENCE_S),
             )
             connect.address[: len(self._address)] = list(self._address)
+            connect.secret[: len(self._secret)] = list(self._secret)
             self._plane.call("CONNECT", _abi.CONNECT, connect)
             self.endpoints.append(connect.endpoint_id)
         self.far.hear()

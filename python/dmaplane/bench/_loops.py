@@ -48,6 +48,7 @@ _PROTOTYPES: Final = {
     "dmp_bench_touch": (_POINTER, _U64, _U64, _POINTER),
     "dmp_bench_drain": (_POINTER, _POINTER, _U64, _U32, _POINTER, _POINTER),
     "dmp_bench_pingpong": (_POINTER, _POINTER, _POINTER, _INT, _U64, _POINTER),
+    "dmp_bench_messages": (_POINTER, _POINTER, _POINTER, _INT, _U64, _POINTER),
     "dmp_bench_socket_send": (_INT, _POINTER, _POINTER, _U64, _POINTER),
     "dmp_bench_socket_receive": (_INT, _POINTER, _POINTER, _U64),
     "dmp_bench_socket_pingpong": (_INT, _INT, _U64, _POINTER),
@@ -188,6 +189,22 @@ class RawChannel:
             self.exchange,
             self.client_at,
             row.ctypes.data,
+            int(first),
+            count,
+            each.ctypes.data,
+        )
+        return each
+
+    def messages(
+        self, rows: npt.NDArray[np.void], count: int, *, first: bool
+    ) -> npt.NDArray[np.uint64]:
+        """Nanoseconds of each of @count messages there and back; @rows: a SEND, a RECV."""
+        each = np.zeros(count, dtype=np.uint64)
+        _called(
+            "dmp_bench_messages",
+            self.exchange,
+            self.client_at,
+            rows.ctypes.data,
             int(first),
             count,
             each.ctypes.data,

@@ -23,6 +23,12 @@ def command(
     plane: Annotated[str, typer.Option(help="auto, kernel or embedded.")] = "auto",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer samples; below 20 s.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Exit 1 if a claim fails.")] = False,
+    address: Annotated[
+        str | None, typer.Option(help="rdma, stream: of the RDMA device; default the first.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="stream: so long at each window size.")
+    ] = None,
     out: Annotated[
         pathlib.Path | None, typer.Option(help="Write the JSON to this file too.")
     ] = None,
@@ -44,7 +50,7 @@ def command(
         )
     if out is not None and not out.parent.is_dir():
         raise typer.BadParameter(f"there is no folder {out.parent}", param_hint="--out")
-    answer = bench.run(name, plane=plane_name(plane), quick=quick)
+    answer = bench.run(name, plane=plane_name(plane), quick=quick, address=address, seconds=seconds)
     if out is not None:
         out.write_text(json.dumps(answer, indent=2) + "\n", encoding="utf-8")
     if as_json:

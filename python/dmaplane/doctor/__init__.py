@@ -54,6 +54,7 @@ CHECKS: tuple[Check, ...] = (
     Check("rdma-mtu", _rdma.mtu),
     Check("rdma-memlock", _rdma.memlock),
     Check("rdma-netns", _rdma.namespaces),
+    Check("rdma-plane", _rdma.plane),
     Check("gpu", _devices.gpu),
 )
 

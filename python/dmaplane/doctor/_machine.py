@@ -240,6 +240,16 @@ class Machine:
             return str(error)
         return ""
 
+    def verbs_missing(self) -> str:
+        """What the embedded plane itself lacks for RDMA: "missing-...: what; what mends it"."""
+        from dmaplane import _library
+        from dmaplane._errors import UnsupportedError
+
+        try:
+            return _library.verbs_missing()
+        except UnsupportedError as error:
+            return f"missing-library: {error}; see the check embedded"
+
     def memlock_limit_bytes(self) -> int:
         """Soft limit, UNLIMITED if there is none."""
         limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """RDMA: everything between a program and a peer's memory, from the modules to the GIDs.
 
-Read from /sys and /proc only: no netlink, no device is opened, no right is needed.
+Read from /sys and /proc only: no netlink, no device is opened, no right is needed. The last check
+asks the embedded plane's library, which does open.
 """
 
 from __future__ import annotations
@@ -82,6 +83,19 @@ def libraries(machine: Machine) -> Finding:
             fix=fix,
         )
     return ok(f"{', '.join(_LIBRARIES)}; drivers for {len(drivers)} kinds of device")
+
+
+def plane(machine: Machine) -> Finding:
+    """The embedded plane's own word: it asks its libraries for a device and a manager."""
+    missing = machine.verbs_missing()
+    if not missing:
+        return ok("the embedded plane has path verbs")
+    what, _, fix = missing.partition(": ")[2].partition("; ")
+    return lack(
+        "the embedded plane has no path verbs",
+        cause=what or missing,
+        fix=fix[:1].upper() + fix[1:] + "." if fix else "Do what the checks above say first.",
+    )
 
 
 class _Gid(NamedTuple):
