@@ -4,6 +4,7 @@
  *
  *	test_verbs	looks for a device; there is none: says why, and tests what needs none
  *	test_verbs --require [ADDRESS]	there has to be one (tests/kernel/test_verbs.py makes one)
+ *	test_verbs --refused ADDRESS	one of its tests, in a process that may pin little
  *
  * Everything goes through the contract's calls, so machine, fabric and device are all in it.
  */
@@ -462,53 +463,59 @@ static void test_a_fork_is_told_that_it_cannot(void)
 	close_pair(&pair);
 }
 
-/* With or without the right to pin more than RLIMIT_MEMLOCK, for this thread and new ones. */
-static void may_lock(bool may)
+/* Gives up the right to pin more than @bytes. Before a device is opened: its files know who did. */
+static void pin_little(rlim_t bytes)
 {
 	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct rlimit limit = { .rlim_cur = bytes, .rlim_max = RLIM_INFINITY };
 	struct __user_cap_data_struct data[2];
 
+	CHECK(!setrlimit(RLIMIT_MEMLOCK, &limit));
 	CHECK(!syscall(SYS_capget, &header, data));
 	data[0].effective &= ~(1u << CAP_IPC_LOCK);
-	if (may)
-		data[0].effective |= data[0].permitted & 1u << CAP_IPC_LOCK;
 	CHECK(!syscall(SYS_capset, &header, data));
 }
 
-/* Each rung and what it said; and nothing is broken by it. */
-static void test_what_is_not_registered_says_why(void)
+/* Each rung and what it said; and nothing is broken by it. A process of its own. */
+static void be_refused(void)
 {
-	struct rlimit before, little;
+	struct rlimit limit = { .rlim_cur = RLIM_INFINITY, .rlim_max = RLIM_INFINITY };
 	struct dmp_submission move;
 	struct dmp_region_create region;
 	struct pair pair;
 	uint32_t remote;
 
-	CHECK(!getrlimit(RLIMIT_MEMLOCK, &before));
-	little = (struct rlimit){ .rlim_cur = 5 << 19, .rlim_max = before.rlim_max };
-	CHECK(!setrlimit(RLIMIT_MEMLOCK, &little));
-	may_lock(false);
-	open_pair(&pair);	/* its own slots fit; the buffer of BYTES does not */
-	may_lock(true);
+	pin_little(7 << 19);	/* both connections' slots fit, and not a buffer of BYTES besides */
+	open_pair(&pair);
 	region = grant(&pair.far, 0, 4096, DMP_ACCESS_REMOTE_WRITE);
 	CHECK(!import(&pair.near, &region, &remote));
 	move = operation(&pair.near, DMP_OP_WRITE, 4096);
 	move.source_id = pair.near.buffer;
 	move.target_id = remote;
-	may_lock(false);
 	run(&pair.near, &move, 1, -ENOMEM);
 	CHECK(strstr(dmp_verbs_refused(ENOMEM), "ibv_reg_mr: Cannot allocate memory"));
 	CHECK(strstr(dmp_verbs_refused(ENOMEM), "ibv_reg_dmabuf_mr: the memory is no dma-buf"));
 	CHECK(!*dmp_verbs_refused(EIO) && !*dmp_verbs_refused(0));
-	may_lock(true);
-	CHECK(!setrlimit(RLIMIT_MEMLOCK, &before));
-	little = (struct rlimit){ .rlim_cur = RLIM_INFINITY, .rlim_max = RLIM_INFINITY };
-	CHECK(!setrlimit(RLIMIT_MEMLOCK, &little));
+	CHECK(!setrlimit(RLIMIT_MEMLOCK, &limit));
 	fill(pair.near.bytes, 4096, 3);
 	run(&pair.near, &move, 1, 0);
 	CHECK(!memcmp(pair.far.bytes, pair.near.bytes, 4096));
-	CHECK(!setrlimit(RLIMIT_MEMLOCK, &before));
 	close_pair(&pair);
+}
+
+static void test_what_is_not_registered_says_why(void)
+{
+	char address[INET_ADDRSTRLEN];
+	int status;
+	pid_t child;
+
+	snprintf(address, sizeof(address), "%.*s", (int)strcspn(here, ":"), here);
+	child = fork();
+	if (child == 0) {
+		execl("/proc/self/exe", "verbs", "--refused", address, NULL);
+		_exit(127);
+	}
+	CHECK(waitpid(child, &status, 0) == child && status == 0);
 }
 
 /* ---- without a device */
@@ -567,13 +574,18 @@ static bool find_address(void)
 int main(int count, char **words)
 {
 	bool required = count > 1 && !strcmp(words[1], "--require");
-	int reason = dmp_verbs_probe();
+	int reason;
 
+	if (count > 2)
+		snprintf(here, sizeof(here), "%s:0", words[2]);
+	if (count > 2 && !strcmp(words[1], "--refused")) {
+		be_refused();
+		return 0;
+	}
+	reason = dmp_verbs_probe();
 	test_each_reason_says_what_to_do();
 	if (reason != DMP_VERBS_READY)
 		test_a_path_that_is_not_there_is_refused();
-	if (count > 2)
-		snprintf(here, sizeof(here), "%s:0", words[2]);
 	if (reason != DMP_VERBS_READY || (!*here && !find_address())) {
 		printf("skipped: %s\n", reason == DMP_VERBS_READY ?
 		       "missing-device: no address of this machine is an RDMA device's" :
