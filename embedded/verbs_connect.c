@@ -22,6 +22,7 @@
 			 DMP_VERBS_PAGE)
 #define READS_MAX	16
 #define RETRIES		7
+#define ACK_TIMEOUT	16	/* 4.096 us << 16: a silence of two seconds is outlived, see wait_long() */
 #define LAST_WORD_NS	50000000u	/* what is said last has so long to arrive */
 
 struct dmp_verbs_door {
@@ -115,6 +116,19 @@ static int watch(struct dmp_verbs *verbs, int fd)
 	return epoll_ctl(verbs->fabric.fd, EPOLL_CTL_ADD, fd, &event) == 0 ? 0 : -errno;
 }
 
+/*
+ * How long an acknowledgement may take is the manager's choice, and on RoCE often 67 ms: seven of
+ * them are less than a cable that is put back or a host that is busy takes. That a peer is gone is
+ * the machine's to find out, which pings. A kernel that does not know the option has its own way.
+ */
+static void wait_long(struct dmp_verbs *verbs)
+{
+	uint8_t timeout = ACK_TIMEOUT;
+
+	verbs->library->set_option(verbs->id, RDMA_OPTION_ID, RDMA_OPTION_ID_ACK_TIMEOUT, &timeout,
+				   sizeof(timeout));
+}
+
 /* All that a queue pair on the device of verbs->id needs, and its receives posted. */
 static int make_queues(struct dmp_verbs *verbs)
 {
@@ -135,6 +149,7 @@ static int make_queues(struct dmp_verbs *verbs)
 
 	if (!verbs->id->verbs)
 		return -ENODEV;
+	wait_long(verbs);
 	library->query_device(verbs->id->verbs, &device);
 	verbs->mr_bytes_max = device.max_mr_size ? device.max_mr_size : ~0ull;
 	verbs->pd = library->alloc_pd(verbs->id->verbs);

@@ -94,6 +94,7 @@ static const struct {
 	SYMBOL(disconnect, "rdma_disconnect"),
 	SYMBOL(get_event, "rdma_get_cm_event"),
 	SYMBOL(ack_event, "rdma_ack_cm_event"),
+	SYMBOL(set_option, "rdma_set_option"),
 	SYMBOL(migrate_id, "rdma_migrate_id"),
 #undef SYMBOL
 };

@@ -77,6 +77,7 @@ struct dmp_verbs_library {
 	int (*disconnect)(struct rdma_cm_id *id);
 	int (*get_event)(struct rdma_event_channel *channel, struct rdma_cm_event **event);
 	int (*ack_event)(struct rdma_cm_event *event);
+	int (*set_option)(struct rdma_cm_id *id, int level, int name, void *value, size_t bytes);
 	int (*migrate_id)(struct rdma_cm_id *id, struct rdma_event_channel *channel);
 };
 
