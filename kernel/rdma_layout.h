@@ -90,6 +90,7 @@ struct dmp_pair_inbox {
 struct dmp_pair_piece {
 	u64 tag;
 	u64 length;
+	u64 posted_ns;
 	u32 rkey;
 };
 
@@ -195,6 +196,7 @@ struct dmp_pair {
 	u32 piece_count;		/* posted, not reaped */
 	u32 pieces_done;		/* of these, completed */
 	u64 piece_bytes;		/* posted, not reaped */
+	u64 moving_max;			/* how many may be under way: see learn() */
 	struct ib_sge sges[DMP_PAIR_PLACES];
 	struct mutex mappings_lock;
 	struct list_head mappings;	/* protected by mappings_lock */
