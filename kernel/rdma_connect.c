@@ -374,7 +374,7 @@ void dmp_pair_close(struct dmp_pair *pair)
 
 /* ---- connector */
 
-/* What @wait_event_interruptible_timeout() answered. */
+/* What wait_event_interruptible_timeout() answered, when it was not what was waited for. */
 int dmp_pair_wait_error(long left)
 {
 	if (left < 0)

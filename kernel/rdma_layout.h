@@ -13,7 +13,7 @@
  * WITH IMMEDIATE takes is posted again before the next slot with WAKE goes out. So no
  * device ever says "receiver not ready", and rnr_retry_count is 0.
  *
- * Locks, both leaves of whoever calls, and never held while the peer is waited for:
+ * Locks, inside those of whoever calls, and never held while the peer is waited for:
  *	grants_lock	our regions' registrations. Held over admit(), so that a region ends
  *			either before it is registered or in sight of revoke()
  *	mappings_lock	memories mapped for the device; inside grants_lock
