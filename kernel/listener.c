@@ -58,6 +58,8 @@ struct dmp_listener {
 	wait_queue_head_t keeper_wait;	/* the doorkeeper, while there is no room */
 };
 
+static atomic_t listeners_total = ATOMIC_INIT(0);
+
 /* ---- those at the door */
 
 static void add_locked(struct dmp_listener *listener, struct visitor *visitor,
@@ -339,11 +341,18 @@ static int publish(struct dmp_plane *plane, struct dmp_listener *listener, u32 *
 
 static struct dmp_listener *new_listener(struct dmp_plane *plane, const struct dmp_listen *listen)
 {
-	struct dmp_listener *listener = kvzalloc(sizeof(*listener), GFP_KERNEL_ACCOUNT);
+	struct dmp_listener *listener = ERR_PTR(-ENOSPC);
 	u32 state;
 
-	if (!listener)
-		return NULL;
+	if ((u32)atomic_inc_return(&listeners_total) <= DMP_LISTENERS_TOTAL) {
+		listener = kvzalloc(sizeof(*listener), GFP_KERNEL_ACCOUNT);
+		if (!listener)
+			listener = ERR_PTR(-ENOMEM);
+	}
+	if (IS_ERR(listener)) {
+		atomic_dec(&listeners_total);
+		return listener;
+	}
 	listener->plane = plane;
 	listener->channel_id = listen->channel_id;
 	listener->backlog = listen->backlog ?: BACKLOG_DEFAULT;
@@ -364,6 +373,7 @@ void dmp_listener_put(struct dmp_listener *listener)
 		return;
 	mutex_destroy(&listener->lock);
 	kvfree_sensitive(listener, sizeof(*listener));
+	atomic_dec(&listeners_total);
 }
 
 int dmp_listener_create(struct dmp_plane *plane, void *argument)
@@ -380,8 +390,8 @@ int dmp_listener_create(struct dmp_plane *plane, void *argument)
 	if (error)
 		return error;
 	listener = new_listener(plane, listen);
-	if (!listener)
-		return -ENOMEM;
+	if (IS_ERR(listener))
+		return PTR_ERR(listener);
 	error = dmp_pair_door_open(&address, listener->backlog, &listener->door);
 	if (error)
 		goto err_put;

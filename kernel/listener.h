@@ -26,7 +26,8 @@
 #include "proof.h"
 #include "rdma_pair.h"
 
-#define DMP_LISTENERS_MAX 256U
+#define DMP_LISTENERS_MAX	256U	/* of one plane */
+#define DMP_LISTENERS_TOTAL	1024U	/* of all: each has a thread */
 
 struct dmp_listener;
 

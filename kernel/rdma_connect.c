@@ -168,6 +168,7 @@ struct dmp_pair *dmp_pair_make(void)
 		return ERR_PTR(error);
 	}
 	pair->ear.hear = hear;
+	pair->moving_max = DMP_PAIR_PIECE_BYTES;
 	spin_lock_init(&pair->bell_lock);
 	INIT_DELAYED_WORK(&pair->due, due);
 	init_waitqueue_head(&pair->heard);
@@ -373,7 +374,7 @@ void dmp_pair_close(struct dmp_pair *pair)
 
 /* ---- connector */
 
-/* What @wait_event_interruptible_timeout() answered. */
+/* What wait_event_interruptible_timeout() answered, when it was not what was waited for. */
 int dmp_pair_wait_error(long left)
 {
 	if (left < 0)

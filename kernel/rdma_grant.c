@@ -211,7 +211,7 @@ static void let_go(struct dmp_pair *pair, u32 rkey)
 	mutex_unlock(&pair->grants_lock);
 }
 
-/* One step of a revoked registration towards its end. True: it is to be looked at again. */
+/* One step of a revoked registration towards its end. */
 static void end_grant_locked(struct dmp_pair *pair, struct dmp_pair_grant *grant, u64 now_ns)
 {
 	struct dmp_rdma_message message = { .rkey = grant->mr->rkey };

@@ -13,7 +13,7 @@
  * WITH IMMEDIATE takes is posted again before the next slot with WAKE goes out. So no
  * device ever says "receiver not ready", and rnr_retry_count is 0.
  *
- * Locks, both leaves of whoever calls, and never held while the peer is waited for:
+ * Locks, inside those of whoever calls, and never held while the peer is waited for:
  *	grants_lock	our regions' registrations. Held over admit(), so that a region ends
  *			either before it is registered or in sight of revoke()
  *	mappings_lock	memories mapped for the device; inside grants_lock
@@ -90,6 +90,7 @@ struct dmp_pair_inbox {
 struct dmp_pair_piece {
 	u64 tag;
 	u64 length;
+	u64 posted_ns;
 	u32 rkey;
 };
 
@@ -195,6 +196,7 @@ struct dmp_pair {
 	u32 piece_count;		/* posted, not reaped */
 	u32 pieces_done;		/* of these, completed */
 	u64 piece_bytes;		/* posted, not reaped */
+	u64 moving_max;			/* how many may be under way: see learn() */
 	struct ib_sge sges[DMP_PAIR_PLACES];
 	struct mutex mappings_lock;
 	struct list_head mappings;	/* protected by mappings_lock */

@@ -119,7 +119,10 @@ struct dmp_pair_mapping *dmp_pair_map(struct dmp_pair *pair, struct dmp_memory *
 
 	mutex_lock(&pair->mappings_lock);
 	mapping = find_mapping_locked(pair, memory);
-	if (!mapping) {
+	if (mapping) {
+		/* What is used is in front, however many there are. */
+		list_move(&mapping->mappings, &pair->mappings);
+	} else {
 		mapping = make_mapping(pair, memory);
 		if (!IS_ERR(mapping)) {
 			mapping->users = 1;	/* the list */

@@ -11,6 +11,7 @@
  *	rdma_move.c	post and reap
  *	rdma_grant.c	regions: ask, grant, revoke
  *	rdma_memory.c	a memory as a device sees it: its mapping, and fast registrations
+ *	rdma_absent.c	all of this on a kernel without RDMA
  *
  * Who calls. One thread at a time, the executor of the channel; during the handshake the
  * thread that connects or accepts. All functions may sleep unless said otherwise; none waits for
@@ -33,7 +34,10 @@
 struct dmp_pair;
 struct dmp_pair_door;
 
-/* Something may be there to look at. Any context, interrupts too; may ring for nothing. */
+/*
+ * Something may be there to look at. Any context, interrupts too, under a spinlock of the pair:
+ * it only takes note and wakes. May ring for nothing.
+ */
 struct dmp_pair_ringer {
 	void (*ring)(struct dmp_pair_ringer *ringer);
 };

@@ -6,11 +6,13 @@ The stand-in pair_talk.ko drives both; each case is one write to its debugfs fil
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import attack
 import pytest
 import soft_roce
 from driver import Driver
@@ -83,6 +85,22 @@ def test_a_region_is_granted_and_ends_as_its_owner_says(
 @pytest.mark.parametrize("case", ["peer-closes", "doors", "any-address"])
 def test_ends_leave_nothing(talk: Callable[[str], str], case: str) -> None:
     talk(case)
+
+
+@pytest.mark.parametrize(
+    "function", ["dmp_pair_door_open", "dmp_pair_dial", "dmp_pair_serve", "dmp_pair_post"]
+)
+@pytest.mark.timeout(1200)
+def test_no_failure_leaves_anything(
+    talk: Callable[[str], str], program: Callable[[str], Path], function: str
+) -> None:
+    if not attack.IS_DEBUG:
+        pytest.skip("this kernel has no fault injection (CONFIG_FAULT_INJECTION)")
+    talk("brief")
+    said = attack.run(program("pair_failures"), "brief", soft_roce.ADDRESS, function)
+    refused = re.search(r"(\d+) refused", said)
+    assert refused
+    assert int(refused[1]) > 0, "no failure was ever felt"
 
 
 def test_a_link_deleted_in_use_is_let_go(rxe: None, standin: Callable[[str], Driver]) -> None:

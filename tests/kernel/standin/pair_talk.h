@@ -36,7 +36,6 @@ struct side {
 	/* the stream */
 	u64 to_put;
 	u64 put;
-	u64 to_get;
 	u64 got;
 	int lost;
 };

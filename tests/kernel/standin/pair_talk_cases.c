@@ -47,12 +47,15 @@ static int stream_both_ways(void)
 static int stream_one_way(void)
 {
 	struct dmp_pair_counters there, back;
+	u64 began_ns = ktime_get_ns();
 	int error = talk_stream(1500000, 0);
 
 	if (error)
 		return error;
 	dmp_pair_count(sides[0].pair, &there);
 	dmp_pair_count(sides[1].pair, &back);
+	scnprintf(said, sizeof(said), "1500000 bytes in %llu us, %llu slots, repaid %llu times",
+		  (ktime_get_ns() - began_ns) / 1000, there.slots_sent, back.repayments);
 	/* The other side never has anything to say but where it is repaid. */
 	return CHECK(there.slots_sent > 150 && back.slots_sent == 1 && back.repayments > 10);
 }
@@ -60,6 +63,7 @@ static int stream_one_way(void)
 static int ping_pong(void)
 {
 	struct dmp_pair_counters counters;
+	u64 began_ns = ktime_get_ns();
 	int error = 0, round;
 
 	for (round = 0; round < 400 && !error; round++) {
@@ -68,6 +72,9 @@ static int ping_pong(void)
 			error = talk_stream(0, talk_roll(200));
 	}
 	dmp_pair_count(sides[0].pair, &counters);
+	if (!error)
+		scnprintf(said, sizeof(said), "400 there and back in %llu us",
+			  (ktime_get_ns() - began_ns) / 1000);
 	return error ? error : CHECK(counters.slots_sent >= 400);
 }
 
@@ -126,6 +133,15 @@ static int parts(void)
 	if (!error)
 		error = talk_with_places(DMP_KIND_HUGE, DMP_KIND_HUGE, 2 << 20, 2 << 20, 1, 3, 1);
 	return error ? error : talk_stream(1000, 1000);
+}
+
+/* A little of each. */
+static int brief(void)
+{
+	int error = talk_stream(100, 100);
+
+	return error ? error : talk_with_places(DMP_KIND_PAGES, DMP_KIND_PAGES, 16384, 16384, 0,
+						2, 1);
 }
 
 static int nothing_granted(void)
@@ -416,6 +432,7 @@ static const struct {
 	{ "one-way", stream_one_way },
 	{ "ping-pong", ping_pong },
 	{ "full", full },
+	{ "brief", brief },
 	{ "moves", moves },
 	{ "parts", parts },
 	{ "nothing-granted", nothing_granted },
