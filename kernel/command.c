@@ -45,7 +45,7 @@ static int serve_query(struct dmp_plane *plane, void *argument)
 	query->fabrics = 1U << DMP_PATH_LOCAL | 1U << DMP_PATH_PEER;
 	if (DMP_KERNEL_RDMA)
 		query->capabilities |= DMP_CAP_REGION;
-	if (dmp_rdma_is_there()) {
+	if (dmp_rdma_is_there() && dmp_proof_is_possible()) {
 		query->capabilities |= DMP_CAP_ENDPOINT;
 		query->fabrics |= 1U << DMP_PATH_VERBS;
 	}
@@ -125,8 +125,9 @@ static bool is_served(const struct dmp_plane *plane, const struct service *servi
 {
 	if (!service->serve)
 		return false;
-	return !service->away || dmp_rdma_is_there() || READ_ONCE(plane->endpoints) != 0 ||
-	       READ_ONCE(plane->listeners) != 0;
+	return !service->away || READ_ONCE(plane->endpoints) != 0 ||
+	       READ_ONCE(plane->listeners) != 0 ||
+	       (dmp_rdma_is_there() && dmp_proof_is_possible());
 }
 
 long dmp_command(struct dmp_plane *plane, unsigned int number, void __user *argument)

@@ -11,6 +11,17 @@
 static const char connector_label[] = "dmaplane connector v1";
 static const char acceptor_label[] = "dmaplane acceptor v1";
 
+#define HASH "hmac(sha256)"
+
+bool dmp_proof_is_possible(void)
+{
+	static bool found;	/* only ever goes from false to true */
+
+	if (!READ_ONCE(found) && crypto_has_shash(HASH, 0, 0))
+		WRITE_ONCE(found, true);
+	return READ_ONCE(found);
+}
+
 static int digest(struct crypto_shash *hash, const struct dmp_secret *secret, const char *label,
 		  const void *transcript, size_t length, u8 *proof)
 {
@@ -36,7 +47,7 @@ static int digest(struct crypto_shash *hash, const struct dmp_secret *secret, co
 int dmp_proof_make(const struct dmp_secret *secret, bool by_connector, const void *transcript,
 		   size_t length, u8 proof[DMP_PROOF_BYTES])
 {
-	struct crypto_shash *hash = crypto_alloc_shash("hmac(sha256)", 0, 0);
+	struct crypto_shash *hash = crypto_alloc_shash(HASH, 0, 0);
 	int error;
 
 	if (IS_ERR(hash))

@@ -20,6 +20,9 @@ struct dmp_secret {
 	u32 count;
 };
 
+/* Has this kernel what a proof is made with? Context: may sleep, may load a module. */
+bool dmp_proof_is_possible(void);
+
 /* Context: may sleep. 0, or the crypto API's -errno. */
 int dmp_proof_make(const struct dmp_secret *secret, bool by_connector, const void *transcript,
 		   size_t length, u8 proof[DMP_PROOF_BYTES]);
