@@ -261,7 +261,7 @@ int dmp_errand_drop(struct dmp_embedded_endpoint *endpoint, __u64 tag)
 	for (number = 0; number < endpoint->errand_count; number++) {
 		struct dmp_errand *from = errand_at(endpoint, number);
 
-		if (from->tag == tag && from->posted != from->done) {
+		if (from->tag == tag && from->posted > from->done) {
 			from->stopped = true;
 			return -EINPROGRESS;
 		}

@@ -211,7 +211,7 @@ int dmp_errand_drop_locked(struct dmp_kernel_endpoint *endpoint, u64 tag)
 	for (number = 0; number < endpoint->errand_count; number++) {
 		struct dmp_errand *from = errand_at(endpoint, number);
 
-		if (from->tag == tag && from->posted != from->done) {
+		if (from->tag == tag && from->posted > from->done) {
 			from->stopped = true;
 			if (endpoint->stop_due_ns == 0)
 				endpoint->stop_due_ns = endpoint->now_ns + STOP_NS;
