@@ -18,6 +18,7 @@
 
 #include "channel_embedded.h"
 #include "endpoint.h"
+#include "errand.h"
 #include "fabric.h"
 #include "proof.h"
 #include "region.h"
@@ -33,20 +34,6 @@
 struct dmp_staged {
 	char *bytes;
 	__u64 length;
-};
-
-/* A MOVE or COPY of the machine that has been taken and is being carried out, in slices. */
-struct dmp_errand {
-	__u64 tag;
-	__u64 length;
-	__u64 done;
-	__u64 posted;		/* to a device that moves by itself; done or under way */
-	__u32 kind;		/* DMP_REQUEST_MOVE or COPY */
-	__u32 index;		/* of the channel's operation; a probe has none */
-	__u32 stage;		/* COPY */
-	__u32 checksum;
-	__s32 result;
-	bool stopped;		/* no more is posted; STOP waits for what is under way */
 };
 
 /* The payload that comes in now, and what is to be said when it is there. */
@@ -93,10 +80,8 @@ struct dmp_embedded_endpoint {
 	struct dmp_channel_counters counters;
 	struct dmp_histogram_counts *latency;	/* NULL: not observed */
 	struct dmp_histogram_counts *stall;
-	struct dmp_errand errands[DMP_ERRANDS_MAX];
-	__u32 errand_first;
-	__u32 errand_count;
-	bool errands_wait;			/* for completions of a device, and for nothing else */
+	struct dmp_errands errands;		/* MOVE and COPY, being carried out in slices */
+	struct dmp_errand errand_ring[DMP_ERRANDS_MAX];
 	uint64_t stop_due_ns;			/* a STOP waits until then, then the connection ends */
 	struct dmp_staged *staged;		/* window_slots of them */
 	struct dmp_landing landing;

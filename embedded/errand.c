@@ -20,26 +20,9 @@
 #define ERRANDS_AT_ONCE 64u
 #define POSTED_BYTES	(1u << 20)	/* a slice a device has; STOP waits for no more of an errand */
 
-void dmp_errand_add(struct dmp_embedded_endpoint *endpoint,
-		       const struct dmp_endpoint_request *request)
-{
-	struct dmp_errand *errand =
-		&endpoint->errands[(endpoint->errand_first + endpoint->errand_count++) %
-				   DMP_ERRANDS_MAX];
-
-	endpoint->errands_wait = false;
-	*errand = (struct dmp_errand){
-		.tag = request->tag,
-		.length = request->length_bytes,
-		.kind = request->kind,
-		.index = (uint32_t)request->local,
-		.stage = request->stage,
-	};
-}
-
 static struct dmp_errand *errand_at(struct dmp_embedded_endpoint *endpoint, __u32 number)
 {
-	return &endpoint->errands[(endpoint->errand_first + number) % DMP_ERRANDS_MAX];
+	return dmp_errands_at(&endpoint->errands, number);
 }
 
 /* The next @length bytes of a MOVE. */
@@ -104,14 +87,9 @@ static void reap(struct dmp_embedded_endpoint *endpoint)
 	__u64 tag, length;
 	__u32 number = 0;
 
-	while (endpoint->fabric->type->reap(endpoint->fabric, &tag, &length)) {
-		/* In the order of posting, and errands are posted in order. */
-		while (number < endpoint->errand_count && errand_at(endpoint, number)->tag != tag)
-			number++;
-		if (number == endpoint->errand_count)
+	while (endpoint->fabric->type->reap(endpoint->fabric, &tag, &length))
+		if (dmp_errands_give_back(&endpoint->errands, &number, tag, length))
 			return;
-		errand_at(endpoint, number)->done += length;
-	}
 }
 
 /* Posts what is left of a MOVE; false: no more goes in now. */
@@ -138,21 +116,13 @@ static bool post_rest(struct dmp_embedded_endpoint *endpoint, struct dmp_errand 
 	return true;
 }
 
-static bool is_over(const struct dmp_errand *errand)
-{
-	if (errand->kind == DMP_REQUEST_COPY)
-		return errand->done == errand->length;
-	return errand->posted == errand->done &&
-	       (errand->done == errand->length || errand->result || errand->stopped);
-}
-
 /* How many errands at the front are over. */
 static uint32_t run_posted(struct dmp_embedded_endpoint *endpoint)
 {
 	uint32_t number, over = 0;
 
 	reap(endpoint);
-	for (number = 0; number < endpoint->errand_count; number++) {
+	for (number = 0; number < endpoint->errands.count; number++) {
 		struct dmp_errand *errand = errand_at(endpoint, number);
 
 		if (errand->kind == DMP_REQUEST_COPY)
@@ -161,7 +131,7 @@ static uint32_t run_posted(struct dmp_embedded_endpoint *endpoint)
 			break;
 	}
 	endpoint->fabric->type->push(endpoint->fabric);
-	while (over < endpoint->errand_count && is_over(errand_at(endpoint, over))) {
+	while (over < endpoint->errands.count && dmp_errand_is_over(errand_at(endpoint, over))) {
 		struct dmp_errand *errand = errand_at(endpoint, over++);
 		struct dmp_move whole;
 
@@ -172,7 +142,7 @@ static uint32_t run_posted(struct dmp_embedded_endpoint *endpoint)
 		if (whole.checked && !whole.write)
 			errand->checksum = dmp_crc32c(0, whole.local, whole.length);
 	}
-	endpoint->errands_wait = over < endpoint->errand_count;
+	endpoint->errands.wait = over < endpoint->errands.count;
 	return over;
 }
 
@@ -197,12 +167,12 @@ uint32_t dmp_errand_run(struct dmp_embedded_endpoint *endpoint)
 
 	if (endpoint->fabric->type->post)
 		return run_posted(endpoint);
-	for (number = 0; number < endpoint->errand_count && number < ERRANDS_AT_ONCE && room != 0;
+	for (number = 0; number < endpoint->errands.count && number < ERRANDS_AT_ONCE && room != 0;
 	     number++) {
 		struct dmp_errand *errand = errand_at(endpoint, number);
 		uint64_t before = errand->done;
 
-		if (number + 1 < endpoint->errand_count)
+		if (number + 1 < endpoint->errands.count)
 			fetch_source(endpoint, errand_at(endpoint, number + 1));
 		run_slice(endpoint, errand, room);
 		room -= errand->done - before;
@@ -230,19 +200,11 @@ static void note_checksum(struct dmp_embedded_channel *channel, const struct dmp
 
 void dmp_errand_finish_locked(struct dmp_embedded_endpoint *endpoint, uint32_t count)
 {
-	while (count-- != 0) {
-		struct dmp_errand errand = endpoint->errands[endpoint->errand_first];
-		struct dmp_endpoint_answer reply = {
-			.tag = errand.tag,
-			.kind = errand.kind,
-			.length_bytes = errand.done,
-			.result = errand.result,
-		};
+	struct dmp_endpoint_answer reply;
+	struct dmp_errand errand;
 
-		endpoint->errand_first = (endpoint->errand_first + 1) % DMP_ERRANDS_MAX;
-		endpoint->errand_count--;
-		if (errand.stopped && errand.done != errand.length)
-			reply.kind = DMP_REQUEST_STOP;
+	while (count-- != 0) {
+		dmp_errands_take(&endpoint->errands, &errand, &reply);
 		if (errand.index != (uint32_t)DMP_TRAFFIC_PROBE)
 			note_checksum(endpoint->channel, &errand, &reply.result);
 		if (errand.kind == DMP_REQUEST_COPY && !errand.result) {
@@ -251,24 +213,4 @@ void dmp_errand_finish_locked(struct dmp_embedded_endpoint *endpoint, uint32_t c
 		}
 		dmp_traffic_answer(endpoint, &reply);
 	}
-}
-
-int dmp_errand_drop(struct dmp_embedded_endpoint *endpoint, __u64 tag)
-{
-	uint32_t number, kept = 0;
-	bool found;
-
-	for (number = 0; number < endpoint->errand_count; number++) {
-		struct dmp_errand *from = errand_at(endpoint, number);
-
-		if (from->tag == tag && from->posted > from->done) {
-			from->stopped = true;
-			return -EINPROGRESS;
-		}
-		if (from->tag != tag)
-			*errand_at(endpoint, kept++) = *from;
-	}
-	found = kept != endpoint->errand_count;
-	endpoint->errand_count = kept;
-	return found ? 0 : -ENOENT;
 }

@@ -258,7 +258,7 @@ static void stop(struct dmp_embedded_endpoint *endpoint,
 		 const struct dmp_endpoint_request *request)
 {
 	struct dmp_endpoint_answer reply = { .kind = request->kind, .tag = request->tag };
-	int error = 0, dropped = dmp_errand_drop(endpoint, request->tag);
+	int error = 0, dropped = dmp_errands_drop(&endpoint->errands, request->tag);
 
 	if (dropped == -EINPROGRESS) {
 		if (endpoint->stop_due_ns == 0)
@@ -286,7 +286,7 @@ static void let_go(struct dmp_embedded_endpoint *endpoint)
 		dmp_region_release(endpoint->plane, endpoint->landing.region);
 	endpoint->landing.region = NULL;
 	endpoint->landing.active = false;
-	endpoint->errand_count = 0;
+	endpoint->errands.count = 0;
 	endpoint->stop_due_ns = 0;
 	for (number = 0; number < DMP_OPERATIONS_MAX; number++) {
 		if (endpoint->admitted[number].region)
@@ -329,7 +329,7 @@ static void answer_requests_locked(struct dmp_embedded_endpoint *endpoint)
 			break;
 		case DMP_REQUEST_MOVE:
 		case DMP_REQUEST_COPY:
-			dmp_errand_add(endpoint, &request);
+			dmp_errands_add(&endpoint->errands, &request);
 			break;
 		case DMP_REQUEST_STOP:
 			stop(endpoint, &request);
@@ -424,7 +424,7 @@ static void move_bytes_locked(struct dmp_embedded_endpoint *endpoint)
 	struct dmp_embedded_channel *channel = endpoint->channel;
 	uint32_t finished;
 
-	if (endpoint->errand_count != 0) {
+	if (endpoint->errands.count != 0) {
 		pthread_mutex_unlock(&channel->lock);
 		finished = dmp_errand_run(endpoint);
 		pthread_mutex_lock(&channel->lock);
@@ -444,13 +444,9 @@ static void move_bytes_locked(struct dmp_embedded_endpoint *endpoint)
 /* True: a device keeps what it was asked back for too long. */
 static bool is_stuck(struct dmp_embedded_endpoint *endpoint)
 {
-	uint32_t number;
-
-	for (number = 0; number < endpoint->errand_count; number++)
-		if (endpoint->errands[(endpoint->errand_first + number) % DMP_ERRANDS_MAX].stopped)
-			return endpoint->now_ns >= endpoint->stop_due_ns;
-	endpoint->stop_due_ns = 0;
-	return false;
+	if (!dmp_errands_is_stopping(&endpoint->errands))
+		endpoint->stop_due_ns = 0;
+	return endpoint->stop_due_ns != 0 && endpoint->now_ns >= endpoint->stop_due_ns;
 }
 
 bool dmp_traffic_round_locked(struct dmp_embedded_endpoint *endpoint, uint64_t now_ns)
@@ -487,7 +483,7 @@ bool dmp_traffic_round_locked(struct dmp_embedded_endpoint *endpoint, uint64_t n
 					      endpoint->now_ns) ||
 		       dmp_stream_is_hungry(&endpoint->stream);
 	settle_end_locked(endpoint);
-	if (endpoint->errand_count != 0 && !endpoint->errands_wait)
+	if (endpoint->errands.count != 0 && !endpoint->errands.wait)
 		more = true;
 	return more && !endpoint->ended;
 }
@@ -498,6 +494,7 @@ int dmp_traffic_init(struct dmp_embedded_endpoint *endpoint)
 {
 	dmp_lane_init(&endpoint->lanes[0]);
 	dmp_lane_init(&endpoint->lanes[1]);
+	dmp_errands_init(&endpoint->errands, endpoint->errand_ring, DMP_ERRANDS_MAX);
 	endpoint->staged = calloc(endpoint->window_slots, sizeof(*endpoint->staged));
 	if (!endpoint->staged)
 		return -ENOMEM;

@@ -33,16 +33,11 @@ bool dmp_traffic_round_locked(struct dmp_embedded_endpoint *endpoint, uint64_t n
 
 /*
  * The parts, for traffic's own files.
- *	errand.c	MOVE and COPY: add, run (no lock held; how many are finished), finish, drop
+ *	errand.c	MOVE and COPY: run (no lock held; how many are finished), finish
  *	landing.c	PLACE and ADMIT: where the peer's bytes go, what it may read
  */
-void dmp_errand_add(struct dmp_embedded_endpoint *endpoint,
-		    const struct dmp_endpoint_request *request);
 uint32_t dmp_errand_run(struct dmp_embedded_endpoint *endpoint);
 void dmp_errand_finish_locked(struct dmp_embedded_endpoint *endpoint, uint32_t count);
-
-/* Lets go of @tag's buffer. -ENOENT: it is no errand. -EINPROGRESS: a device has it; finish answers. */
-int dmp_errand_drop(struct dmp_embedded_endpoint *endpoint, __u64 tag);
 
 void dmp_landing_place(struct dmp_embedded_endpoint *endpoint,
 		       const struct dmp_endpoint_request *request);

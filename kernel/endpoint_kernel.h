@@ -29,6 +29,7 @@
 
 #include "channel_kernel.h"
 #include "endpoint.h"		/* core's machine */
+#include "errand.h"
 #include "proof.h"
 #include "rdma_pair.h"
 #include "region.h"
@@ -86,20 +87,6 @@ struct dmp_kernel_stream {
 	bool heard;		/* the peer gave or took bytes since the last feed */
 	int error;		/* the connection is lost, and all that had come was taken */
 	int lost;		/* it is lost; what had come before may still be there */
-};
-
-/* A MOVE or COPY of the machine that has been taken and is being carried out. */
-struct dmp_errand {
-	u64 tag;
-	u64 length;
-	u64 done;
-	u64 posted;		/* to the device; done or under way */
-	u32 kind;		/* DMP_REQUEST_MOVE or COPY */
-	u32 index;		/* of the channel's operation */
-	u32 stage;		/* COPY */
-	u32 checksum;
-	s32 result;
-	bool stopped;		/* no more is posted; STOP waits for what is under way */
 };
 
 /* The payload that comes in now, and what is to be said when it is there. */
@@ -174,10 +161,7 @@ struct dmp_kernel_endpoint {
 	struct dmp_channel_counters counters;
 	struct dmp_histogram_counts *latency;
 	struct dmp_histogram_counts *stall;
-	struct dmp_errand *errands;	/* a ring of DMP_ERRANDS_MAX */
-	u32 errand_first;
-	u32 errand_count;
-	bool errands_wait;		/* for completions of the device, and for nothing else */
+	struct dmp_errands errands;	/* MOVE and COPY, being carried out; DMP_ERRANDS_MAX */
 	u64 stop_due_ns;		/* a STOP waits until then, then the connection ends */
 	struct dmp_stage_memory *staged;	/* window_slots of them */
 	struct dmp_landing landing;
@@ -305,8 +289,6 @@ void dmp_ask_serve_locked(struct dmp_kernel_endpoint *endpoint);
 void dmp_ask_abort_locked(struct dmp_kernel_endpoint *endpoint);
 
 /* errand.c: run without the lock; how many at the front are over. finish tells the machine. */
-void dmp_errand_add(struct dmp_kernel_endpoint *endpoint,
-		    const struct dmp_endpoint_request *request);
 u32 dmp_errand_run(struct dmp_kernel_endpoint *endpoint);
 /* What the device has given back, where there is no errand. */
 void dmp_errand_reap(struct dmp_kernel_endpoint *endpoint);

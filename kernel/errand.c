@@ -14,20 +14,7 @@
 
 static struct dmp_errand *errand_at(struct dmp_kernel_endpoint *endpoint, u32 number)
 {
-	return &endpoint->errands[(endpoint->errand_first + number) % DMP_ERRANDS_MAX];
-}
-
-void dmp_errand_add(struct dmp_kernel_endpoint *endpoint,
-		    const struct dmp_endpoint_request *request)
-{
-	endpoint->errands_wait = false;
-	*errand_at(endpoint, endpoint->errand_count++) = (struct dmp_errand){
-		.tag = request->tag,
-		.length = request->length_bytes,
-		.kind = request->kind,
-		.index = (u32)request->local,
-		.stage = request->stage,
-	};
+	return dmp_errands_at(&endpoint->errands, number);
 }
 
 /* A message from its stage into the memory of a RECV. No lock held, as below. */
@@ -119,21 +106,9 @@ void dmp_errand_reap(struct dmp_kernel_endpoint *endpoint)
 			endpoint->ask.canaries_back++;
 			continue;
 		}
-		/* In the order of posting, and errands are posted in order. */
-		while (number < endpoint->errand_count && errand_at(endpoint, number)->tag != tag)
-			number++;
-		if (WARN_ON_ONCE(number == endpoint->errand_count))
+		if (WARN_ON_ONCE(dmp_errands_give_back(&endpoint->errands, &number, tag, length)))
 			return;
-		errand_at(endpoint, number)->done += length;
 	}
-}
-
-static bool is_over(const struct dmp_errand *errand)
-{
-	if (errand->kind == DMP_REQUEST_COPY)
-		return errand->done == errand->length || errand->result;
-	return errand->posted == errand->done &&
-	       (errand->done == errand->length || errand->result || errand->stopped);
 }
 
 u32 dmp_errand_run(struct dmp_kernel_endpoint *endpoint)
@@ -141,7 +116,7 @@ u32 dmp_errand_run(struct dmp_kernel_endpoint *endpoint)
 	u32 number, over = 0;
 
 	dmp_errand_reap(endpoint);
-	for (number = 0; number < endpoint->errand_count; number++) {
+	for (number = 0; number < endpoint->errands.count; number++) {
 		struct dmp_errand *errand = errand_at(endpoint, number);
 
 		if (errand->kind == DMP_REQUEST_COPY)
@@ -149,16 +124,16 @@ u32 dmp_errand_run(struct dmp_kernel_endpoint *endpoint)
 		else if (!post_rest(endpoint, errand))
 			break;
 	}
-	for (; over < endpoint->errand_count; over++) {
+	for (; over < endpoint->errands.count; over++) {
 		struct dmp_errand *errand = errand_at(endpoint, over);
 
-		if (!is_over(errand))
+		if (!dmp_errand_is_over(errand))
 			break;
 		if (errand->done == errand->length && !errand->result &&
 		    is_checked_move(endpoint, errand, false))
 			errand->result = checksum(endpoint, errand);
 	}
-	endpoint->errands_wait = over < endpoint->errand_count;
+	endpoint->errands.wait = over < endpoint->errands.count;
 	return over;
 }
 
@@ -181,20 +156,12 @@ static void note_checksum(struct dmp_kernel_channel *channel, const struct dmp_e
 
 void dmp_errand_finish_locked(struct dmp_kernel_endpoint *endpoint, u32 count)
 {
+	struct dmp_endpoint_answer reply;
+	struct dmp_errand errand;
+
 	lockdep_assert_held(&endpoint->channel->lock);
 	while (count-- != 0) {
-		struct dmp_errand errand = *errand_at(endpoint, 0);
-		struct dmp_endpoint_answer reply = {
-			.tag = errand.tag,
-			.kind = errand.kind,
-			.length_bytes = errand.done,
-			.result = errand.result,
-		};
-
-		endpoint->errand_first = (endpoint->errand_first + 1) % DMP_ERRANDS_MAX;
-		endpoint->errand_count--;
-		if (errand.stopped && errand.done != errand.length)
-			reply.kind = DMP_REQUEST_STOP;
+		dmp_errands_take(&endpoint->errands, &errand, &reply);
 		note_checksum(endpoint->channel, &errand, &reply.result);
 		if (errand.kind == DMP_REQUEST_COPY)
 			dmp_stage_free(&endpoint->staged[errand.stage]);
@@ -204,41 +171,18 @@ void dmp_errand_finish_locked(struct dmp_kernel_endpoint *endpoint, u32 count)
 
 int dmp_errand_drop_locked(struct dmp_kernel_endpoint *endpoint, u64 tag)
 {
-	u32 number, kept = 0;
-	bool found;
+	int dropped = dmp_errands_drop(&endpoint->errands, tag);
 
 	lockdep_assert_held(&endpoint->channel->lock);
-	for (number = 0; number < endpoint->errand_count; number++) {
-		struct dmp_errand *from = errand_at(endpoint, number);
-
-		if (from->tag == tag && from->posted > from->done) {
-			from->stopped = true;
-			if (endpoint->stop_due_ns == 0)
-				endpoint->stop_due_ns = endpoint->now_ns + STOP_NS;
-			return -EINPROGRESS;
-		}
-	}
-	for (number = 0; number < endpoint->errand_count; number++) {
-		struct dmp_errand *from = errand_at(endpoint, number);
-
-		if (from->tag != tag)
-			*errand_at(endpoint, kept++) = *from;
-	}
-	found = kept != endpoint->errand_count;
-	endpoint->errand_count = kept;
-	return found ? 0 : -ENOENT;
+	if (dropped == -EINPROGRESS && endpoint->stop_due_ns == 0)
+		endpoint->stop_due_ns = endpoint->now_ns + STOP_NS;
+	return dropped;
 }
 
 bool dmp_errand_is_stuck_locked(struct dmp_kernel_endpoint *endpoint)
 {
-	u32 number;
-
 	lockdep_assert_held(&endpoint->channel->lock);
-	if (endpoint->stop_due_ns == 0)
-		return false;
-	for (number = 0; number < endpoint->errand_count; number++)
-		if (errand_at(endpoint, number)->stopped)
-			return endpoint->now_ns >= endpoint->stop_due_ns;
-	endpoint->stop_due_ns = 0;
-	return false;
+	if (!dmp_errands_is_stopping(&endpoint->errands))
+		endpoint->stop_due_ns = 0;
+	return endpoint->stop_due_ns != 0 && endpoint->now_ns >= endpoint->stop_due_ns;
 }

@@ -344,7 +344,7 @@ static void let_go_locked(struct dmp_kernel_endpoint *endpoint)
 		dmp_region_release(endpoint->landing.region);
 	endpoint->landing.region = NULL;
 	endpoint->landing.active = false;
-	endpoint->errand_count = 0;
+	endpoint->errands.count = 0;
 	endpoint->stop_due_ns = 0;
 	for (number = 0; number < DMP_OPERATIONS_MAX; number++) {
 		if (endpoint->admitted[number].region)
@@ -389,7 +389,7 @@ static void answer_requests_locked(struct dmp_kernel_endpoint *endpoint)
 			break;
 		case DMP_REQUEST_MOVE:
 		case DMP_REQUEST_COPY:
-			dmp_errand_add(endpoint, &request);
+			dmp_errands_add(&endpoint->errands, &request);
 			break;
 		case DMP_REQUEST_STOP:
 			stop_locked(endpoint, &request);
@@ -468,7 +468,7 @@ static void move_bytes_locked(struct dmp_kernel_endpoint *endpoint)
 	u32 finished;
 
 	lockdep_assert_held(&endpoint->channel->lock);
-	if (endpoint->errand_count != 0) {
+	if (endpoint->errands.count != 0) {
 		mutex_unlock(&channel->lock);
 		finished = dmp_errand_run(endpoint);
 		mutex_lock(&channel->lock);
@@ -543,7 +543,7 @@ bool dmp_traffic_round_locked(struct dmp_kernel_endpoint *endpoint, u64 now_ns)
 		       dmp_kernel_stream_is_hungry(stream);
 	settle_end_locked(endpoint);
 	trace_credit_locked(endpoint);
-	if (endpoint->errand_count != 0 && !endpoint->errands_wait)
+	if (endpoint->errands.count != 0 && !endpoint->errands.wait)
 		more = true;
 	return more && !endpoint->ended;
 }
@@ -557,11 +557,12 @@ int dmp_traffic_init(struct dmp_kernel_endpoint *endpoint)
 	dmp_lane_init(&endpoint->lanes[0]);
 	dmp_lane_init(&endpoint->lanes[1]);
 	endpoint->staged = kvcalloc(endpoint->window_slots, sizeof(*endpoint->staged), gfp);
-	endpoint->errands = kvcalloc(DMP_ERRANDS_MAX, sizeof(*endpoint->errands), gfp);
+	dmp_errands_init(&endpoint->errands, kvcalloc(DMP_ERRANDS_MAX, sizeof(struct dmp_errand), gfp),
+			 DMP_ERRANDS_MAX);
 	endpoint->admitted = kvcalloc(DMP_OPERATIONS_MAX, sizeof(*endpoint->admitted), gfp);
 	endpoint->latency = kvzalloc(sizeof(*endpoint->latency), gfp);
 	endpoint->stall = kvzalloc(sizeof(*endpoint->stall), gfp);
-	if (!endpoint->staged || !endpoint->errands || !endpoint->admitted ||
+	if (!endpoint->staged || !endpoint->errands.ring || !endpoint->admitted ||
 	    !endpoint->latency || !endpoint->stall)
 		return -ENOMEM;
 	return dmp_kernel_stream_init(&endpoint->stream);
@@ -575,7 +576,7 @@ void dmp_traffic_free(struct dmp_kernel_endpoint *endpoint)
 	for (stage = 0; endpoint->staged && stage < endpoint->window_slots; stage++)
 		dmp_stage_free(&endpoint->staged[stage]);
 	kvfree(endpoint->staged);
-	kvfree(endpoint->errands);
+	kvfree(endpoint->errands.ring);
 	kvfree(endpoint->admitted);
 	kvfree(endpoint->latency);
 	kvfree(endpoint->stall);

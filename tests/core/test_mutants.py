@@ -279,9 +279,53 @@ MUTANTS = (
         "	if (lane && operation->state == DMP_OPERATION_FREE) {\n		extract(channel,",
         "test_channel",
     ),
+    # L5: MOVE and COPY
+    mutant(
+        "what_we_have_copied_in_part_counts_as_the_devices",
+        "errand.c",
+        "errand->posted > errand->done",
+        "errand->posted != errand->done",
+        "test_errand",
+    ),
+    mutant(
+        "what_a_device_has_is_let_go",
+        "errand.c",
+        "errand->tag == tag && is_under_way(errand)",
+        "errand->tag == tag && errand->result",
+        "test_errand",
+    ),
+    mutant(
+        "failed_errand_is_over_while_the_device_has_part_of_it",
+        "errand.c",
+        "!is_under_way(errand) &&\n",
+        "!errand->stopped &&\n",
+        "test_errand",
+    ),
+    mutant(
+        "stopped_errand_is_answered_as_done",
+        "errand.c",
+        "errand->stopped && errand->done != errand->length",
+        "errand->stopped && !errand->done",
+        "test_errand",
+    ),
+    # L12: what is granted over RDMA
+    mutant(
+        "grant_reaches_behind_the_region",
+        "rdma.c",
+        "grant->covered > grant->length - from",
+        "grant->covered > grant->length",
+        "test_rdma",
+    ),
+    mutant(
+        "word_repays_more_than_was_sent",
+        "rdma.c",
+        "word >> 32 || emptied - *repaid > sent - *repaid",
+        "word >> 32",
+        "test_rdma",
+    ),
 )
 
-PROGRAMS = ("simulate", "test_credit", "test_channel")
+PROGRAMS = ("simulate", "test_credit", "test_channel", "test_errand", "test_rdma")
 
 
 def compile_one(source: Path, target: Path) -> Path:
