@@ -9,17 +9,12 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import TYPE_CHECKING
 
 from dmaplane._errors import ClosedError
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from typing_extensions import Self
+from dmaplane._scope import Scope
 
 
-class Export:
+class Export(Scope):
     """An fd of a buffer. Owns it: close(), a `with` block, or detach() to take it over."""
 
     __slots__ = ("__weakref__", "_fd", "length_bytes", "read_only")
@@ -51,17 +46,8 @@ class Export:
         if fd >= 0:
             os.close(fd)
 
-    def __enter__(self) -> Self:
+    def _check(self) -> None:
         self.fileno()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0:

@@ -124,7 +124,7 @@ class Visit:
             self.plane.end_if_unused()
 
 
-class Plane(Scope, abc.ABC):
+class Plane(Scope):
     """A plane that is open. Use it in a `with` block; made by `dmaplane.open()`."""
 
     name: ClassVar[str]

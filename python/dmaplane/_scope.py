@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,18 +12,18 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class Scope:
+class Scope(abc.ABC):
     """Open from when it was made until close()."""
 
     __slots__ = ()
 
+    @abc.abstractmethod
     def _check(self) -> None:
         """ClosedError, with the reason, if it was closed."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def close(self) -> None:
         """Ends it; once more does nothing."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         self._check()
