@@ -23,6 +23,7 @@ TREE = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(TREE / "tools/vm"), str(TREE / "tests/kernel")]
 
 import kmsg  # noqa: E402 (the harness is not a package)
+import soft_roce  # noqa: E402
 from driver import Driver  # noqa: E402
 from kmsg import lockdep_is_on, taint  # noqa: E402
 
@@ -136,3 +137,18 @@ def quiet_kernel(request: pytest.FixtureRequest, driver: Driver) -> Iterator[Non
     assert taint() == taint_before, f"the test tainted the kernel: {taint():#x}"
     assert lockdep_is_on(), "lockdep has switched itself off"
     assert released, f"{driver.users} still hold the module {RELEASE_S:.0f} s after the test"
+
+
+@pytest.fixture(scope="module")
+def rxe() -> Iterator[None]:
+    """An RDMA device, for a file of tests."""
+    yield from soft_roce.device()
+
+
+@pytest.fixture
+def clean(rxe: None) -> Iterator[None]:
+    """Afterwards nothing of the device is held, and never was a receiver not ready."""
+    before = soft_roce.resources()
+    yield
+    assert soft_roce.resources() == before
+    assert soft_roce.naks() == 0

@@ -21,20 +21,6 @@ FOLDER = Path("/sys/kernel/debug/pair_talk")
 SEED = 20260721
 
 
-@pytest.fixture(scope="module")
-def rxe() -> Iterator[None]:
-    yield from soft_roce.device()
-
-
-@pytest.fixture
-def clean(rxe: None) -> Iterator[None]:
-    """Afterwards nothing of the device is held, and never was a receiver not ready."""
-    before = soft_roce.resources()
-    yield
-    assert soft_roce.resources() == before
-    assert soft_roce.naks() == 0
-
-
 @pytest.fixture
 def talk(clean: None, standin: Callable[[str], Driver]) -> Iterator[Callable[[str], str]]:
     """Runs one case; returns what it said."""

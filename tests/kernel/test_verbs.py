@@ -8,28 +8,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import soft_roce
 from soft_roce import ADDRESS
 
 TREE = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def rxe() -> Iterator[None]:
-    yield from soft_roce.device()
-
-
-@pytest.fixture
-def clean(rxe: None) -> Iterator[None]:
-    """Afterwards nothing of the device is held, and never was a receiver not ready."""
-    before = soft_roce.resources()
-    yield
-    assert soft_roce.resources() == before
-    assert soft_roce.naks() == 0
 
 
 def test_own_program_over_a_device(clean: None, program: Callable[[str], Path]) -> None:
