@@ -33,6 +33,8 @@ LOGS = BUILD / "log"
 HEARTBEAT_S = 30
 STAGE_LIMIT_S = 1800
 LOG_TAIL_LINES = 60
+FAILURE_WIDTH = 300
+FAILURES_SHOWN = 8
 IN_CI = os.environ.get("CI") == "true"
 
 SIMULATOR_SEEDS = 10_000
@@ -50,12 +52,14 @@ class Tally:
     failed: int = 0
     skipped: int = 0
     reasons: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
         self.passed += other.passed
         self.failed += other.failed
         self.skipped += other.skipped
         self.reasons += other.reasons
+        self.failures += other.failures
 
     def __str__(self) -> str:
         text = f"{self.passed} passed, {self.failed} failed"
@@ -113,6 +117,19 @@ def plain_tally(output: str) -> Tally | None:
     passed, failed, skipped = (int(number or 0) for number in found[-1])
     reasons = re.findall(r"^SKIPPED \[\d+\] (.*)$", output, re.MULTILINE)
     return Tally(passed, failed, skipped, reasons)
+
+
+FAILURES = (
+    r"^(?:FAILED|ERROR) (\S+::.*)$",  # pytest
+    r"^\s+\d+ - (\S+ \((?:Failed|Timeout|SEGFAULT|.*Exception.*)\))",  # ctest
+    r"^vmtest: (kernel log: .*|.*; the end of .*)$",
+)
+
+
+def failures(output: str) -> list[str]:
+    """The lines that name what failed."""
+    lines = [line for pattern in FAILURES for line in re.findall(pattern, output, re.MULTILINE)]
+    return [line[:FAILURE_WIDTH] for line in lines[:FAILURES_SHOWN]]
 
 
 # ---- how stages are built
@@ -389,6 +406,9 @@ def run_stage(stage: Stage, arguments: argparse.Namespace) -> Tally:
             tally = Tally(failed=1, reasons=[f"ran-nothing: {stage.name}"])
         if tally:
             total.add(tally)
+        if tally and tally.failed:
+            named = failures(output) or [" ".join(str(word) for word in step.command[-4:])]
+            total.failures += [f"{stage.name}: {name}" for name in named]
         if status != 0 and not step.count:
             break  # it did not build
     if total.failed:
@@ -447,6 +467,8 @@ def main() -> int:
     for reason in total.reasons:
         print(f"skip or failure: {reason}")
     print(f"all of it took {time.monotonic() - begin:.0f} s; logs are in build/log/")
+    for name in total.failures:
+        print(f"failed: {name}")
     print(total)
     return 1 if total.failed or not total.passed else 0
 
