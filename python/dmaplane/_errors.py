@@ -19,6 +19,8 @@
     ├── UnreachableError(ConnectionError) nobody listens there, or no way leads there
     ├── AddressInUseError(OSError)        somebody listens there already
     ├── PeerLostError(ConnectionResetError)  the connection ended: .peer, .path, .cause
+    ├── LayoutError(ValueError)           KV caches that no plan bridges: .differences
+    ├── TransferError                     a KV transfer ended early: .transfer, .chunk, .cause
     └── SystemCallError(OSError)          any other errno: .command
 
 Where the standard library has an exception of the same meaning, ours is also
@@ -150,6 +152,35 @@ class PeerLostError(DmaplaneError, ConnectionResetError):
         self.peer = peer
         self.path: Path = path
         self.cause = cause
+
+
+class LayoutError(DmaplaneError, ValueError):
+    """Two KV layouts that no plan bridges. `differences`: (field, ours, theirs), all of them."""
+
+    def __init__(
+        self, problem: str, *, differences: tuple[tuple[str, object, object], ...] = ()
+    ) -> None:
+        self.differences = differences
+        told = ", ".join(
+            f"{field} is {ours} here, {theirs} there" for field, ours, theirs in differences
+        )
+        super().__init__(f"{problem}: {told}" if told else problem)
+
+
+class TransferError(DmaplaneError):
+    """A KV transfer ended before it was complete.
+
+    `transfer` is its request id, `chunk` the ordinal it is about or None, `cause` why.
+    """
+
+    def __init__(
+        self, transfer: str, cause: str, *, chunk: int | None = None, errno: int | None = None
+    ) -> None:
+        self.transfer = transfer
+        self.chunk = chunk
+        self.cause = cause
+        where = "" if chunk is None else f", chunk {chunk}"
+        super().__init__(f"transfer {transfer}{where}: {cause}", errno=errno)
 
 
 class SystemCallError(DmaplaneError, OSError):

@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: MIT
+"""KV caches: what they look like, who has which blocks, and how they cross to another machine.
+
+    from dmaplane import kv
+
+The parts, each knowing only those before it: layout, plan, pool, transfer, engine, serve.
+docs/kv.md is the guide, docs/design/kv.md the reasons.
+"""
+
+from __future__ import annotations
+
+__all__: list[str] = []
