@@ -59,6 +59,7 @@ EVERY_PLANE_CLAIMS = {
         "rdma/latency": ("<=", 1.3),
         "rdma/kv-128MiB": (">=", 0.9),
     },
+    "registration": {"registration/flat": ("<=", 1.5)},
     "stream": {"stream/rnr-naks": ("<=", 0), "stream/cq-overflows": ("<=", 0)},
 }
 KERNEL_CLAIMS = {

@@ -56,7 +56,7 @@ def test_conformance_over_a_device(clean: None, groups: tuple[str, ...]) -> None
     assert re.search(r"^[1-9]\d* passed, 0 failed$", done.stdout, re.MULTILINE), said
 
 
-@pytest.mark.parametrize("name", ["rdma", "stream"])
+@pytest.mark.parametrize("name", ["rdma", "stream", "registration"])
 def test_bench_over_a_device(clean: None, name: str) -> None:
     """That it measures what it says; how fast an emulated machine is shows nothing."""
     done = subprocess.run(
@@ -77,10 +77,17 @@ def test_bench_over_a_device(clean: None, name: str) -> None:
         # Without perftest there is nothing to compare with; ours is measured all the same.
         assert names == set() if skipped else len(names) == 4
         assert all("perftest" in reason for reason in skipped.values()), skipped
-    else:
+    elif name == "stream":
         assert {claim["name"]: claim["holds"] for claim in result["claims"]} == {
             "stream/rnr-naks": True,
             "stream/cq-overflows": True,
         }
         assert sum(row["case"].startswith("window") for row in result["rows"]) == 5
+    else:
+        assert names == {"registration/flat"}
+        verbs = {row["case"]: row for row in result["rows"] if row["case"].startswith("verbs")}
+        assert {row["peer_name"] for row in verbs.values()} == {"ibv_reg_mr", "1 region", None}
+        for case in ("pages, 64 MiB at once", "user, 64 MiB at once", "register and end, 1,000"):
+            assert any(case in name and row["ours"] for name, row in verbs.items()), case
+        return
     assert all(row["ours"] is not None or "ib_write" in row["case"] for row in result["rows"])

@@ -31,6 +31,7 @@ QUESTIONS: Final[dict[str, str]] = {
     "endpoint": "What do WRITE_IMMs to another process cost, by shared memory and by TCP?",
     "rdma": "What does an RDMA device carry for endpoints, next to perftest?",
     "stream": "Does a stream under credits hold its rate, and at which depth is it full?",
+    "registration": "How long until a peer may touch memory, and is that flat in regions?",
     "scale": "Does an operation cost the same with 10,000 buffers or 256 channels open?",
 }
 NAMES: Final[tuple[str, ...]] = tuple(QUESTIONS)
@@ -80,9 +81,9 @@ def run(
     """Measures bench @name on @plane and gives the answer as a JSON-ready dictionary.
 
     @quick: fewer samples and less memory, below 20 s. @progress: what is going on, on stderr, if
-    it takes longer than 2 s. @options: of this bench alone (`rdma`: address; `stream`: address,
-    seconds); None is as if it was not given. InvalidError for a name not in NAMES or an option the
-    bench does not have; UnsupportedError says what is missing.
+    it takes longer than 2 s. @options: of this bench alone (address: `rdma`, `registration`,
+    `stream`; seconds: `stream`); None is as if it was not given. InvalidError for a name not in
+    NAMES or an option the bench does not have; UnsupportedError says what is missing.
     """
     if name not in NAMES:
         raise InvalidError("name", f"{name!r} is no bench", fix=", ".join(NAMES))

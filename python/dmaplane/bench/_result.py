@@ -83,6 +83,7 @@ CLAIMS: Final[dict[str, Target]] = {
     "rdma/4KiB": Target(">=", 1.0, None),
     "rdma/latency": Target("<=", 1.3, None),
     "rdma/kv-128MiB": Target(">=", 0.9, None),
+    "registration/flat": Target("<=", 1.5, None),
     "stream/rnr-naks": Target("<=", 0.0, None),
     "stream/cq-overflows": Target("<=", 0.0, None),
 }

@@ -24,7 +24,7 @@ def command(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer samples; below 20 s.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Exit 1 if a claim fails.")] = False,
     address: Annotated[
-        str | None, typer.Option(help="rdma, stream: of the RDMA device; default the first.")
+        str | None, typer.Option(help="rdma, stream, registration: of the RDMA device.")
     ] = None,
     seconds: Annotated[
         float | None, typer.Option(help="stream: so long at each window size.")
