@@ -553,16 +553,16 @@ bool dmp_traffic_round_locked(struct dmp_kernel_endpoint *endpoint, u64 now_ns)
 int dmp_traffic_init(struct dmp_kernel_endpoint *endpoint)
 {
 	gfp_t gfp = GFP_KERNEL_ACCOUNT;
+	struct dmp_errand *ring = kvcalloc(DMP_ERRANDS_MAX, sizeof(*ring), gfp);
 
 	dmp_lane_init(&endpoint->lanes[0]);
 	dmp_lane_init(&endpoint->lanes[1]);
 	endpoint->staged = kvcalloc(endpoint->window_slots, sizeof(*endpoint->staged), gfp);
-	dmp_errands_init(&endpoint->errands, kvcalloc(DMP_ERRANDS_MAX, sizeof(struct dmp_errand), gfp),
-			 DMP_ERRANDS_MAX);
+	dmp_errands_init(&endpoint->errands, ring, DMP_ERRANDS_MAX);
 	endpoint->admitted = kvcalloc(DMP_OPERATIONS_MAX, sizeof(*endpoint->admitted), gfp);
 	endpoint->latency = kvzalloc(sizeof(*endpoint->latency), gfp);
 	endpoint->stall = kvzalloc(sizeof(*endpoint->stall), gfp);
-	if (!endpoint->staged || !endpoint->errands.ring || !endpoint->admitted ||
+	if (!endpoint->staged || !ring || !endpoint->admitted ||
 	    !endpoint->latency || !endpoint->stall)
 		return -ENOMEM;
 	return dmp_kernel_stream_init(&endpoint->stream);

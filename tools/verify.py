@@ -122,6 +122,7 @@ def plain_tally(output: str) -> Tally | None:
 FAILURES = (
     r"^(?:FAILED|ERROR) (\S+::.*)$",  # pytest
     r"^\s+\d+ - (\S+ \((?:Failed|Timeout|SEGFAULT|.*Exception.*)\))",  # ctest
+    r"^(\S+: (?:CHECK|WARNING|ERROR):.*)$",  # checkpatch
     r"^vmtest: (kernel log: .*|.*; the end of .*)$",
 )
 
