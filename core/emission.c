@@ -42,6 +42,8 @@ static void emit_answer(struct dmp_endpoint *endpoint, struct dmp_frame *frame,
 			.checksum = incoming->checksum_valid ? incoming->checksum : 0,
 			.flags = incoming->checksum_valid ? DMP_WIRE_CHECKSUM : 0,
 		};
+		if (frame->payload_bytes == 0)
+			return;		/* the right was asked for; nothing is held */
 		out->payload = DMP_PAYLOAD_REGION;
 		out->local = incoming->cookie;
 		out->tag = incoming->operation.tag;

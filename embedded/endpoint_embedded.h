@@ -21,6 +21,7 @@
 #include "errand.h"
 #include "fabric.h"
 #include "proof.h"
+#include "queue.h"
 #include "region.h"
 #include "stream.h"
 
@@ -51,7 +52,13 @@ struct dmp_landing {
 	bool active;
 };
 
-/* A region the peer reads from: held until the frame with its bytes is sent. */
+/*
+ * A region the peer reads from: held until the frame with its bytes is sent. The machine's record
+ * of the READ ends, and may be used again, when that frame is made: so there are as many places
+ * as records and frames, and a place has a number of its own.
+ */
+#define DMP_ADMITTED_MAX (DMP_OPERATIONS_MAX + DMP_STREAM_FRAMES)
+
 struct dmp_admitted {
 	struct dmp_region *region;
 	const char *address;
@@ -85,7 +92,9 @@ struct dmp_embedded_endpoint {
 	uint64_t stop_due_ns;			/* a STOP waits until then, then the connection ends */
 	struct dmp_staged *staged;		/* window_slots of them */
 	struct dmp_landing landing;
-	struct dmp_admitted admitted[DMP_OPERATIONS_MAX];
+	struct dmp_admitted admitted[DMP_ADMITTED_MAX];
+	struct dmp_queue admitted_free;
+	struct dmp_queue_link admitted_links[DMP_ADMITTED_MAX];
 	__s32 probe_result;			/* 1: under way, else of the last one */
 	bool importing;				/* one REGION_IMPORT at a time */
 	bool has_event;				/* the fabric's descriptor had one */

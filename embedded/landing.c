@@ -95,23 +95,34 @@ void dmp_landing_place(struct dmp_embedded_endpoint *endpoint,
 void dmp_landing_admit(struct dmp_embedded_endpoint *endpoint,
 		  const struct dmp_endpoint_request *request)
 {
-	struct dmp_admitted *admitted = &endpoint->admitted[(uint32_t)request->tag %
-							    DMP_OPERATIONS_MAX];
 	struct dmp_endpoint_answer reply = { .kind = request->kind, .tag = request->tag };
 	struct dmp_region *region = NULL;
 	char *address = NULL;
+	uint32_t number;
 
 	reply.result = dmp_region_admit(endpoint->plane, request->key, request->key_bytes,
 					request->offset, request->length_bytes, request->access,
 					&region, &address);
 	if (!reply.result && request->operation == DMP_OP_READ && request->length_bytes != 0) {
-		admitted->region = region;
-		admitted->address = address;
-		reply.cookie = (uint32_t)request->tag % DMP_OPERATIONS_MAX;
+		number = dmp_queue_pop(&endpoint->admitted_free);
+		endpoint->admitted[number].region = region;
+		endpoint->admitted[number].address = address;
+		reply.cookie = number;
 	} else if (!reply.result) {
 		dmp_region_release(endpoint->plane, region);
 	}
 	dmp_traffic_answer(endpoint, &reply);
+}
+
+void dmp_landing_read(struct dmp_embedded_endpoint *endpoint, uint32_t number)
+{
+	struct dmp_admitted *admitted = &endpoint->admitted[number];
+
+	if (!admitted->region)
+		return;
+	dmp_region_release(endpoint->plane, admitted->region);
+	admitted->region = NULL;
+	dmp_queue_push(&endpoint->admitted_free, number);
 }
 
 int dmp_landing_divert(struct dmp_embedded_endpoint *endpoint,

@@ -288,11 +288,8 @@ static void let_go(struct dmp_embedded_endpoint *endpoint)
 	endpoint->landing.active = false;
 	endpoint->errands.count = 0;
 	endpoint->stop_due_ns = 0;
-	for (number = 0; number < DMP_OPERATIONS_MAX; number++) {
-		if (endpoint->admitted[number].region)
-			dmp_region_release(endpoint->plane, endpoint->admitted[number].region);
-		endpoint->admitted[number].region = NULL;
-	}
+	for (number = 0; number < DMP_ADMITTED_MAX; number++)
+		dmp_landing_read(endpoint, number);
 	if (endpoint->fabric) {
 		dmp_network_unwatch_locked(endpoint->channel, endpoint);
 		endpoint->fabric->type->close(endpoint->fabric);
@@ -350,7 +347,7 @@ static const char *payload_of(void *owner, const struct dmp_endpoint_frame *fram
 	struct dmp_embedded_endpoint *endpoint = owner;
 
 	if (frame->payload == DMP_PAYLOAD_REGION)
-		return endpoint->admitted[frame->local % DMP_OPERATIONS_MAX].address;
+		return endpoint->admitted[frame->local].address;
 	if (frame->local == DMP_TRAFFIC_PROBE)
 		return NULL;
 	return dmp_traffic_local(endpoint->channel, frame->local);
@@ -359,15 +356,8 @@ static const char *payload_of(void *owner, const struct dmp_endpoint_frame *fram
 /* The stream tells the machine itself of local payloads; a region is ours to release. */
 static void payload_sent(void *owner, const struct dmp_endpoint_frame *frame)
 {
-	struct dmp_embedded_endpoint *endpoint = owner;
-	struct dmp_admitted *admitted;
-
-	if (frame->payload != DMP_PAYLOAD_REGION)
-		return;
-	admitted = &endpoint->admitted[frame->local % DMP_OPERATIONS_MAX];
-	if (admitted->region)
-		dmp_region_release(endpoint->plane, admitted->region);
-	admitted->region = NULL;
+	if (frame->payload == DMP_PAYLOAD_REGION)
+		dmp_landing_read(owner, (uint32_t)frame->local);
 }
 
 /* Everything that has come in whole. */
@@ -492,8 +482,13 @@ bool dmp_traffic_round_locked(struct dmp_embedded_endpoint *endpoint, uint64_t n
 
 int dmp_traffic_init(struct dmp_embedded_endpoint *endpoint)
 {
+	uint32_t number;
+
 	dmp_lane_init(&endpoint->lanes[0]);
 	dmp_lane_init(&endpoint->lanes[1]);
+	dmp_queue_init(&endpoint->admitted_free, endpoint->admitted_links, DMP_ADMITTED_MAX);
+	for (number = 0; number < DMP_ADMITTED_MAX; number++)
+		dmp_queue_push(&endpoint->admitted_free, number);
 	dmp_errands_init(&endpoint->errands, endpoint->errand_ring, DMP_ERRANDS_MAX);
 	endpoint->staged = calloc(endpoint->window_slots, sizeof(*endpoint->staged));
 	if (!endpoint->staged)

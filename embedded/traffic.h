@@ -48,6 +48,8 @@ int dmp_landing_divert(struct dmp_embedded_endpoint *endpoint,
 /* May the peer read this, or was it right to write that? */
 void dmp_landing_admit(struct dmp_embedded_endpoint *endpoint,
 		       const struct dmp_endpoint_request *request);
+/* The peer has what it read from there: the region is let go. Of a free place: nothing. */
+void dmp_landing_read(struct dmp_embedded_endpoint *endpoint, uint32_t number);
 
 /*
  *	piece.c		operations in the machine: whole, or large ones in pieces

@@ -81,7 +81,8 @@ static u64 bytes_of(const struct dmp_endpoint_config *config)
 	return sizeof(struct dmp_kernel_endpoint) + dmp_endpoint_bytes(config) +
 	       config->window_slots * sizeof(struct dmp_stage_memory) +
 	       DMP_ERRANDS_MAX * sizeof(struct dmp_errand) +
-	       DMP_OPERATIONS_MAX * sizeof(struct dmp_admitted) +
+	       DMP_ADMITTED_MAX * sizeof(struct dmp_admitted) +
+	       dmp_queue_bytes(DMP_ADMITTED_MAX) +
 	       2 * sizeof(struct dmp_histogram_counts) +
 	       DMP_STREAM_FRAMES * sizeof(struct dmp_outgoing) + DMP_STREAM_BUFFER;
 }

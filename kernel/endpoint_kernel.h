@@ -31,6 +31,7 @@
 #include "endpoint.h"		/* core's machine */
 #include "errand.h"
 #include "proof.h"
+#include "queue.h"
 #include "rdma_pair.h"
 #include "region.h"
 
@@ -105,7 +106,13 @@ struct dmp_landing {
 	bool active;
 };
 
-/* A region the peer reads from: held until the frame with its bytes is sent. */
+/*
+ * A region the peer reads from: held until the frame with its bytes is sent. The machine's record
+ * of the READ ends, and may be used again, when that frame is made: so there are as many places
+ * as records and frames, and a place has a number of its own.
+ */
+#define DMP_ADMITTED_MAX	(DMP_OPERATIONS_MAX + DMP_STREAM_FRAMES)
+
 struct dmp_admitted {
 	struct dmp_region *region;
 	u64 offset;		/* in the buffer's memory */
@@ -165,7 +172,9 @@ struct dmp_kernel_endpoint {
 	u64 stop_due_ns;		/* a STOP waits until then, then the connection ends */
 	struct dmp_stage_memory *staged;	/* window_slots of them */
 	struct dmp_landing landing;
-	struct dmp_admitted *admitted;	/* DMP_OPERATIONS_MAX */
+	struct dmp_admitted *admitted;	/* DMP_ADMITTED_MAX */
+	struct dmp_queue admitted_free;
+	void *admitted_links;
 	struct dmp_ask ask;
 	u64 traced;			/* of stalls and grants, those that were traced */
 	bool cutting;			/* the pair is being closed: it may still touch memory */
@@ -309,6 +318,8 @@ int dmp_landing_divert_locked(struct dmp_kernel_endpoint *endpoint,
 			      const struct dmp_endpoint_request *request);
 void dmp_landing_admit_locked(struct dmp_kernel_endpoint *endpoint,
 			      const struct dmp_endpoint_request *request);
+/* The peer has what it read from there: the region is let go. Of a free place: nothing. */
+void dmp_landing_read_locked(struct dmp_kernel_endpoint *endpoint, u32 number);
 
 /* stream.c: see there. */
 int dmp_kernel_stream_init(struct dmp_kernel_stream *stream);

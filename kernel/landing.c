@@ -185,21 +185,33 @@ int dmp_landing_divert_locked(struct dmp_kernel_endpoint *endpoint,
 	return 0;
 }
 
+void dmp_landing_read_locked(struct dmp_kernel_endpoint *endpoint, u32 number)
+{
+	struct dmp_admitted *admitted = &endpoint->admitted[number];
+
+	lockdep_assert_held(&endpoint->channel->lock);
+	if (!admitted->region)
+		return;
+	dmp_region_release(admitted->region);
+	admitted->region = NULL;
+	dmp_queue_push(&endpoint->admitted_free, number);
+}
+
 void dmp_landing_admit_locked(struct dmp_kernel_endpoint *endpoint,
 			      const struct dmp_endpoint_request *request)
 {
-	u32 number = (u32)request->tag % DMP_OPERATIONS_MAX;
 	struct dmp_endpoint_answer reply = { .kind = request->kind, .tag = request->tag };
-	struct dmp_admitted *admitted = &endpoint->admitted[number];
 	struct dmp_region *region = NULL;
+	u32 number;
 
 	lockdep_assert_held(&endpoint->channel->lock);
 	reply.result = dmp_region_admit(endpoint->plane, request->key, request->key_bytes,
 					request->offset, request->length_bytes, request->access,
 					&region);
 	if (!reply.result && request->operation == DMP_OP_READ && request->length_bytes != 0) {
-		admitted->region = region;
-		admitted->offset = region->offset + request->offset;
+		number = dmp_queue_pop(&endpoint->admitted_free);
+		endpoint->admitted[number].region = region;
+		endpoint->admitted[number].offset = region->offset + request->offset;
 		reply.cookie = number;
 	} else if (!reply.result) {
 		dmp_region_release(region);

@@ -63,8 +63,7 @@ static void find_payload(struct dmp_kernel_endpoint *endpoint, struct dmp_outgoi
 	if (frame->payload_bytes == 0)
 		return;
 	if (frame->payload == DMP_PAYLOAD_REGION) {
-		struct dmp_admitted *admitted =
-			&endpoint->admitted[frame->local % DMP_OPERATIONS_MAX];
+		const struct dmp_admitted *admitted = &endpoint->admitted[frame->local];
 
 		outgoing->memory = admitted->region->buffer->memory;
 		outgoing->offset = admitted->offset;
@@ -164,18 +163,12 @@ static void tell_sent_locked(struct dmp_kernel_endpoint *endpoint)
 		struct dmp_outgoing *outgoing = outgoing_at(stream, 0);
 		const struct dmp_endpoint_frame *frame = &outgoing->frame;
 
-		if (frame->payload == DMP_PAYLOAD_REGION) {
-			struct dmp_admitted *admitted =
-				&endpoint->admitted[frame->local % DMP_OPERATIONS_MAX];
-
-			if (admitted->region)
-				dmp_region_release(admitted->region);
-			admitted->region = NULL;
-		} else if (outgoing->aside.bytes) {
+		if (frame->payload == DMP_PAYLOAD_REGION)
+			dmp_landing_read_locked(endpoint, (u32)frame->local);
+		else if (outgoing->aside.bytes)
 			dmp_stage_free(&outgoing->aside);	/* its STOP was the answer */
-		} else if (frame->payload == DMP_PAYLOAD_LOCAL) {
+		else if (frame->payload == DMP_PAYLOAD_LOCAL)
 			dmp_endpoint_sent(endpoint->machine, endpoint->now_ns, frame->tag);
-		}
 		stream->out_first = (stream->out_first + 1) % DMP_STREAM_FRAMES;
 		stream->out_count--;
 		stream->out_done--;

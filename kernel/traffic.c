@@ -346,11 +346,8 @@ static void let_go_locked(struct dmp_kernel_endpoint *endpoint)
 	endpoint->landing.active = false;
 	endpoint->errands.count = 0;
 	endpoint->stop_due_ns = 0;
-	for (number = 0; number < DMP_OPERATIONS_MAX; number++) {
-		if (endpoint->admitted[number].region)
-			dmp_region_release(endpoint->admitted[number].region);
-		endpoint->admitted[number].region = NULL;
-	}
+	for (number = 0; number < DMP_ADMITTED_MAX; number++)
+		dmp_landing_read_locked(endpoint, number);
 	dmp_ask_abort_locked(endpoint);
 }
 
@@ -554,17 +551,22 @@ int dmp_traffic_init(struct dmp_kernel_endpoint *endpoint)
 {
 	gfp_t gfp = GFP_KERNEL_ACCOUNT;
 	struct dmp_errand *ring = kvcalloc(DMP_ERRANDS_MAX, sizeof(*ring), gfp);
+	u32 number;
 
 	dmp_lane_init(&endpoint->lanes[0]);
 	dmp_lane_init(&endpoint->lanes[1]);
 	endpoint->staged = kvcalloc(endpoint->window_slots, sizeof(*endpoint->staged), gfp);
 	dmp_errands_init(&endpoint->errands, ring, DMP_ERRANDS_MAX);
-	endpoint->admitted = kvcalloc(DMP_OPERATIONS_MAX, sizeof(*endpoint->admitted), gfp);
+	endpoint->admitted = kvcalloc(DMP_ADMITTED_MAX, sizeof(*endpoint->admitted), gfp);
+	endpoint->admitted_links = kvzalloc(dmp_queue_bytes(DMP_ADMITTED_MAX), gfp);
 	endpoint->latency = kvzalloc(sizeof(*endpoint->latency), gfp);
 	endpoint->stall = kvzalloc(sizeof(*endpoint->stall), gfp);
-	if (!endpoint->staged || !ring || !endpoint->admitted ||
+	if (!endpoint->staged || !ring || !endpoint->admitted || !endpoint->admitted_links ||
 	    !endpoint->latency || !endpoint->stall)
 		return -ENOMEM;
+	dmp_queue_init(&endpoint->admitted_free, endpoint->admitted_links, DMP_ADMITTED_MAX);
+	for (number = 0; number < DMP_ADMITTED_MAX; number++)
+		dmp_queue_push(&endpoint->admitted_free, number);
 	return dmp_kernel_stream_init(&endpoint->stream);
 }
 
@@ -578,6 +580,7 @@ void dmp_traffic_free(struct dmp_kernel_endpoint *endpoint)
 	kvfree(endpoint->staged);
 	kvfree(endpoint->errands.ring);
 	kvfree(endpoint->admitted);
+	kvfree(endpoint->admitted_links);
 	kvfree(endpoint->latency);
 	kvfree(endpoint->stall);
 }
