@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import shutil
 import time
@@ -132,10 +133,17 @@ def call(near: Puppet, *, length_bytes: int = LENGTH) -> None:
     near.live("call", length_bytes=length_bytes, plane=near.plane)
 
 
-def reach(near: Puppet, far: Puppet, bound: str) -> dict[str, Any]:
-    """@near, which lives, connects to @far and takes its region."""
+def reach(near: Puppet, far: Puppet, bound: str, *, patience_s: float = 0.0) -> dict[str, Any]:
+    """@near, which lives, connects to @far and takes its region.
+
+    @patience_s: a cable was just put in; so long its neighbour may not be known again.
+    """
     words = {"address": bound, "secret": SECRET, "path": near.fabric}
+    limit = time.monotonic() + patience_s
     made: dict[str, Any] = near.do("connect", **words, **WINDOW)
+    while made["answer"] == -errno.EHOSTUNREACH and time.monotonic() < limit:
+        time.sleep(0.2)
+        made = near.do("connect", **words, **WINDOW)
     assert made["answer"] == 0, made
     granted = far.hear()
     near.do("take", key=granted["key"])

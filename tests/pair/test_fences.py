@@ -18,6 +18,7 @@ LONG = 8 * MIB
 POISON = 0xEE
 WATCH_S = 5.0
 ATTEMPTS = 12
+REVOCATIONS = 4
 SLOTS = WINDOW["window_slots"]
 
 
@@ -41,15 +42,24 @@ def test_cancelled_read_writes_no_late_byte(near: Puppet, far: Puppet) -> None:
 
 
 def test_revoked_region_gets_no_late_byte(near: Puppet, far: Puppet) -> None:
-    """The other side writes into it before, while and after it is taken back."""
-    made = meet(near, far, length_bytes=LONG)
-    near.do("fill", value=9)
-    assert near.do("run", kind="write", size=LONG) == [0]
-    near.say(do="hammer", size=LONG, seconds=WATCH_S)
-    assert far.do("revoke", region=made["region"]) == 0
-    far.do("fill", value=POISON)
-    assert far.do("watch", value=POISON, seconds=WATCH_S), "a late byte came in"
-    found = near.hear()
+    """The other side writes into it before, while and after it is taken back.
+
+    It is told, and lets go within half a second, or it loses the connection: that is what an
+    overloaded machine may do once or twice, and no reason for a byte to come late.
+    """
+    for _ in range(REVOCATIONS):
+        made = meet(near, far, length_bytes=LONG)
+        near.do("fill", value=9)
+        assert near.do("run", kind="write", size=LONG) == [0]
+        near.say(do="hammer", size=LONG, seconds=WATCH_S)
+        assert far.do("revoke", region=made["region"]) == 0
+        far.do("fill", value=POISON)
+        assert far.do("watch", value=POISON, seconds=WATCH_S), "a late byte came in"
+        found = near.hear()
+        if -errno.ECONNRESET not in found:
+            break
+        near.kill()
+        far.kill()
     assert -errno.ESTALE in found, found
     assert set(found) <= {0, -errno.ESTALE}, found
 
