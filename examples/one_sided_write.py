@@ -25,10 +25,10 @@ def writer(address: str, key: bytes) -> None:
                     remote_offsets=order * BLOCK,
                     lengths=BLOCK,
                 )
-                done = endpoint.submit(rows, timeout=30)
+                done = endpoint.submit(rows, timeout=120)
                 assert not done["result"].any()
                 # What was written before lies there when this number arrives.
-                endpoint.write_imm(source[:BLOCK], remote[:BLOCK], imm=BLOCKS).wait(timeout=30)
+                endpoint.write_imm(source[:BLOCK], remote[:BLOCK], imm=BLOCKS).wait(timeout=120)
 
 
 def main() -> None:
@@ -38,8 +38,8 @@ def main() -> None:
             start = multiprocessing.get_context("spawn").Process
             other = start(target=writer, args=(listener.address, region.key))
             other.start()
-            with listener.accept(timeout=30) as endpoint:
-                told = endpoint.immediate().wait(timeout=30)
+            with listener.accept(timeout=120) as endpoint:
+                told = endpoint.immediate().wait(timeout=120)
                 assert (ours == np.arange(BLOCKS)[:, None]).all()
                 print(f"{told.immediate} blocks are here, by {told.path}, without a copy of ours")
                 other.join()

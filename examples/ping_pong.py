@@ -28,8 +28,8 @@ def main() -> None:
             start = multiprocessing.get_context("spawn").Process
             other = start(target=far, args=(listener.address, court.key))
             other.start()
-            with listener.accept(timeout=30) as endpoint:
-                size = endpoint.immediate().wait(timeout=30).immediate
+            with listener.accept(timeout=120) as endpoint:
+                size = endpoint.immediate().wait(timeout=120).immediate
                 there = endpoint.region(bytes(ball.memory()[:size]))
                 took = []
                 for number in range(ROUNDS):

@@ -18,7 +18,7 @@ def receiver(address: str, size: int) -> None:
             waiting = [endpoint.recv(slot) for slot in slots]
             got, check = 0, 0
             while got < size:
-                done = waiting[0].wait(timeout=30)
+                done = waiting[0].wait(timeout=120)
                 check = zlib.crc32(slots[0][: done.length_bytes].memory(), check)
                 got += done.length_bytes
                 slots.append(slots.pop(0))
@@ -31,14 +31,14 @@ def send(endpoint: dmaplane.Endpoint, plane: dmaplane.Plane, path: str) -> None:
         running: list[dmaplane.Operation] = []
         while True:
             if len(running) == DEPTH:
-                running.pop(0).wait(timeout=30)
+                running.pop(0).wait(timeout=120)
             at = (file.tell() // CHUNK % DEPTH) * CHUNK
             count = file.readinto(room[at : at + CHUNK].memory())
             if not count:
                 break
             running.append(endpoint.send(room[at : at + count]))
         for operation in running:
-            operation.wait(timeout=30)
+            operation.wait(timeout=120)
         print(f"sent; waited for credit {endpoint.ledger().stalls} times")
 
 
@@ -50,7 +50,7 @@ def main() -> None:
             start = multiprocessing.get_context("spawn").Process
             other = start(target=receiver, args=(listener.address, 16 << 20))
             other.start()
-            with listener.accept(timeout=30) as endpoint:
+            with listener.accept(timeout=120) as endpoint:
                 send(endpoint, plane, file.name)
                 other.join()
 
