@@ -9,4 +9,6 @@ docs/kv.md is the guide, docs/design/kv.md the reasons.
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from dmaplane.kv._layout import LAYOUT_BYTES, Dtype, Kind, Layout, Order
+
+__all__ = ["LAYOUT_BYTES", "Dtype", "Kind", "Layout", "Order"]
