@@ -9,6 +9,20 @@ docs/kv.md is the guide, docs/design/kv.md the reasons.
 
 from __future__ import annotations
 
+from dmaplane.kv._blocks import Account
 from dmaplane.kv._layout import LAYOUT_BYTES, Dtype, Kind, Layout, Order
+from dmaplane.kv._lease import Lease, LeaseRow, LeaseState
+from dmaplane.kv._pool import Pool
 
-__all__ = ["LAYOUT_BYTES", "Dtype", "Kind", "Layout", "Order"]
+__all__ = [
+    "LAYOUT_BYTES",
+    "Account",
+    "Dtype",
+    "Kind",
+    "Layout",
+    "Lease",
+    "LeaseRow",
+    "LeaseState",
+    "Order",
+    "Pool",
+]
