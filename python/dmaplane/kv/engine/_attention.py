@@ -64,7 +64,8 @@ def attend_many(queries: Floats, keys: Floats, values: Floats, *, first_token: i
         np.exp(scores, out=scores)
         sums = scores.sum(axis=-1, keepdims=True)
         out: Floats = np.matmul(scores, values[:, :end]) / sums
-    return out.reshape(heads, tokens, size).transpose(1, 0, 2)
+    found: Floats = out.reshape(heads, tokens, size).transpose(1, 0, 2)
+    return found
 
 
 def attend_one(

@@ -86,6 +86,7 @@ class Engine(Protocol):
 
         @before_layer(n) is called before layer n of the cache is looked at or written: there one
         waits for a transfer that is still on its way. What it raises ends the call.
+        StaleEpochError, here and from prefill(), if the lease ended meanwhile.
         """
         ...
 

@@ -106,7 +106,7 @@ class NumpyEngine:
         rows = self.weights.embedding[given]
         for number, weights in enumerate(self.weights.layers):
             normal = attention.normed(rows, weights.attention_norm, self.shape.epsilon)
-            halves = paged.halves_of(cache.pool.layer(number), cache.pool.layout.order)
+            halves = cache.pool.keys(number), cache.pool.values(number)
             self._store(normal, weights, rope, halves, blocks, first_token)
             if on_layer is not None:
                 on_layer(number)
@@ -116,7 +116,9 @@ class NumpyEngine:
                 queries = self._queries(normal[part], weights, rope[0][part], rope[1][part])
                 seen = attention.attend_many(queries, keys, values, first_token=first_token + start)
                 self._feed(rows[part], seen, weights)
-        return self._logits(rows[-1:])
+        logits = self._logits(rows[-1:])
+        cache.lease.check()
+        return logits
 
     def decode(
         self,
@@ -140,12 +142,14 @@ class NumpyEngine:
             normal = attention.normed(row, weights.attention_norm, self.shape.epsilon)
             if before_layer is not None:
                 before_layer(number)
-            halves = paged.halves_of(cache.pool.layer(number), cache.pool.layout.order)
+            halves = cache.pool.keys(number), cache.pool.values(number)
             self._store(normal, weights, rope, halves, blocks, position)
             query = self._queries(normal, weights, *rope)[0]
             seen = attention.attend_one(query, *halves, pieces, self._decode)
             self._feed(row, seen[None], weights)
-        return self._logits(row)
+        logits = self._logits(row)
+        cache.lease.check()
+        return logits
 
     def _rope(self, first: int, count: int) -> tuple[Floats, Floats]:
         positions = np.arange(first, first + count)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
 """K and V in the blocks of a pool: where a token's numbers are, writing them, reading them.
 
-A layer of a pool is an array [blocks, *block]. Seen from here it is two arrays
-[blocks, tokens, heads, size], one of K and one of V, whatever the order in memory: only the
-strides differ. Nothing is copied to get there.
+A `half` is what pool.keys(n) or pool.values(n) shows: [blocks, tokens, heads, size] of a layer,
+whatever the order in memory, without a copy.
 
 Invariants:
 - Only blocks of the lease are touched, and only at positions that the caller names.
@@ -72,12 +71,6 @@ def _row(first: int, last: int, count: int) -> slice:
     step = (last - first) // (count - 1) if count > 1 else 1
     end = last + (1 if step > 0 else -1)
     return slice(first, end if end >= 0 else None, step)
-
-
-def halves_of(layer: NDArray[Any], order: str) -> tuple[NDArray[Any], NDArray[Any]]:
-    """K and V of a layer as views [blocks, tokens, heads, size]."""
-    tokens_first = layer if order == "NHD" else layer.swapaxes(2, 3)
-    return tokens_first[:, 0], tokens_first[:, 1]
 
 
 def write(

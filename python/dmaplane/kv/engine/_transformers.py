@@ -74,7 +74,7 @@ class TransformersSettings:
 
 
 class PagedLayer(DynamicLayer):  # type: ignore[misc, unused-ignore] # Any without the library
-    """One layer of a cache, as the library has it, in blocks of a pool; for one call of the model."""
+    """One layer of a cache of the library's kind, in blocks of a pool; for one call."""
 
     is_sliding = False
 
@@ -219,6 +219,7 @@ class TransformersEngine:
                 **self._options,
             )
             logits: NDArray[np.float32] = answer.logits[0, -1].float().numpy()
+        cache.lease.check()
         return logits
 
 
