@@ -10,5 +10,16 @@ docs/kv.md is the guide, docs/design/kv.md the reasons.
 from __future__ import annotations
 
 from dmaplane.kv._layout import LAYOUT_BYTES, Dtype, Kind, Layout, Order
+from dmaplane.kv._plan import COPY, Plan, compile_plan, sources_of
 
-__all__ = ["LAYOUT_BYTES", "Dtype", "Kind", "Layout", "Order"]
+__all__ = [
+    "COPY",
+    "LAYOUT_BYTES",
+    "Dtype",
+    "Kind",
+    "Layout",
+    "Order",
+    "Plan",
+    "compile_plan",
+    "sources_of",
+]
