@@ -12,9 +12,11 @@ from __future__ import annotations
 from dmaplane.kv._blocks import Account
 from dmaplane.kv._layout import LAYOUT_BYTES, Dtype, Kind, Layout, Order
 from dmaplane.kv._lease import Lease, LeaseRow, LeaseState
+from dmaplane.kv._plan import COPY, Plan, compile_plan, sources_of
 from dmaplane.kv._pool import Pool
 
 __all__ = [
+    "COPY",
     "LAYOUT_BYTES",
     "Account",
     "Dtype",
@@ -24,5 +26,8 @@ __all__ = [
     "LeaseRow",
     "LeaseState",
     "Order",
+    "Plan",
     "Pool",
+    "compile_plan",
+    "sources_of",
 ]
