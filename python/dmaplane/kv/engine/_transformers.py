@@ -267,18 +267,21 @@ def _model_of(settings: TransformersSettings) -> tuple[Any, bytes]:
             origin = file.read(_CONFIG_BYTES_MAX)
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     else:
-        origin = repr(dataclasses.astuple(settings)).encode()
+        # Where its cache lies is not what it is.
+        same = dataclasses.replace(settings, block_tokens=16, order="NHD")
+        origin = repr(dataclasses.astuple(same)).encode()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            model = transformers.AutoModelForCausalLM.from_config(_config_of(settings))
+            model = _seeded(settings)
     return model.to(wanted).eval(), origin
 
 
-def _config_of(settings: TransformersSettings) -> Any:
+def _seeded(settings: TransformersSettings) -> Any:
+    """A new model of these sizes; its numbers come from PyTorch's generator as it stands."""
     import transformers
 
     try:
-        return transformers.AutoConfig.for_model(
+        config = transformers.AutoConfig.for_model(
             settings.model_type,
             num_hidden_layers=settings.layers,
             hidden_size=settings.hidden,
@@ -294,8 +297,14 @@ def _config_of(settings: TransformersSettings) -> Any:
             eos_token_id=None,
             pad_token_id=None,
         )
+        return transformers.AutoModelForCausalLM.from_config(config)
     except ValueError as reason:
-        raise InvalidError("model_type", str(reason), fix='e.g. "llama", "mistral"') from reason
+        raise InvalidError(
+            "model_type",
+            f"transformers {transformers.__version__} makes no causal language model of "
+            f"{settings.model_type!r:.60} and these sizes",
+            fix='e.g. "llama", "mistral", "qwen3"',
+        ) from reason
 
 
 def _cache_sides(model: Any) -> tuple[int, int, int]:
@@ -303,25 +312,24 @@ def _cache_sides(model: Any) -> tuple[int, int, int]:
     import torch
     from transformers.cache_utils import DynamicCache
 
-    with torch.inference_mode():
-        answer = model(
-            input_ids=torch.zeros((1, 1), dtype=torch.int64),
-            past_key_values=DynamicCache(),
-            use_cache=True,
-        )
-    layers = answer.past_key_values.layers
-    shapes = {
-        tuple(tensor.shape) if tensor is not None else ()
-        for layer in layers
-        for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))
-    }
-    if len(shapes) != 1 or len(next(iter(shapes))) != 4:
-        raise UnsupportedError(
-            f"a {model.config.model_type} model here",
-            f"K and V of one shape in every layer, and it has {sorted(shapes)}",
-        )
-    _, heads, _, size = shapes.pop()
-    return len(layers), heads, size
+    refusal = UnsupportedError(
+        f"a {model.config.model_type} model in blocks", "K and V of one shape in every layer"
+    )
+    try:
+        with torch.inference_mode():
+            answer = model(
+                input_ids=torch.zeros((1, 1), dtype=torch.int64),
+                past_key_values=DynamicCache(config=model.config),
+                use_cache=True,
+            )
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as reason:
+        raise refusal from reason
+    layers = getattr(getattr(answer, "past_key_values", None), "layers", ())
+    halves = [getattr(one, half, None) for one in layers for half in ("keys", "values")]
+    shapes = {tuple(getattr(half, "shape", ())) for half in halves}
+    if len(shapes) != 1 or len(shape := shapes.pop()) != 4:
+        raise refusal
+    return len(layers), int(shape[1]), int(shape[3])
 
 
 def _digest(model: Any, origin: bytes) -> str:
