@@ -86,10 +86,12 @@ class Waiting(Generic[T]):
         self._items.append(item)
         self._bell.set()
 
-    def drop(self, item: T) -> None:
-        """It is not to be given any more, if it has not been."""
-        if item in self._items:
-            self._items.remove(item)
+    def drop(self, item: T) -> bool:
+        """It is not to be given any more; False if it has been."""
+        if item not in self._items:
+            return False
+        self._items.remove(item)
+        return True
 
     def end(self, failure: DmaplaneError | None) -> None:
         """After what is there comes @failure, or simply no more."""

@@ -154,14 +154,14 @@ class Outgoing:
     """A transfer to the peer. Made by Sender.send(); wait for it with done()."""
 
     def __init__(
-        self, sender: Sender, lease: Lease, announce: Announce, *, serial: int, source_sums: bool
+        self, sender: Sender, lease: Lease, announce: Announce, *, source_sums: bool
     ) -> None:
         self.request = announce.request
         self.priority = announce.priority
         self._sender = sender
         self._lease = lease
         self._announce = announce
-        self._serial = serial
+        self._serial = 0
         self._tag = -1
         self._state = State.QUEUED
         self._outcome = Outcome()
@@ -261,7 +261,7 @@ class Outgoing:
     def _in_flight(self) -> int:
         return sum(posting.in_flight for posting in self._postings.values())
 
-    def _post(self, number: int, chunks_max: int, far_base: int, far_step: int) -> Posting:
+    def _post(self, number: int, chunks_max: int, layer_step: int) -> Posting:
         """The next chunks of the layer whose turn it is, at most so many."""
         route, announce = self._route, self._announce
         assert route is not None
@@ -277,7 +277,7 @@ class Outgoing:
         base = (WRITE << KIND_SHIFT) | (number << ROW_BITS)
         rows[:, _USER_DATA] = np.arange(base, base + len(rows), dtype=np.uint64)
         rows[:, _SOURCE_OFFSET] += np.uint64(near_base)
-        rows[:, _TARGET_OFFSET] += np.uint64(far_base + layer * far_step)
+        rows[:, _TARGET_OFFSET] += np.uint64(layer * layer_step)
         ordinals = np.arange(chunk, end) + layer * announce.layer_chunks
         rows[starts[1:] - 1 - begin, _IMMEDIATE] = _wire.immediates_of(self._tag, ordinals)
         posting = Posting(

@@ -107,7 +107,7 @@ class Sender(Conversation):
         self.chunk_bytes = chunk_bytes
         self._is_ready = False
         self._remote: RemoteRegion | None = None
-        self._serials = itertools.count(1)
+        self._arrivals = itertools.count()
         self._next_tag = 0
         self._newest = 0
         self._queue: list[tuple[int, int, Outgoing]] = []
@@ -216,14 +216,13 @@ class Sender(Conversation):
             )
         if source_sums and (ready or not checksum):
             raise InvalidError("source_sums", "nothing to compare", fix="ready=False, checksum")
-        serial = next(self._serials)
-        outgoing = Outgoing(self, lease, announce, serial=serial, source_sums=source_sums)
+        outgoing = Outgoing(self, lease, announce, source_sums=source_sums)
         lease.lend(outgoing)
         self._totals[0] += 1
         if ready:
             outgoing._is_ready[:] = True
             outgoing._ready.extend(range(announce.layers))
-        heapq.heappush(self._queue, (-priority, serial, outgoing))
+        heapq.heappush(self._queue, (-priority, next(self._arrivals), outgoing))
         self._ring()
         return outgoing
 
@@ -434,12 +433,8 @@ class Sender(Conversation):
                 self._stop(chosen, Reason("the lease of its source has expired"))
                 continue
             number = next(self._posting_numbers) & POSTING_MASK
-            posting = chosen._post(
-                number,
-                room if len(contenders) == 1 else 1,
-                peer.first_byte * 0,
-                peer.layer_bytes,
-            )
+            chunks_max = room if len(contenders) == 1 else 1
+            posting = chosen._post(number, chunks_max, peer.layer_bytes)
             self._postings[number] = posting
             self._chunks_under_way += len(posting.starts)
             self._backlog.append(posting)
@@ -453,7 +448,8 @@ class Sender(Conversation):
             outgoing._tag = self._next_tag
             self._next_tag = (self._next_tag + 1) % _wire.TAGS_MAX
             self._open[outgoing._tag] = outgoing
-            self._newest = max(self._newest, outgoing._serial)
+            self._newest += 1
+            outgoing._serial = self._newest
             outgoing._state = State.ANNOUNCED
             self._tell(outgoing, Kind.ANNOUNCE, outgoing._announce.encode())
 
