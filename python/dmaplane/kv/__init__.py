@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from dmaplane.kv._blocks import Account
 from dmaplane.kv._layout import LAYOUT_BYTES, Dtype, Kind, Layout, Order
+from dmaplane.kv._leaks import Books
 from dmaplane.kv._lease import Lease, LeaseRow, LeaseState
 from dmaplane.kv._pool import Pool
 
 __all__ = [
     "LAYOUT_BYTES",
     "Account",
+    "Books",
     "Dtype",
     "Kind",
     "Layout",
