@@ -13,9 +13,11 @@ from dmaplane.kv._blocks import Account
 from dmaplane.kv._layout import LAYOUT_BYTES, Dtype, Kind, Layout, Order
 from dmaplane.kv._leaks import Books
 from dmaplane.kv._lease import Lease, LeaseRow, LeaseState
+from dmaplane.kv._plan import COPY, Plan, compile_plan, sources_of
 from dmaplane.kv._pool import Pool
 
 __all__ = [
+    "COPY",
     "LAYOUT_BYTES",
     "Account",
     "Books",
@@ -26,5 +28,8 @@ __all__ = [
     "LeaseRow",
     "LeaseState",
     "Order",
+    "Plan",
     "Pool",
+    "compile_plan",
+    "sources_of",
 ]
