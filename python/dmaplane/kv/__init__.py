@@ -12,6 +12,7 @@ from __future__ import annotations
 from dmaplane.kv._blocks import Account
 from dmaplane.kv._incoming import Incoming
 from dmaplane.kv._layout import LAYOUT_BYTES, Dtype, Kind, Layout, Order
+from dmaplane.kv._leaks import Books
 from dmaplane.kv._lease import Lease, LeaseRow, LeaseState
 from dmaplane.kv._outgoing import Outgoing
 from dmaplane.kv._plan import COPY, Plan, compile_plan, sources_of
@@ -25,6 +26,7 @@ __all__ = [
     "LAYOUT_BYTES",
     "Account",
     "Ask",
+    "Books",
     "Dtype",
     "Incoming",
     "Kind",
