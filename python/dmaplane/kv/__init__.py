@@ -9,6 +9,7 @@ docs/kv.md is the guide, docs/design/kv.md the reasons.
 
 from __future__ import annotations
 
+from dmaplane.kv._ask import Ask
 from dmaplane.kv._blocks import Account
 from dmaplane.kv._incoming import Incoming
 from dmaplane.kv._layout import LAYOUT_BYTES, Dtype, Kind, Layout, Order
@@ -18,7 +19,7 @@ from dmaplane.kv._outgoing import Outgoing
 from dmaplane.kv._plan import COPY, Plan, compile_plan, sources_of
 from dmaplane.kv._pool import Pool
 from dmaplane.kv._receiver import Receiver
-from dmaplane.kv._sender import Ask, Sender
+from dmaplane.kv._sender import Sender
 from dmaplane.kv._transfer import ReceiverStatistics, SenderStatistics, Transferred
 
 __all__ = [

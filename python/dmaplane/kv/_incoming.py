@@ -100,7 +100,9 @@ class Incoming:
             raise InvalidError("lease", "it is of another pool", fix="this receiver's")
         if len(lease) < self.blocks:
             raise InvalidError(
-                "lease", f"{len(lease)} blocks", fix=f"{self.blocks} or more for {self.tokens} tokens"
+                "lease",
+                f"{len(lease)} blocks",
+                fix=f"{self.blocks} or more for {self.tokens} tokens",
             )
         plan = receiver.plan
         assert plan is not None

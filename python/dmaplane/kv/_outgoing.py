@@ -11,8 +11,8 @@ States, in order; ENDED can follow on any of them.
     ENDED      done, refused or aborted: the lease is let go, the tag is free
 
 Who owns what. The Sender owns every Outgoing and changes its state; callers wait for it, abort it
-and say which layers are ready. It borrows the lease (lend) from send() to ENDED. A Posting is
-some chunks of one layer as rows, and what is known of each row until all have completed.
+and say which layers are ready. It borrows the lease (lend) from send() to ENDED.
+What it has under way is in _window.py.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ import numpy as np
 
 from dmaplane import _abi
 from dmaplane._errors import InvalidError
-from dmaplane.kv import _sums, _wire
-from dmaplane.kv._conversation import KIND_SHIFT, WRITE
+from dmaplane.kv import _pieces, _wire
 from dmaplane.kv._transfer import Outcome, Transferred
+from dmaplane.kv._window import Posting, user_data_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -38,12 +38,10 @@ if TYPE_CHECKING:
     from dmaplane._buffer import Buffer
     from dmaplane.kv._lease import Lease
     from dmaplane.kv._pieces import Pieces
+    from dmaplane.kv._plan import Plan
     from dmaplane.kv._sender import Sender
-    from dmaplane.kv._wire import Announce, Reason
+    from dmaplane.kv._wire import Announce, Hello, Reason
 
-ROW_BITS: Final = 24
-"""Of user_data: the row in its posting; the posting is above it."""
-POSTING_MASK: Final = 0xFFFFFFFF
 _USER_DATA: Final = 1
 _SOURCE_OFFSET: Final = 4
 _TARGET_OFFSET: Final = 5
@@ -61,80 +59,6 @@ class State(enum.Enum):
     GOING = enum.auto()
     ENDING = enum.auto()
     ENDED = enum.auto()
-
-
-class Posting:
-    """Chunks first .. first + count - 1 of one layer, as rows."""
-
-    __slots__ = (
-        "crcs",
-        "done",
-        "failed",
-        "first",
-        "layer",
-        "left",
-        "number",
-        "of_chunk",
-        "outgoing",
-        "pushed",
-        "rows",
-        "starts",
-    )
-
-    def __init__(
-        self,
-        outgoing: Outgoing,
-        number: int,
-        layer: int,
-        *,
-        first: int,
-        rows: npt.NDArray[np.uint64],
-        starts: npt.NDArray[np.int64],
-    ) -> None:
-        self.outgoing = outgoing
-        self.number = number
-        self.layer = layer
-        self.first = first
-        self.rows = rows
-        self.starts = starts
-        """Of its chunks, among its rows."""
-        self.left = np.diff(starts, append=len(rows))
-        """Rows of each chunk that have not completed."""
-        self.of_chunk = np.repeat(np.arange(len(starts)), self.left)
-        self.crcs = np.zeros(len(rows), dtype=np.uint32)
-        self.done = np.zeros(len(rows), dtype=np.bool_)
-        self.pushed = 0
-        self.failed = 0
-
-    @property
-    def in_flight(self) -> int:
-        """Rows pushed whose completion has not come."""
-        return self.pushed - int(np.count_nonzero(self.done[: self.pushed]))
-
-    def user_data(self) -> list[int]:
-        """Of these."""
-        there = np.flatnonzero(~self.done[: self.pushed])
-        found: list[int] = self.rows[there, _USER_DATA].tolist()
-        return found
-
-    def complete(
-        self, index: npt.NDArray[np.int64], crcs: npt.NDArray[np.uint32]
-    ) -> npt.NDArray[np.int64]:
-        """These rows have completed; which of its chunks have with them."""
-        self.done[index] = True
-        self.crcs[index] = crcs
-        before = self.left.copy()
-        self.left -= np.bincount(self.of_chunk[index], minlength=len(self.left))
-        return np.flatnonzero((self.left == 0) & (before != 0))
-
-    def sums(self, chunks: npt.NDArray[np.int64], length: npt.NDArray[np.int64]) -> Any:
-        """CRC32C of these chunks, of those of their rows. @length: of all rows."""
-        if len(self.starts) == len(self.rows):
-            return self.crcs[chunks]
-        chosen = np.isin(self.of_chunk, chunks)
-        counts = np.bincount(self.of_chunk, minlength=len(self.starts))[chunks]
-        starts = np.cumsum(counts) - counts
-        return _sums.combined(self.crcs[chosen], length[chosen], starts)
 
 
 @dataclasses.dataclass(slots=True)
@@ -257,10 +181,6 @@ class Outgoing:
     def _postable(self) -> bool:
         return bool(self._going) and self._state is State.GOING
 
-    @property
-    def _in_flight(self) -> int:
-        return sum(posting.in_flight for posting in self._postings.values())
-
     def _post(self, number: int, chunks_max: int, layer_step: int) -> Posting:
         """The next chunks of the layer whose turn it is, at most so many."""
         route, announce = self._route, self._announce
@@ -272,21 +192,66 @@ class Outgoing:
         starts = route.pieces.starts[chunk : end + 1]
         begin = int(starts[0])
         rows = route.template[begin : int(starts[-1])].copy()
-        if len(rows) >> ROW_BITS:
-            raise InvalidError("chunk_bytes", f"{len(rows)} rows at once", fix="smaller chunks")
-        base = (WRITE << KIND_SHIFT) | (number << ROW_BITS)
-        rows[:, _USER_DATA] = np.arange(base, base + len(rows), dtype=np.uint64)
+        rows[:, _USER_DATA] = user_data_of(number, len(rows))
         rows[:, _SOURCE_OFFSET] += np.uint64(near_base)
         rows[:, _TARGET_OFFSET] += np.uint64(layer * layer_step)
         ordinals = np.arange(chunk, end) + layer * announce.layer_chunks
         rows[starts[1:] - 1 - begin, _IMMEDIATE] = _wire.immediates_of(self._tag, ordinals)
-        posting = Posting(
-            self, number, layer, first=chunk, rows=rows, starts=starts[:-1] - begin
-        )
+        posting = Posting(self, number, layer, first=chunk, rows=rows, starts=starts[:-1] - begin)
         self._postings[number] = posting
         self._unposted -= end - chunk
         self._rows += len(rows)
         return posting
+
+
+def announce_of(
+    plan: Plan,
+    peer: Hello,
+    request: str,
+    tokens: int,
+    *,
+    chunk_bytes: int,
+    metadata: bytes,
+    trace: str,
+    priority: int,
+    checksum: bool,
+) -> _wire.Announce:
+    """What will be said of it; InvalidError for what cannot be said."""
+    _wire.checked_text("request", request, _wire.REQUEST_BYTES_MAX, empty=False)
+    _wire.checked_text("trace", trace, _wire.TRACE_BYTES_MAX)
+    if len(metadata) > _wire.METADATA_BYTES_MAX:
+        raise InvalidError(
+            "metadata", f"{len(metadata)} bytes", fix=f"{_wire.METADATA_BYTES_MAX} at most"
+        )
+    if not -(1 << 31) <= priority < 1 << 31:
+        raise InvalidError("priority", f"{priority}", fix="a number of 32 bits")
+    needed = peer.layout.blocks_for(tokens) if 0 < tokens <= _wire.TOKENS_MAX else 0
+    if not 0 < needed <= peer.blocks:
+        most = min(_wire.TOKENS_MAX, peer.blocks * peer.layout.block_tokens)
+        raise InvalidError("tokens", f"{tokens}", fix=f"1 .. {most}: the peer has no more")
+    layer_bytes = _pieces.layer_bytes(plan, tokens)
+    layer_chunks = -(-layer_bytes // chunk_bytes)
+    layers = plan.source.layers
+    if layers * layer_chunks > _wire.CHUNKS_MAX:
+        least = -(-layer_bytes // (_wire.CHUNKS_MAX // layers))
+        raise InvalidError(
+            "tokens",
+            f"{tokens} make {layers * layer_chunks} chunks; an immediate counts to "
+            f"{_wire.CHUNKS_MAX}",
+            fix=f"Sender.open(chunk_bytes={least}) or more, and window_bytes to match",
+        )
+    return _wire.Announce(
+        request=request,
+        trace=trace,
+        metadata=bytes(metadata),
+        tokens=tokens,
+        layers=layers,
+        layer_chunks=layer_chunks,
+        chunk_bytes=chunk_bytes,
+        layer_bytes=layer_bytes,
+        priority=priority,
+        checksum=checksum,
+    )
 
 
 def template_of(rows: npt.NDArray[np.void], starts: npt.NDArray[np.int64]) -> Any:

@@ -159,6 +159,9 @@ class Receiver(Conversation):
 
     # ---- what the peer says
 
+    def _wrote(self, rows: npt.NDArray[np.void]) -> None:
+        raise AssertionError("a receiver writes nothing")
+
     def _heard(self, message: Message) -> None:
         if message.kind is Kind.ANNOUNCE:
             self._heard_announce(message)

@@ -25,12 +25,10 @@ import errno
 import heapq
 import itertools
 import time
-import weakref
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from dmaplane import _abi
 from dmaplane._endpoint import Endpoint
 from dmaplane._errors import (
     ClosedError,
@@ -40,24 +38,16 @@ from dmaplane._errors import (
     ProtocolError,
     TimedOutError,
     TransferError,
-    WouldBlock,
     error_from,
 )
 from dmaplane.kv import _pieces, _sums, _wire
-from dmaplane.kv._conversation import RECVS, SENDS, Conversation, Waiting
-from dmaplane.kv._outgoing import (
-    POSTING_MASK,
-    ROW_BITS,
-    STAGE_SLOTS,
-    Outgoing,
-    Posting,
-    Route,
-    State,
-    template_of,
-)
+from dmaplane.kv._ask import Ask, Asks
+from dmaplane.kv._conversation import Conversation
+from dmaplane.kv._outgoing import STAGE_SLOTS, Outgoing, Route, State, announce_of, template_of
 from dmaplane.kv._plan import compile_plan
 from dmaplane.kv._pool import Pool
 from dmaplane.kv._transfer import SenderStatistics, failure_of
+from dmaplane.kv._window import Window
 from dmaplane.kv._wire import Hello, Kind, Message, Reason, Role
 
 if TYPE_CHECKING:
@@ -70,27 +60,13 @@ if TYPE_CHECKING:
     from dmaplane._region import RemoteRegion
     from dmaplane.kv._lease import Lease
     from dmaplane.kv._plan import Plan
+    from dmaplane.kv._window import Posting
 
 CHUNK_BYTES: Final = 1 << 20
 WINDOW: Final = 16
 _SHARE_OF_WINDOW: Final = 4
 """A chunk is at most this part of the bytes the peer grants at once, so that several can go."""
 _CANCEL_S: Final = 2.0
-
-
-class Ask:
-    """What the peer asked for: "compute this"."""
-
-    __slots__ = ("__weakref__", "cancelled", "payload", "request")
-
-    def __init__(self, request: str, payload: bytes) -> None:
-        self.request = request
-        self.payload = payload
-        self.cancelled = False
-        """The peer does not want it any more; it will refuse what is sent for it."""
-
-    def __repr__(self) -> str:
-        return f"<ask {self.request}, {len(self.payload)} bytes>"
 
 
 class Sender(Conversation):
@@ -103,7 +79,6 @@ class Sender(Conversation):
     ) -> None:
         super().__init__(endpoint, pool, transfers=transfers)
         self.plan: Plan | None = None
-        self.window = window
         self.chunk_bytes = chunk_bytes
         self._is_ready = False
         self._remote: RemoteRegion | None = None
@@ -115,15 +90,8 @@ class Sender(Conversation):
         """By tag: from ANNOUNCED to ENDED."""
         self._turns: list[Outgoing] = []
         """Of these, the ones that are GOING; whose turn it is comes first."""
-        self._postings: dict[int, Posting] = {}
-        self._posting_numbers = itertools.count()
-        self._backlog: list[Posting] = []
-        """Rows the channel had no room for yet."""
-        self._chunks_under_way = 0
-        self._rows_max = self._channel.slots - 2 * (RECVS + SENDS)
-        self._rows_in_flight = 0
-        self._asked: Waiting[Ask] = Waiting()
-        self._known_asks: weakref.WeakValueDictionary[str, Ask] = weakref.WeakValueDictionary()
+        self._window = Window(self._channel, window)
+        self._asks = Asks()
         self._stages: list[Buffer] = []
         self._totals = [0, 0, 0, 0]  # transfers, failed, bytes, chunks
 
@@ -205,8 +173,19 @@ class Sender(Conversation):
         moment and compared after it was copied. By the loop's thread.
         """
         self._check()
-        announce = self._announce_of(
-            request, tokens, metadata=metadata, trace=trace, priority=priority, checksum=checksum
+        plan, peer = self.plan, self.peer
+        assert plan is not None
+        assert peer is not None
+        announce = announce_of(
+            plan,
+            peer,
+            request,
+            tokens,
+            chunk_bytes=self.chunk_bytes,
+            metadata=metadata,
+            trace=trace,
+            priority=priority,
+            checksum=checksum,
         )
         if len(lease) < self.pool.layout.blocks_for(tokens):
             raise InvalidError(
@@ -226,61 +205,11 @@ class Sender(Conversation):
         self._ring()
         return outgoing
 
-    def _announce_of(
-        self,
-        request: str,
-        tokens: int,
-        *,
-        metadata: bytes,
-        trace: str,
-        priority: int,
-        checksum: bool,
-    ) -> _wire.Announce:
-        """What will be said of it; InvalidError for what cannot be said."""
-        _wire.checked_text("request", request, _wire.REQUEST_BYTES_MAX, empty=False)
-        _wire.checked_text("trace", trace, _wire.TRACE_BYTES_MAX)
-        if len(metadata) > _wire.METADATA_BYTES_MAX:
-            raise InvalidError(
-                "metadata", f"{len(metadata)} bytes", fix=f"{_wire.METADATA_BYTES_MAX} at most"
-            )
-        if not -(1 << 31) <= priority < 1 << 31:
-            raise InvalidError("priority", f"{priority}", fix="a number of 32 bits")
-        plan, peer = self.plan, self.peer
-        assert plan is not None
-        assert peer is not None
-        needed = peer.layout.blocks_for(tokens) if 0 < tokens <= _wire.TOKENS_MAX else 0
-        if not 0 < needed <= peer.blocks:
-            most = min(_wire.TOKENS_MAX, peer.blocks * peer.layout.block_tokens)
-            raise InvalidError("tokens", f"{tokens}", fix=f"1 .. {most}: the peer has no more")
-        layer_bytes = _pieces.layer_bytes(plan, tokens)
-        layer_chunks = -(-layer_bytes // self.chunk_bytes)
-        layers = self.pool.layout.layers
-        if layers * layer_chunks > _wire.CHUNKS_MAX:
-            least = -(-layer_bytes // (_wire.CHUNKS_MAX // layers))
-            raise InvalidError(
-                "tokens",
-                f"{tokens} make {layers * layer_chunks} chunks; an immediate counts to "
-                f"{_wire.CHUNKS_MAX}",
-                fix=f"Sender.open(chunk_bytes={least}) or more, and window_bytes to match",
-            )
-        return _wire.Announce(
-            request=request,
-            trace=trace,
-            metadata=bytes(metadata),
-            tokens=tokens,
-            layers=layers,
-            layer_chunks=layer_chunks,
-            chunk_bytes=self.chunk_bytes,
-            layer_bytes=layer_bytes,
-            priority=priority,
-            checksum=checksum,
-        )
-
     async def asks(self) -> AsyncIterator[Ask]:
         """What the peer asks for, in order, until it closes. Unread, 256 of them make it wait."""
         while True:
             try:
-                asked = await self._asked.get()
+                asked = await self._asks.waiting.get()
             except StopAsyncIteration:
                 return
             self._was_read(0)
@@ -295,7 +224,7 @@ class Sender(Conversation):
             chunks=self._totals[3],
             queued=len(self._queue),
             open=len(self._open),
-            chunks_under_way=self._chunks_under_way,
+            chunks_under_way=self._window.chunks,
         )
 
     # ---- what the peer says
@@ -331,15 +260,10 @@ class Sender(Conversation):
     def _heard_ask(self, message: Message) -> None:
         request, payload = _wire.decode_ask(message.kind, message.body)
         if message.kind is Kind.ASK:
-            self._bounded(self._asked, "asks")
-            ask = self._known_asks[request] = Ask(request, payload)
-            self._asked.put(ask)
-            return
-        known = self._known_asks.pop(request, None)
-        if known is not None:
-            known.cancelled = True
-            if self._asked.drop(known):
-                self._was_read(0)
+            self._bounded(self._asks.waiting, "asks")
+            self._asks.put(Ask(request, payload))
+        elif self._asks.withdraw(request):
+            self._was_read(0)
 
     def _heard_done(self, outgoing: Outgoing) -> None:
         if outgoing._unposted or outgoing._heard_done:
@@ -416,12 +340,10 @@ class Sender(Conversation):
         self._announce_queued()
         for outgoing in self._turns:
             self._take_ready(outgoing)
-        peer = self.peer
-        while self._backlog or self._turns:
-            self._push_backlog()
-            room = self.window - self._chunks_under_way
+        self._window.push()
+        while self._turns and self._window.room > 0 and self.peer is not None:
             ready = [each for each in self._turns if each._postable]
-            if self._backlog or room < 1 or not ready or peer is None:
+            if not ready:
                 return
             highest = max(each.priority for each in ready)
             contenders = [each for each in ready if each.priority == highest]
@@ -432,12 +354,9 @@ class Sender(Conversation):
             if chosen._lease.expired:
                 self._stop(chosen, Reason("the lease of its source has expired"))
                 continue
-            number = next(self._posting_numbers) & POSTING_MASK
-            chunks_max = room if len(contenders) == 1 else 1
-            posting = chosen._post(number, chunks_max, peer.layer_bytes)
-            self._postings[number] = posting
-            self._chunks_under_way += len(posting.starts)
-            self._backlog.append(posting)
+            chunks_max = self._window.room if len(contenders) == 1 else 1
+            number = self._window.number()
+            self._window.add(chosen._post(number, chunks_max, self.peer.layer_bytes))
 
     def _announce_queued(self) -> None:
         limit = min(self._transfers, self.peer.transfers if self.peer else 0)
@@ -480,9 +399,7 @@ class Sender(Conversation):
 
         def gather() -> float:
             began = time.monotonic()
-            plan.gather(
-                self.pool.layer(layer), tokens, blocks, stage.numpy()[base : base + length]
-            )
+            plan.gather(self.pool.layer(layer), tokens, blocks, stage.numpy()[base : base + length])
             return time.monotonic() - began
 
         def gathered(seconds: float) -> None:
@@ -493,54 +410,23 @@ class Sender(Conversation):
 
         self._start_job(gather, gathered)
 
-    def _push_backlog(self) -> None:
-        """Rows go to the channel as far as it has room."""
-        while self._backlog and self._rows_in_flight < self._rows_max:
-            posting = self._backlog[0]
-            room = self._rows_max - self._rows_in_flight
-            rows = posting.rows[posting.pushed : posting.pushed + room]
-            try:
-                count = self._channel.push_nowait(rows.reshape(-1).view(_abi.SUBMISSION))
-            except WouldBlock:
-                return
-            posting.pushed += count
-            self._rows_in_flight += count
-            if posting.pushed == len(posting.rows):
-                self._backlog.pop(0)
-
     # ---- what was written
 
     def _wrote(self, rows: npt.NDArray[np.void]) -> None:
-        told = rows["user_data"].astype(np.int64)
-        numbers = (told >> ROW_BITS) & POSTING_MASK
-        self._rows_in_flight -= len(rows)
-        for number in np.unique(numbers).tolist():
-            mine = numbers == number
-            posting = self._postings[number]
-            some = rows if mine.all() else rows[mine]
-            self._completed(posting, told[mine] & ((1 << ROW_BITS) - 1), some)
-
-    def _completed(
-        self, posting: Posting, index: npt.NDArray[np.int64], rows: npt.NDArray[np.void]
-    ) -> None:
-        outgoing = posting.outgoing
-        chunks = posting.complete(index, rows["checksum"])
-        if rows["result"].any():
-            at = int(np.flatnonzero(rows["result"])[0])
-            chunk = posting.first + int(posting.of_chunk[index[at]])
-            self._failed(outgoing, posting, int(rows["result"][at]), chunk)
-        self._chunks_under_way -= len(chunks)
-        if outgoing._state is State.GOING and len(chunks):
-            self._told_sums(posting, chunks)
-            outgoing._layer_left[posting.layer] -= len(chunks)
-            outgoing._chunks_left -= len(chunks)
-            self._totals[3] += len(chunks)
-            if not outgoing._layer_left[posting.layer]:
-                self._layer_written(outgoing, posting.layer)
-        if posting.done[: posting.pushed].all() and not posting.left.any():
-            self._forget(posting)
-        self._finish_if_done(outgoing)
-        self._finish_if_stopped(outgoing)
+        for written in self._window.complete(rows):
+            posting, chunks = written.posting, written.chunks
+            outgoing = posting.outgoing
+            if written.result:
+                self._failed(outgoing, posting, written.result, written.failed)
+            if outgoing._state is State.GOING and len(chunks):
+                self._told_sums(posting, chunks)
+                outgoing._layer_left[posting.layer] -= len(chunks)
+                outgoing._chunks_left -= len(chunks)
+                self._totals[3] += len(chunks)
+                if not outgoing._layer_left[posting.layer]:
+                    self._layer_written(outgoing, posting.layer)
+            self._finish_if_done(outgoing)
+            self._finish_if_stopped(outgoing)
 
     def _failed(self, outgoing: Outgoing, posting: Posting, result: int, chunk: int) -> None:
         """A write did not go well: that ends the transfer, if nothing has yet."""
@@ -550,7 +436,6 @@ class Sender(Conversation):
             cause = f"its CRC32C does not match: it changed {way}"
         else:
             cause = f"it could not be written: {error_from(result, 'write')}"
-        posting.failed = result
         self._stop(outgoing, Reason(cause, ordinal))
 
     def _told_sums(self, posting: Posting, chunks: npt.NDArray[np.int64]) -> None:
@@ -611,10 +496,6 @@ class Sender(Conversation):
 
     # ---- the end of one
 
-    def _forget(self, posting: Posting) -> None:
-        if self._postings.pop(posting.number, None) is not None:
-            del posting.outgoing._postings[posting.number]
-
     def _finish_if_done(self, outgoing: Outgoing) -> None:
         if (
             outgoing._state is State.GOING
@@ -636,17 +517,7 @@ class Sender(Conversation):
             return
         outgoing._state, outgoing._reason = State.ENDING, reason
         outgoing._going.clear()
-        self._backlog = [each for each in self._backlog if each.outgoing is not outgoing]
-        under_way: list[int] = []
-        for posting in list(outgoing._postings.values()):
-            under_way += posting.user_data()
-            never = int(posting.pushed)
-            dropped = posting.complete(
-                np.arange(never, len(posting.rows)), np.zeros(len(posting.rows) - never, np.uint32)
-            )
-            self._chunks_under_way -= len(dropped)
-            if not posting.left.any():
-                self._forget(posting)
+        under_way = self._window.drop(outgoing)
         if under_way:
             self._cancel(outgoing, under_way)
         self._finish_if_stopped(outgoing)
@@ -681,8 +552,6 @@ class Sender(Conversation):
         self._open.pop(outgoing._tag, None)
         if outgoing in self._turns:
             self._turns.remove(outgoing)
-        for posting in list(outgoing._postings.values()):
-            self._forget(posting)
         route = outgoing._route
         if route is not None:
             if not self.endpoint.closed:
@@ -698,11 +567,10 @@ class Sender(Conversation):
         self._ring()
 
     def _ended(self, failure: DmaplaneError) -> None:
-        self._asked.end(self._stops(failure))
+        self._asks.waiting.end(self._stops(failure))
         for outgoing in [each[2] for each in self._queue] + list(self._open.values()):
             self._finish(outgoing, failure_of(outgoing.request, outgoing._reason or failure))
         self._queue.clear()
-        self._backlog.clear()
         for stage in self._stages:
             stage.close()
         self._stages.clear()

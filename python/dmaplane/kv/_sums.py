@@ -28,7 +28,9 @@ _POWERS: Final = 27
 """Shifts by 2**0 .. 2**26 bytes: longer than the longest chunk."""
 
 
-def _applied(columns: npt.NDArray[np.uint32], words: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+def _applied(
+    columns: npt.NDArray[np.uint32], words: npt.NDArray[np.uint32]
+) -> npt.NDArray[np.uint32]:
     """The linear map with these 32 columns, of each of @words."""
     bits = (words[:, None] >> np.arange(32, dtype=np.uint32)) & np.uint32(1)
     chosen: npt.NDArray[np.uint32] = np.bitwise_xor.reduce(bits * columns, axis=1)
@@ -52,9 +54,7 @@ def _tables() -> npt.NDArray[np.uint32]:
     return tables
 
 
-def shifted(
-    crcs: npt.NDArray[np.uint32], lengths: npt.NDArray[np.int64]
-) -> npt.NDArray[np.uint32]:
+def shifted(crcs: npt.NDArray[np.uint32], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
     """Each CRC as part of the CRC of what goes on for so many bytes behind it."""
     out = crcs.astype(np.uint32, copy=True)
     tables = _tables()
