@@ -36,6 +36,8 @@ COPY: Final = np.dtype([("source", "<u8"), ("destination", "<u8"), ("length", "<
 SCATTERED_BYTES: Final = 4096
 """Shorter runs cost a network more than gathering them costs the sender."""
 
+_CACHED_BYTES: Final = 512 << 10
+"""gather() takes so much at a time: what it copies twice is still in the cache then."""
 _FIXED: Final = ("layers", "kv_heads", "head_size", "dtype", "kind", "model")
 
 
@@ -95,30 +97,36 @@ class _Weave:
 
     def _by_segment(self, first: int, end: int, source: Blocks, destination: Blocks) -> Rows:
         """Runs of tokens that lie in one block on either side."""
-        there, here = self.source.tokens, self.destination.tokens
-        starts = _edges(first, end, there, here)
-        tokens = np.diff(starts, append=end)
-        near = source[starts // there] * self.source.block
-        near += starts % there * self.source.token + self.source.start
-        far = destination[starts // here] * self.destination.block
-        far += starts % here * self.destination.token + self.destination.start
         if not self.whole_bytes:
-            return _around(self.outer, near, far, tokens * self.unit)
-        # Only the first and the last block can be whole on neither side.
-        begin = 1 if first % here else 0
-        stop = max(begin, len(starts) - (1 if end % here else 0))
-        parts = (
-            _around(self.outer, near[:begin], far[:begin], tokens[:begin] * self.unit),
-            _around(
-                self.whole,
-                near[begin:stop],
-                far[begin:stop],
-                np.full(stop - begin, self.whole_bytes, dtype=np.int64),
-            ),
-            _around(self.outer, near[stop:], far[stop:], tokens[stop:] * self.unit),
-        )
+            return self._segments(first, end, source, destination)
+        size = self.source.tokens
+        begin, stop = -(-first // size), end // size
+        if begin > stop:
+            return self._segments(first, end, source, destination)
+        near = source[begin:stop] * self.source.block + self.source.start
+        far = destination[begin:stop] * self.destination.block + self.destination.start
+        length = np.full(stop - begin, self.whole_bytes, dtype=np.int64)
+        parts = [_around(self.whole, near, far, length)]
+        if first % size:
+            parts.insert(0, self._segments(first, begin * size, source, destination))
+        if end % size:
+            parts.append(self._segments(stop * size, end, source, destination))
+        if len(parts) == 1:
+            return parts[0]
         near, far, length = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         return near, far, length
+
+    def _segments(self, first: int, end: int, source: Blocks, destination: Blocks) -> Rows:
+        """The same where a run is never a whole block of both."""
+        starts = _edges(first, end, self.source.tokens, self.destination.tokens)
+        near, far = (
+            blocks[at] * side.block + (starts - at * side.tokens) * side.token + side.start
+            for blocks, side, at in (
+                (source, self.source, starts // self.source.tokens),
+                (destination, self.destination, starts // self.destination.tokens),
+            )
+        )
+        return _around(self.outer, near, far, np.diff(starts, append=end) * self.unit)
 
     def _by_token(self, first: int, end: int, source: Blocks, destination: Blocks) -> Rows:
         """A token at a time, in the order of the destination's memory."""
@@ -231,11 +239,14 @@ class Plan:
         source = _pieces(layer, self.source, step)[..., near : near + self.heads, :]
         staged = out[:length].view(self.stage.numpy_dtype).reshape(-1, *self.stage.block_shape)
         target = _pieces(staged, self.stage, step)
-        piece = np.arange(first // step, -(-end // step))
         per_source, per_stage = source.shape[1], target.shape[1]
         skipped = first // self.stage.block_tokens
-        taken = source[blocks[piece // per_source], piece % per_source]
-        target[piece // per_stage - skipped, piece % per_stage] = taken
+        at_once = max(1, _CACHED_BYTES // (step * self.stage.token_bytes))
+        stop = -(-end // step)
+        for begin in range(first // step, stop, at_once):
+            piece = np.arange(begin, min(begin + at_once, stop))
+            taken = source[blocks[piece // per_source], piece % per_source]
+            target[piece // per_stage - skipped, piece % per_stage] = taken
 
     def gathered_copies(
         self,
