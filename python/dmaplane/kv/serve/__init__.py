@@ -9,3 +9,30 @@ completion, order, blocks, prefill, link, decode, routes, site.
 """
 
 from __future__ import annotations
+
+from dmaplane.kv.serve._decode import Decoder, DecodeSettings, Figures
+from dmaplane.kv.serve._http import HttpServer, Limits
+from dmaplane.kv.serve._link import Link, LinkSettings
+from dmaplane.kv.serve._prefill import PrefillServer, PrefillSettings
+from dmaplane.kv.serve._routes import PrefillRoutes, Routes
+from dmaplane.kv.serve._site import Door, Site, SiteSettings, opened, serve_decode, serve_prefill
+
+__all__ = [
+    "DecodeSettings",
+    "Decoder",
+    "Door",
+    "Figures",
+    "HttpServer",
+    "Limits",
+    "Link",
+    "LinkSettings",
+    "PrefillRoutes",
+    "PrefillServer",
+    "PrefillSettings",
+    "Routes",
+    "Site",
+    "SiteSettings",
+    "opened",
+    "serve_decode",
+    "serve_prefill",
+]
