@@ -200,9 +200,13 @@ class Pool(Scope):
 
     def leases(self) -> tuple[LeaseRow, ...]:
         """Every lease whose blocks are not free, the oldest first."""
+        return self.books()[1]
+
+    def books(self) -> tuple[Account, tuple[LeaseRow, ...]]:
+        """account() and leases() of one moment."""
         with self._lock:
             now = self._clock()
-            return tuple(one.row(now) for one in self._tenures.values())
+            return self._blocks.account, tuple(one.row(now) for one in self._tenures.values())
 
     def leaks(self, older_than: float) -> tuple[LeaseRow, ...]:
         """The rows of leases() that are older than so many seconds."""
@@ -319,6 +323,8 @@ class Pool(Scope):
 
     def _abort(self, tenure: Tenure, who: Hashable, why: str) -> None:
         with self._lock:
+            if self._refusal is not None:
+                return  # nobody gets these blocks any more
             if tenure.id not in self._tenures:
                 raise StaleEpochError(
                     f"lease {tenure.id} has ended ({tenure.state}) and its blocks are free;"
