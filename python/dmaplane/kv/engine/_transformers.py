@@ -17,6 +17,7 @@ Owned here: the model. From transformers 4.56 (where a cache is a list of layers
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import pathlib
@@ -29,17 +30,8 @@ from numpy.typing import NDArray
 from dmaplane._errors import InvalidError, UnsupportedError
 from dmaplane.kv._layout import Layout
 from dmaplane.kv.engine._engine import Cache, check_cache, check_tokens
-
-try:
-    import torch
-    import transformers
-    from transformers.cache_utils import Cache as LibraryCache
-    from transformers.cache_utils import DynamicCache, DynamicLayer
-except ImportError as reason:
-    raise UnsupportedError(
-        "the transformers engine",
-        "torch and transformers >= 4.56: pip install dmaplane[transformers]",
-    ) from reason
+from dmaplane.kv.engine._paged import FORMATS, Format
+from dmaplane.kv.engine._weights import Shape
 
 OnLayer = Callable[[int], None]
 _SAMPLE: Final = 1024
@@ -55,7 +47,7 @@ class TransformersSettings:
     """
 
     checkpoint: str | None = None
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    dtype: Format = "float32"
     """Of weights and cache."""
     block_tokens: int = 16
     order: Literal["NHD", "HND"] = "NHD"
@@ -72,11 +64,26 @@ class TransformersSettings:
     tokens_max: int = 8192
     """Positions the model is made for."""
 
+    def __post_init__(self) -> None:
+        if self.dtype not in FORMATS:
+            raise InvalidError("dtype", f"{self.dtype!r}", fix=f"one of {', '.join(FORMATS)}")
+        if not 1 <= self.tokens_max <= 1 << 24:
+            raise InvalidError("tokens_max", f"{self.tokens_max}", fix=f"1 .. {1 << 24}")
+        if not 0 <= self.seed < 1 << 63:
+            raise InvalidError("seed", f"{self.seed}", fix="0 .. 2**63 - 1")
+        sizes = {field.name for field in dataclasses.fields(Shape)}
+        ours = {name: getattr(self, name) for name in sizes if hasattr(self, name)}
+        Shape(**ours)  # the same limits
 
-class PagedLayer(DynamicLayer):  # type: ignore[misc, unused-ignore] # Any without the library
-    """One layer of a cache of the library's kind, in blocks of a pool; for one call."""
 
-    is_sliding = False
+class PagedLayer:
+    """What is ours in a layer of the library's cache: its numbers are in blocks of a pool.
+
+    The rest, and the type the library knows it by, comes from the library's DynamicLayer: see
+    _layer_class(). One lives for one call of the model.
+    """
+
+    is_sliding: Final = False
 
     def __init__(self, number: int, work: _Work) -> None:
         super().__init__()
@@ -126,6 +133,8 @@ class _Work:
         before: OnLayer | None,
         after: OnLayer | None,
     ) -> None:
+        import torch
+
         self.cache = cache
         self.first_token = first_token
         self.end = first_token + count
@@ -144,8 +153,18 @@ class _Work:
 
     def library_cache(self) -> Any:
         """What the model takes as past_key_values."""
-        count = self.cache.pool.layout.layers
-        return LibraryCache(layers=[PagedLayer(number, self) for number in range(count)])
+        from transformers.cache_utils import Cache as LibraryCache
+
+        made, count = _layer_class(), self.cache.pool.layout.layers
+        return LibraryCache(layers=[made(number, self) for number in range(count)])
+
+
+@functools.cache
+def _layer_class() -> Any:
+    """PagedLayer as a layer of the library, which is not imported before this is asked for."""
+    from transformers.cache_utils import DynamicLayer
+
+    return type("PagedDynamicLayer", (PagedLayer, DynamicLayer), {})
 
 
 class TransformersEngine:
@@ -208,6 +227,8 @@ class TransformersEngine:
         before: OnLayer | None,
         after: OnLayer | None,
     ) -> NDArray[np.float32]:
+        import torch
+
         check_cache(self.layout, cache)
         given = check_tokens(tokens, cache, first_token=first_token, vocabulary=self.vocabulary)
         work = _Work(cache, first_token=first_token, count=len(given), before=before, after=after)
@@ -225,6 +246,15 @@ class TransformersEngine:
 
 def _model_of(settings: TransformersSettings) -> tuple[Any, bytes]:
     """The model, and what it was made of: part of its name."""
+    try:
+        import torch
+        import transformers
+    except ImportError as reason:
+        raise UnsupportedError(
+            "the transformers engine",
+            "torch and transformers >= 4.56: pip install dmaplane[transformers]",
+        ) from reason
+
     wanted = getattr(torch, settings.dtype)
     if settings.checkpoint is not None:
         folder = pathlib.Path(settings.checkpoint)
@@ -237,16 +267,21 @@ def _model_of(settings: TransformersSettings) -> tuple[Any, bytes]:
             origin = file.read(_CONFIG_BYTES_MAX)
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     else:
-        origin = repr(dataclasses.astuple(settings)).encode()
+        # Where its cache lies is not what it is.
+        same = dataclasses.replace(settings, block_tokens=16, order="NHD")
+        origin = repr(dataclasses.astuple(same)).encode()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            model = transformers.AutoModelForCausalLM.from_config(_config_of(settings))
+            model = _seeded(settings)
     return model.to(wanted).eval(), origin
 
 
-def _config_of(settings: TransformersSettings) -> Any:
+def _seeded(settings: TransformersSettings) -> Any:
+    """A new model of these sizes; its numbers come from PyTorch's generator as it stands."""
+    import transformers
+
     try:
-        return transformers.AutoConfig.for_model(
+        config = transformers.AutoConfig.for_model(
             settings.model_type,
             num_hidden_layers=settings.layers,
             hidden_size=settings.hidden,
@@ -262,31 +297,39 @@ def _config_of(settings: TransformersSettings) -> Any:
             eos_token_id=None,
             pad_token_id=None,
         )
+        return transformers.AutoModelForCausalLM.from_config(config)
     except ValueError as reason:
-        raise InvalidError("model_type", str(reason), fix='e.g. "llama", "mistral"') from reason
+        raise InvalidError(
+            "model_type",
+            f"transformers {transformers.__version__} makes no causal language model of "
+            f"{settings.model_type!r:.60} and these sizes",
+            fix='e.g. "llama", "mistral", "qwen3"',
+        ) from reason
 
 
 def _cache_sides(model: Any) -> tuple[int, int, int]:
     """Layers, heads and head size of the model's cache, asked of the model with one token."""
-    with torch.inference_mode():
-        answer = model(
-            input_ids=torch.zeros((1, 1), dtype=torch.int64),
-            past_key_values=DynamicCache(),
-            use_cache=True,
-        )
-    layers = answer.past_key_values.layers
-    shapes = {
-        tuple(tensor.shape) if tensor is not None else ()
-        for layer in layers
-        for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))
-    }
-    if len(shapes) != 1 or len(next(iter(shapes))) != 4:
-        raise UnsupportedError(
-            f"a {model.config.model_type} model here",
-            f"K and V of one shape in every layer, and it has {sorted(shapes)}",
-        )
-    _, heads, _, size = shapes.pop()
-    return len(layers), heads, size
+    import torch
+    from transformers.cache_utils import DynamicCache
+
+    refusal = UnsupportedError(
+        f"a {model.config.model_type} model in blocks", "K and V of one shape in every layer"
+    )
+    try:
+        with torch.inference_mode():
+            answer = model(
+                input_ids=torch.zeros((1, 1), dtype=torch.int64),
+                past_key_values=DynamicCache(config=model.config),
+                use_cache=True,
+            )
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as reason:
+        raise refusal from reason
+    layers = getattr(getattr(answer, "past_key_values", None), "layers", ())
+    halves = [getattr(one, half, None) for one in layers for half in ("keys", "values")]
+    shapes = {tuple(getattr(half, "shape", ())) for half in halves}
+    if len(shapes) != 1 or len(shape := shapes.pop()) != 4:
+        raise refusal
+    return len(layers), int(shape[1]), int(shape[3])
 
 
 def _digest(model: Any, origin: bytes) -> str:
