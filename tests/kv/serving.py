@@ -57,7 +57,6 @@ class Held:
             self.at_layer = layer + 1
             while self.held:
                 time.sleep(0.002)
-                on_layer(layer)  # told again, and by it that nobody wants it any more
 
         return self._engine.prefill(tokens, cache, told)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
     from dmaplane._address import Require
+    from dmaplane.kv import Books
     from dmaplane.kv.serve import Door, Site, SiteSettings
 
 SECRET_VARIABLE: Final = "DMAPLANE_SECRET"
@@ -161,6 +163,7 @@ def leaks(
     from dmaplane.cli import _output
 
     require_package()
+    from dmaplane.kv import Books
     from dmaplane.kv.demo._client import fetch
 
     door = _door(server)
@@ -170,41 +173,42 @@ def leaks(
         raise UnreachableError(f"no server answers at {server}: {error}") from error
     if status != 200:
         raise UnreachableError(f"what answers at {server} has no /kv/leases (status {status})")
-    books = json.loads(body)
-    old = [row for row in books["leases"] if row["age_seconds"] >= older_than]
+    try:
+        books = Books.of_json(json.loads(body))
+    except ValueError as error:
+        raise UnreachableError(f"what answers at {server} gives no books: {error}") from error
+    old = books.leaks(older_than)
     if as_json:
-        _output.emit({"account": books["account"], "leases": old, "left_out": books["left_out"]})
+        _output.emit(
+            {
+                "account": dataclasses.asdict(books.account),
+                "leases": [dataclasses.asdict(row) for row in old],
+            }
+        )
     else:
-        _show_leases(books["account"], old)
+        _show_leases(books, older_than)
     if old:
         raise typer.Exit(1)
 
 
-def _show_leases(account: dict[str, int], rows: list[dict[str, Any]]) -> None:
+def _show_leases(books: Books, older_than: float) -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     from dmaplane.cli import _output
+    from dmaplane.kv._leaks import HEADINGS, cells_of
 
     out = _output.console()
-    if rows:
+    old = books.leaks(older_than)
+    if old:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in ("id", "holder", "age s", "blocks", "state", "trace", "who has it"):
-            table.add_column(name, justify="right" if name in ("id", "age s", "blocks") else "left")
-        for row in rows:
-            table.add_row(
-                str(row["id"]),
-                Text(row["holder"]),
-                f"{row['age_seconds']:.1f}",
-                str(row["blocks"]),
-                row["state"],
-                Text(row["trace"]),
-                Text(", ".join(row["who"])),
-            )
+        for name in HEADINGS:
+            table.add_column(name)
+        for row in old:
+            table.add_row(*map(Text, cells_of(row)))
         out.print(table)
-    told = ", ".join(f"{count} {state}" for state, count in account.items())
-    out.print(f"{len(rows)} leases; blocks: {told}", markup=False)
+    out.print(books.verdict(older_than), markup=False)
 
 
 # ---- what the commands share

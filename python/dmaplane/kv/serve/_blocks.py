@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
 _LOOK_S: Final = 0.02
 """Blocks also come back from quarantine and from leases that expire; nobody tells us of these."""
+_SWEEP_S: Final = 1.0
+
+
+async def keep_swept(pool: Pool) -> None:
+    """Ends leases whose time has passed, once a second, until it is cancelled."""
+    while True:
+        await asyncio.sleep(_SWEEP_S)
+        pool.sweep()
 
 
 class BlockQueue:

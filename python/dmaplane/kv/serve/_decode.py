@@ -35,14 +35,14 @@ from dmaplane.kv.engine import Cache
 from dmaplane.kv.serve._blocks import BlockQueue
 from dmaplane.kv.serve._metrics import Meter
 from dmaplane.kv.serve._order import TOKENS_MAX
-from dmaplane.kv.serve._thread import Gate, result_of, to_the_end
+from dmaplane.kv.serve._thread import Gate, result_of, to_the_end, without_frames
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from dmaplane.kv._incoming import Incoming
     from dmaplane.kv._lease import Lease
     from dmaplane.kv._pool import Pool
-    from dmaplane.kv._receiver import Incoming
     from dmaplane.kv.engine import Engine
     from dmaplane.kv.serve._link import Link, Order
 
@@ -233,7 +233,13 @@ class Decoder:
     async def _token(self, token: int, position: int, lease: Lease, notes: _Notes) -> int:
         """The token after @token, which stands at @position."""
         work = asyncio.get_running_loop().run_in_executor(
-            self._next, self.engine.decode, token, position, Cache(self.pool, lease), None
+            self._next,
+            without_frames,
+            self.engine.decode,
+            token,
+            position,
+            Cache(self.pool, lease),
+            None,
         )
         logits = await result_of(work)
         following = int(np.argmax(logits))
@@ -259,7 +265,7 @@ class Decoder:
             notes.known["announced"] = notes.now()
             if incoming.tokens != len(prompt) - 1:
                 reason = f"{incoming.tokens} tokens announced, {len(prompt) - 1} asked for"
-                await incoming.refuse(reason)
+                incoming.refuse(reason)
                 raise TransferError(request, reason)
             await incoming.accept(lease)
             token = await self._arrive(incoming, prompt, lease, on, notes)
@@ -287,6 +293,7 @@ class Decoder:
                 if work is None:  # a thread of ours waits from the first layer on, not longer
                     work = loop.run_in_executor(
                         self._first,
+                        without_frames,
                         self.engine.decode,
                         int(prompt[-1]),
                         len(prompt) - 1,

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from dmaplane import Plane
     from dmaplane._address import Require
+    from dmaplane.kv._incoming import Incoming
     from dmaplane.kv._pool import Pool
-    from dmaplane.kv._receiver import Incoming
 
 _LOG: Final = logging.getLogger("dmaplane.kv.serve")
 
@@ -47,7 +47,7 @@ class LinkSettings:
     secret: str | None = dataclasses.field(default=None, repr=False)
     require: Require | None = None
     window: int = 64
-    window_bytes: int = 16 << 20
+    window_bytes: int = 64 << 20
     connect_seconds: float = 10.0
     retry_seconds: float = 0.5
 
@@ -199,7 +199,7 @@ class Link:
         async for incoming in receiver:
             order = self._orders.get(incoming.request)
             if order is None or order.incoming.done():
-                await incoming.refuse("nobody waits for this request")
+                incoming.refuse("nobody waits for this request")
             else:
                 order.incoming.set_result(incoming)
 

@@ -23,7 +23,7 @@ from dmaplane.kv._sender import Sender
 from dmaplane.kv.engine import Cache
 from dmaplane.kv.serve._blocks import BlockQueue
 from dmaplane.kv.serve._order import Report, decode_order
-from dmaplane.kv.serve._thread import to_the_end
+from dmaplane.kv.serve._thread import StoppedError, to_the_end, without_frames
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from dmaplane import Endpoint, Listener
+    from dmaplane.kv._ask import Ask
     from dmaplane.kv._lease import Lease
+    from dmaplane.kv._outgoing import Outgoing
     from dmaplane.kv._pool import Pool
-    from dmaplane.kv._sender import Ask, Outgoing
     from dmaplane.kv.engine import Engine
 
 _LOG: Final = logging.getLogger("dmaplane.kv.serve")
@@ -51,10 +52,6 @@ class PrefillSettings:
     window: int = 64
 
 
-class _StoppedError(Exception):
-    """Nobody wants what is being computed any more."""
-
-
 class _Job:
     """One prompt: computed on the thread, sent layer by layer meanwhile."""
 
@@ -69,7 +66,7 @@ class _Job:
     def on_layer(self, layer: int) -> None:
         """Called by the engine, on its thread."""
         if self._stopped:
-            raise _StoppedError
+            raise StoppedError
         self.outgoing.ready(layer)
         self.layers.append(time.monotonic() - self.started)
 
@@ -80,8 +77,9 @@ class _Job:
             if self._sent.done() and not work.done():
                 self._sent.result()
             await asyncio.shield(work)
-        except BaseException:
+        except BaseException as error:
             self._stopped = True
+            await self.stop(f"prefill ended early: {error or type(error).__name__}")
             await to_the_end(work)
             raise
         self.computed_seconds = time.monotonic() - self.started
@@ -158,7 +156,7 @@ class PrefillServer:
             if crowded >= self.settings.orders_max:
                 raise TransferError(ask.request, f"{crowded} orders of yours are not done yet")
             report = await self._compute(sender, ask)
-        except (DmaplaneError, _StoppedError) as error:
+        except (DmaplaneError, StoppedError) as error:
             self.failures += 1
             report = Report(request=ask.request, error=str(error) or "nobody wants it any more")
         try:
@@ -187,11 +185,7 @@ class PrefillServer:
                 job = _Job(
                     sender.send(ask.request, lease, len(tokens), trace=ask.request, ready=False)
                 )
-                try:
-                    await job.compute(self._started(tokens, lease, job))
-                except BaseException as error:
-                    await job.stop(f"prefill ended early: {error or type(error).__name__}")
-                    raise
+                await job.compute(self._started(tokens, lease, job))
             lease.publish()
             try:
                 await job.sent()
@@ -211,7 +205,12 @@ class PrefillServer:
         self, tokens: npt.NDArray[np.int64], lease: Lease, job: _Job
     ) -> asyncio.Future[Any]:
         return asyncio.get_running_loop().run_in_executor(
-            self._thread, self.engine.prefill, tokens, Cache(self.pool, lease), job.on_layer
+            self._thread,
+            without_frames,
+            self.engine.prefill,
+            tokens,
+            Cache(self.pool, lease),
+            job.on_layer,
         )
 
     async def close(self) -> None:

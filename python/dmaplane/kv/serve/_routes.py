@@ -27,7 +27,7 @@ from dmaplane._errors import (
     TransferError,
     UnreachableError,
 )
-from dmaplane.kv.serve._books import ledger_of
+from dmaplane.kv._leaks import as_json
 from dmaplane.kv.serve._completion import DONE, Answer, Bounds, Completion, parse, sse
 from dmaplane.kv.serve._http import Exchange, HttpError, Request
 from dmaplane.kv.serve._metrics import EXPOSITION_KIND, exposition
@@ -163,7 +163,7 @@ class Routes:
         await exchange.reply(200, exposition(decoder.meter, gauges), kind=EXPOSITION_KIND)
 
     async def _leases(self, exchange: Exchange) -> None:
-        await exchange.reply(200, ledger_of(self.decoder.pool))
+        await exchange.reply(200, as_json(self.decoder.pool))
 
 
 class _Kept:
@@ -225,7 +225,7 @@ class PrefillRoutes:
         if request.method != "GET":
             raise HttpError(405, f"{request.path} takes GET alone", headers=(("Allow", "GET"),))
         if request.path == "/kv/leases":
-            await exchange.reply(200, ledger_of(server.pool))
+            await exchange.reply(200, as_json(server.pool))
         elif request.path == "/health":
             await exchange.reply(
                 200,

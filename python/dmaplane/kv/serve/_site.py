@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import dmaplane
 from dmaplane.kv._pool import Pool
 from dmaplane.kv.engine import load
-from dmaplane.kv.serve._books import keep_swept
+from dmaplane.kv.serve._blocks import keep_swept
 from dmaplane.kv.serve._decode import Decoder
 from dmaplane.kv.serve._http import HttpServer
 from dmaplane.kv.serve._link import Link, LinkSettings

@@ -9,11 +9,28 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from typing import TypeVar
 
 from dmaplane._errors import DmaplaneError
 
 T = TypeVar("T")
+
+
+class StoppedError(Exception):
+    """Nobody wants what a thread computes any more."""
+
+
+def without_frames(work: Callable[..., T], *arguments: object) -> T:
+    """Runs @work on a thread. What it raises does not keep its frames, nor views in these.
+
+    An error that waits in a future would hold the pool for as long. A bug keeps its traceback.
+    """
+    try:
+        return work(*arguments)
+    except (DmaplaneError, StoppedError) as error:
+        error.__context__ = None
+        raise error.with_traceback(None) from error.__cause__
 
 
 async def to_the_end(work: asyncio.Future[T]) -> None:
