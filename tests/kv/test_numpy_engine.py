@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 import dmaplane
 from dmaplane import kv
 from dmaplane.kv.engine import Cache, greedy, load
+from dmaplane.kv.engine._attention import attend_one
 from dmaplane.kv.engine._numpy import NumpyEngine
 from dmaplane.kv.engine._paged import decoder_of, encoder_of, pieces_of
 from dmaplane.kv.engine._weights import Shape, Weights, weights_of
@@ -160,6 +161,21 @@ def test_weights_of_another_arithmetic_have_another_name() -> None:
         for other in ({}, {"heads": 2, "head_size": 64, "kv_heads": 1}, {"rope_base": 500000.0})
     }
     assert len(names) == 3
+
+
+def test_one_loud_head_does_not_silence_the_others() -> None:
+    """Scores of one head are thousands above all of another: each head is weighed by itself."""
+    random = np.random.default_rng(3)
+    keys, values = random.standard_normal((2, 3, 16, 2, 8)).astype(np.float32)
+    keys[:, :, 1] += 10
+    query = np.stack([np.full(8, -3.0), np.full(8, 300.0)]).astype(np.float32)
+    pieces = pieces_of(np.arange(3), tokens=40, block_tokens=16)
+    found = attend_one(query, keys, values, pieces, decoder_of("float32"))
+    for head in range(2):
+        scores = keys[:, :, head].reshape(-1, 8)[:40].astype(np.float64) @ query[head] / 8**0.5
+        shares = np.exp(scores - scores.max())
+        right = shares / shares.sum() @ values[:, :, head].reshape(-1, 8)[:40]
+        np.testing.assert_allclose(found[head], right, rtol=1e-4)
 
 
 # ---- its cache is the pool
@@ -436,14 +452,14 @@ def test_an_engine_or_a_format_that_there_is_not_is_named() -> None:
 # ---- formats and places
 
 
-@given(st.lists(st.integers(0, (1 << 32) - 1), min_size=1, max_size=64))
-def test_bfloat16_is_the_nearest_and_ties_are_even(bits: list[int]) -> None:
-    exact = np.array(bits, dtype=np.uint32)
+@pytest.mark.parametrize("rest", [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF])
+def test_bfloat16_is_the_nearest_and_ties_are_even(rest: int) -> None:
+    """All of the 65,536 numbers there are, each with something cut off."""
+    exact = (np.arange(1 << 16, dtype=np.uint32) << 16) | np.uint32(rest)
     numbers = exact.view(np.float32)
     found = encoder_of("bfloat16")(numbers)
     low = (exact >> 16).astype(np.uint32)
     # What is left of a cut tells how near it is: below, at, or above half of the last place.
-    rest = exact & 0xFFFF
     up = (rest > 0x8000) | ((rest == 0x8000) & (low % 2 == 1))
     right = np.where(up, low + 1, low).astype(np.uint16)
     normal = ~np.isnan(numbers)
