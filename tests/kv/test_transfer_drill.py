@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 import dmaplane
-from dmaplane.kv import Layout, Pool
+from dmaplane.kv import Layout, Lease, Pool
 from dmaplane.testing._rig import PATIENCE_S
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -136,6 +136,18 @@ def nursery() -> Iterator[Nursery]:
         yield made
 
 
+@contextlib.contextmanager
+def nobody_writes(pool: Pool, freed: Lease) -> Iterator[None]:
+    """Takes as many blocks as were freed, which are the same: nothing late lands in them."""
+    poison = 0xA5A5
+    with pool.lease(len(freed), holder="the next one") as lease:
+        for layer in range(pool.layout.layers):
+            pool.layer(layer)[lease.blocks] = poison
+        yield
+        for layer in range(pool.layout.layers):
+            assert (pool.layer(layer)[lease.blocks] == poison).all(), "a late write landed"
+
+
 # ---- what happens
 
 
@@ -164,9 +176,10 @@ async def prefill_is_killed(stage: Stage) -> None:
             if "v2" in ours.here:
                 last = await ours.result("v2")
                 assert last == "" or last.startswith("transfer v2")
-            assert await others.result("b1") == ""
-            await tell(bystander, "ready", request="b0", first=1, end=LAYERS)
-            assert await others.result("b0") == ""
+            with nobody_writes(stage.pool, ours.leases["v1"]):
+                assert await others.result("b1") == ""
+                await tell(bystander, "ready", request="b0", first=1, end=LAYERS)
+                assert await others.result("b0") == ""
             for request in ("b0", "b1"):
                 assert await tell(bystander, "result", request=request) == ""
             await is_unharmed(bystander)
@@ -230,8 +243,9 @@ async def decode_aborts(stage: Stage) -> None:
                 names(failure, "this", "not today")
             assert at != "done" or told == ["", ""], "what is complete stays so"
             assert side.leases["this"].state == ("released" if at == "done" else "aborted")
-        await tell(peer, "ready", request="other", first=2, end=LAYERS)
-        assert await side.result("other") == ""
+        with nobody_writes(stage.pool, side.leases.get("this", side.leases["other"])):
+            await tell(peer, "ready", request="other", first=2, end=LAYERS)
+            assert await side.result("other") == ""
         assert await tell(peer, "result", request="other") == ""
         await is_unharmed(peer)
 
@@ -295,11 +309,31 @@ async def lease_expires(stage: Stage) -> None:
                 stage.pool.check(lease.blocks, stamp)
             assert stage.pool.account().quarantined >= len(lease), "the reader has not let go"
         names(await side.result("short"), "short", "expired")
-        await tell(peer, "ready", request="long", first=layers, end=LAYERS)
-        assert await side.result("long") == ""
+        with nobody_writes(stage.pool, side.leases["short"]):
+            await tell(peer, "ready", request="long", first=layers, end=LAYERS)
+            assert await side.result("long") == ""
         names(await tell(peer, "result", request="short"), "short", "expired")
         for request in ("read", "long"):
             assert await tell(peer, "result", request=request) == ""
+        await is_unharmed(peer)
+
+
+async def source_lease_expires(stage: Stage) -> None:
+    """What is sent from it is not what was leased any more: that request ends, at both ends."""
+    layers = stage.order.randint(0, LAYERS - 1)
+    with stage.actor("decode") as peer:
+        side = await stage.prefill(peer)
+        side.send("short", seed=1, tokens=stage.tokens(), layers=layers, seconds=100)
+        side.send("long", seed=2, tokens=stage.tokens(), layers=layers)
+        await tell(peer, "announced", request="short")
+        stage.clock.ahead += 101
+        assert stage.pool.sweep() == 1
+        for request in ("short", "long"):
+            side.ready(request, first=layers, end=LAYERS)
+        names(await side.result("short"), "short", "expired")
+        names(await tell(peer, "result", request="short"), "short", "expired")
+        assert await side.result("long") == ""
+        assert await tell(peer, "result", request="long") == ""
         await is_unharmed(peer)
 
 
@@ -347,6 +381,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     decode_aborts,
     prefill_aborts,
     lease_expires,
+    source_lease_expires,
     peer_comes_back_with_another_layout,
 )
 PATHS = ("shm", "tcp")
