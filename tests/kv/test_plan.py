@@ -277,6 +277,24 @@ def test_no_two_runs_could_have_been_one(
             assert not begins & ends
 
 
+@settings(max_examples=200, deadline=None)
+@given(pair=pairs(), tokens=st.integers(1, 50), part=st.floats(0, 1), gaps=st.booleans())
+def test_a_run_lies_in_one_run_from_a_stage(
+    pair: tuple[Layout, int, Layout], tokens: int, part: float, gaps: bool
+) -> None:
+    """So bytes have one order, the stage's, whichever way they are sent."""
+    first = int(part * (tokens - 1))
+    for plan in each_plan(pair):
+        here = some_blocks(plan.source, tokens, 1)
+        there = some_blocks(plan.destination, tokens, 2)
+        there = np.sort(there) if gaps else np.arange(len(there))
+        straight = plan.copies(tokens - first, here, there, first_token=first)
+        staged = plan.gathered_copies(tokens - first, there, first_token=first)
+        whole = [range(far, far + length) for _, far, length in staged.tolist()]
+        for _, far, length in straight.tolist():
+            assert any(far in run and far + length - 1 in run for run in whole)
+
+
 def test_blocks_that_follow_one_another_are_one_run() -> None:
     layout = base()
     plan = compile_plan(layout, layout)
