@@ -15,6 +15,7 @@ import pytest
 
 import dmaplane
 from dmaplane.kv import Account, Layout, Lease, Pool
+from dmaplane.kv._blocks import Blocks
 from dmaplane.kv._lease import Tenure
 
 SMALL = Layout(layers=2, kv_heads=2, head_size=8, dtype="float32", block_tokens=4)
@@ -71,6 +72,22 @@ def test_blocks_of_a_lease_rise_and_cannot_be_changed(pool: Pool) -> None:
         assert lease.blocks.dtype == np.int64
         with pytest.raises(ValueError, match="read-only"):
             lease.blocks[0] = 7
+
+
+@pytest.mark.parametrize("count", [1, 3, 20, 400, 1000])
+def test_blocks_rise_in_whatever_order_they_were_given_back(count: int) -> None:
+    books, order = Blocks(1000), random.Random(count)
+    singles = [books.take(1) for _ in range(1000)]
+    order.shuffle(singles)
+    for one in singles:
+        books.end(one, quarantined=False)
+    for _ in range(2):
+        taken = books.take(count)
+        assert len(taken) == count
+        assert (np.diff(taken) > 0).all()
+        books.audit()
+        books.end(taken, quarantined=False)
+    assert books.take(1000).tolist() == list(range(1000))
 
 
 def test_lease_that_does_not_fit_now_says_what_the_account_is(pool: Pool) -> None:
@@ -526,6 +543,7 @@ def test_closed_pool_ends_its_leases(plane: dmaplane.Plane) -> None:
     for use in (live.check, live.fill, lambda: pool.lease(1, holder="c"), lambda: pool.layer(0)):
         with pytest.raises(dmaplane.ClosedError, match="this pool is closed"):
             use()
+    live.quarantine("peer", why="its connection ends after the pool")
     live.release()
     assert pool.let_go("peer") == lent.let_go("peer") == 0
     pool.close()

@@ -323,6 +323,8 @@ class Pool(Scope):
 
     def _abort(self, tenure: Tenure, who: Hashable, why: str) -> None:
         with self._lock:
+            if self._refusal is not None:
+                return  # nobody gets these blocks any more
             if tenure.id not in self._tenures:
                 raise StaleEpochError(
                     f"lease {tenure.id} has ended ({tenure.state}) and its blocks are free;"
