@@ -52,7 +52,7 @@ async def split(
     @flip: the layer of which one number of V gets the highest bit of its exponent on the sender's
     side, before it is sent and without a checksum.
     """
-    begun = threading.Event()
+    begun, waited = threading.Event(), list[int]()
     async with connected(path, prefill.layout, decode.layout) as (sender, receiver):
         ours, theirs = sender.pool, receiver.pool
         loop = asyncio.get_running_loop()
@@ -72,21 +72,26 @@ async def split(
                 outgoing.ready(number)
 
             def before_layer(number: int) -> None:
+                waited.append(number)
                 asyncio.run_coroutine_threadsafe(incoming.layer(number), loop).result(LIMIT_S)
                 begun.set()
 
             def decoded() -> list[int]:
-                first = decode.decode(int(PROMPT[-1]), LAST, Cache(theirs, to), before_layer)
-                token = int(first.argmax())
-                rest = greedy(
-                    decode, Cache(theirs, to), token=token, position=LAST + 1, count=TOKENS - 1
+                steps = greedy(
+                    decode,
+                    Cache(theirs, to),
+                    token=int(PROMPT[-1]),
+                    position=LAST,
+                    count=TOKENS,
+                    before_layer=before_layer,
                 )
-                return [token, *rest]
+                return list(steps)
 
             _, found = await asyncio.gather(
                 asyncio.to_thread(prefill.prefill, PROMPT[:-1], Cache(ours, from_), on_layer),
                 asyncio.to_thread(decoded),
             )
+            assert waited == list(range(decode.layout.layers)), "in the first step only"
             assert await incoming.complete() is to
             await outgoing.done()
             return found

@@ -72,7 +72,7 @@ class TransformersSettings:
             raise InvalidError("tokens_max", f"{self.tokens_max}", fix=f"1 .. {1 << 24}")
         if not 0 <= self.seed < 1 << 63:
             raise InvalidError("seed", f"{self.seed}", fix="0 .. 2**63 - 1")
-        self.shape  # noqa: B018 - it checks the sizes
+        _ = self.shape  # checks the sizes
 
     @property
     def shape(self) -> Shape:
