@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from dmaplane._inbox import Inbox
     from dmaplane._rings import Rings
     from dmaplane._rows import KeptRows
+    from dmaplane._watch import Watch
 
 NOTHING: Final = (-errno.EINTR, -errno.ETIMEDOUT, -errno.EAGAIN)
 """Answers of an exchange that moved nothing and is worth another."""
@@ -90,6 +91,8 @@ class Taker:
         self._until = type(NO_DEADLINE)()
         self._news = threading.Condition()
         self._followers = 0
+        self.watches: list[Watch] = []
+        """Rung whenever something was handed out."""
 
     def take_now(self) -> int:
         """Takes what is there, without waiting; how many. 0 if another thread is taking."""
@@ -241,6 +244,8 @@ class Taker:
         if self._followers:
             with self._news:
                 self._news.notify_all()
+        for watch in self.watches:
+            watch.ring()
         return count
 
     def finish(self, fields: tuple[Any, ...]) -> None:

@@ -3,7 +3,8 @@
 
 A fork of the test itself would inherit the sockets and memory of its planes, and what a
 dead peer had would stay open in the next one. The nursery is forked before there is a
-plane; it takes nothing from the test but the name of a program of peers.py and a socket.
+plane; it takes nothing from the test but the name of a program and a socket. Programs are
+functions of peers.py, or of another module that was imported before the nursery was forked.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import signal
 import socket
 import traceback
 import warnings
+from types import ModuleType
 from typing import Any
 
 import peers
@@ -72,7 +74,7 @@ class Peer:
 class Nursery:
     """The process that forks them."""
 
-    def __init__(self) -> None:
+    def __init__(self, programs: ModuleType = peers) -> None:
         self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -81,7 +83,7 @@ class Nursery:
             status = 1
             try:
                 self._orders.close()
-                _run(theirs)
+                _run(theirs, programs)
                 status = 0
             finally:
                 os._exit(status)
@@ -89,7 +91,7 @@ class Nursery:
         self._orders.settimeout(PATIENCE_S)
 
     def peer(self, program: str, **settings: Any) -> Peer:
-        """Starts a program of peers.py with these settings."""
+        """Starts a program with these settings."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         order = json.dumps([program, settings]).encode()
         socket.send_fds(self._orders, [order], [theirs.fileno()])
@@ -104,7 +106,7 @@ class Nursery:
         os.waitpid(self._pid, 0)
 
 
-def _run(orders: socket.socket) -> None:
+def _run(orders: socket.socket, programs: ModuleType) -> None:
     """Until the test closes its end: forks what it is told to."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
@@ -114,19 +116,19 @@ def _run(orders: socket.socket) -> None:
         pid = os.fork()
         if pid == 0:
             orders.close()
-            _live(json.loads(order), socket.socket(fileno=fds[0]))
+            _live(json.loads(order), socket.socket(fileno=fds[0]), programs)
         os.close(fds[0])
         orders.sendall(str(pid).encode())
 
 
-def _live(order: tuple[str, dict[str, Any]], talk: socket.socket) -> None:
+def _live(order: tuple[str, dict[str, Any]], talk: socket.socket, programs: ModuleType) -> None:
     """The life of a peer."""
     status = 1
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.alarm(LIFE_S)
         program, settings = order
-        getattr(peers, program)(peers.Talk(talk), **settings)
+        getattr(programs, program)(peers.Talk(talk), **settings)
         status = 0
     except BaseException:
         with contextlib.suppress(OSError):

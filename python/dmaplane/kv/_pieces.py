@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: MIT
+"""Pieces: the runs of one layer of a transfer, cut where chunks end.
+
+What a transfer moves in one layer is a stream of bytes: all that the source has for the
+destination, in the order of the destination's tokens (as Plan.gather() brings it into a stage).
+Chunk k is bytes k * chunk_bytes on of that stream. So both sides know the chunks from the two
+layouts, the tokens and the destination's blocks alone; where the source had the bytes is nobody's
+business but its own.
+
+Pieces are in the order of the stream, each in one chunk, and the same for every layer: a layer
+only adds its own offset. Values; owner of nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from dmaplane.kv._plan import Plan
+
+    Offsets = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pieces:
+    """Arrays of one length, and where in them each chunk begins."""
+
+    near: Offsets
+    """Where the source has it: within its layer, or within the stage."""
+    far: Offsets
+    """Where the destination has it, within its layer."""
+    length: Offsets
+    starts: Offsets
+    """Chunk k is pieces starts[k] .. starts[k + 1] - 1."""
+    longest: int
+    """Pieces of the chunk that has most."""
+
+    @property
+    def chunks(self) -> int:
+        """Of one layer."""
+        return len(self.starts) - 1
+
+    @property
+    def total_bytes(self) -> int:
+        """Of one layer."""
+        return int(self.length.sum())
+
+
+def _cut(stream: Offsets, near: Offsets, far: Offsets, length: Offsets, chunk_bytes: int) -> Pieces:
+    """Runs that begin at @stream in the stream, which they cover without a gap, cut."""
+    if len(stream) > 1 and not (stream[1:] > stream[:-1]).all():
+        order = np.argsort(stream, kind="stable")
+        stream, near, far, length = stream[order], near[order], far[order], length[order]
+    first = stream // chunk_bytes
+    parts = (stream + length - 1) // chunk_bytes - first + 1
+    if (parts != 1).any():
+        whose = np.repeat(np.arange(len(stream)), parts)
+        index = np.arange(len(whose)) - np.repeat(np.cumsum(parts) - parts, parts)
+        begin = np.where(index == 0, stream[whose], (first[whose] + index) * chunk_bytes)
+        end = np.minimum((first[whose] + index + 1) * chunk_bytes, (stream + length)[whose])
+        skipped = begin - stream[whose]
+        near, far = near[whose] + skipped, far[whose] + skipped
+        stream, length, first = begin, end - begin, begin // chunk_bytes
+    begins = np.flatnonzero(np.diff(first, prepend=-1))
+    starts = np.append(begins, len(first))
+    return Pieces(near, far, length, starts, int(np.diff(starts).max(initial=0)))
+
+
+def staged(plan: Plan, tokens: int, blocks: Offsets, chunk_bytes: int) -> Pieces:
+    """From a stage, where the stream lies as it is. All that a receiver needs, too."""
+    runs = plan.gathered_copies(tokens, blocks)
+    near, far, length = _columns(runs)
+    return _cut(np.cumsum(length) - length, near, far, length, chunk_bytes)
+
+
+def direct(
+    plan: Plan, tokens: int, source: Offsets, destination: Offsets, chunk_bytes: int
+) -> Pieces:
+    """From the source's own memory. @destination is rising, as blocks of a lease are."""
+    near, far, length = _columns(plan.copies(tokens, source, destination))
+    _, there, sizes = _columns(plan.gathered_copies(tokens, destination))
+    at = np.cumsum(sizes) - sizes
+    if len(there) > 1 and not (there[1:] > there[:-1]).all():
+        order = np.argsort(there, kind="stable")
+        there, at = there[order], at[order]
+    which = np.searchsorted(there, far, side="right") - 1
+    return _cut(at[which] + far - there[which], near, far, length, chunk_bytes)
+
+
+def _columns(runs: npt.NDArray[np.void]) -> tuple[Offsets, Offsets, Offsets]:
+    return (
+        runs["source"].astype(np.int64),
+        runs["destination"].astype(np.int64),
+        runs["length"].astype(np.int64),
+    )
+
+
+def layer_bytes(plan: Plan, tokens: int) -> int:
+    """How many bytes of each layer a transfer of so many tokens has."""
+    stage = plan.stage
+    return tokens * stage.token_bytes
+
+
+def source_runs(plan: Plan, tokens: int, source: Offsets) -> tuple[Offsets, Offsets]:
+    """Where the source has what it sends of a layer: offsets and lengths, in its own order."""
+    anywhere = np.arange(plan.destination.blocks_for(tokens), dtype=np.int64)
+    near, _, length = _columns(plan.copies(tokens, source, anywhere))
+    order = np.argsort(near, kind="stable")
+    return near[order], length[order]

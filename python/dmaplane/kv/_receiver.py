@@ -1,0 +1,383 @@
+# SPDX-License-Identifier: MIT
+"""Receiver: the end of a connection that KV caches come to; it asks, accepts and checks.
+
+What may come for a transfer, and what becomes of it (states in _incoming.py):
+
+              immediate     SUMS          ABORTED
+  OFFERED     broken        broken        -> ENDED
+  COMING      counted       compared      -> ENDED
+  ENDING      passed over   passed over   -> ENDED: blocks are let go
+  ENDED       broken        passed over   passed over
+
+broken: the peer does not keep to the protocol, and the connection ends; so do a chunk that comes
+twice, an ordinal there is not, numbers that the layouts do not give, a tag that is taken.
+
+Whoever writes into the pool does it through this object's own region. When the connection ends
+the region is closed, and only when nothing of it is in flight are blocks let go: a peer that is
+alive and lost cannot write into what somebody else has by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import time
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from dmaplane._errors import (
+    DmaplaneError,
+    ProtocolError,
+    TimedOutError,
+    TransferError,
+)
+from dmaplane.kv import _pieces, _sums, _wire
+from dmaplane.kv._conversation import Conversation, Waiting
+from dmaplane.kv._incoming import Incoming, State
+from dmaplane.kv._plan import compile_plan
+from dmaplane.kv._transfer import ReceiverStatistics, failure_of
+from dmaplane.kv._wire import Announce, Hello, Kind, Message, Reason, Role
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from typing_extensions import Self
+
+    from dmaplane._endpoint import Endpoint
+    from dmaplane._region import Region
+    from dmaplane.kv._plan import Plan
+    from dmaplane.kv._pool import Pool
+
+_WITHDRAWN_MAX: Final = 4096
+"""Requests called off that are remembered: the oldest is forgotten."""
+_LOOK_S: Final = 0.1
+"""How often leases of open transfers are looked at while nothing happens."""
+_FENCE_S: Final = 2.0
+
+
+class Receiver(Conversation):
+    """The end that caches come to. `async with await Receiver.open(endpoint, pool) as receiver`.
+
+    `async for incoming in receiver` gives every transfer the peer announces.
+    """
+
+    role = Role.RECEIVER
+
+    def __init__(self, endpoint: Endpoint, pool: Pool, region: Region, *, transfers: int) -> None:
+        super().__init__(endpoint, pool, transfers=transfers)
+        self.plan: Plan | None = None
+        self._region = region
+        self._first_byte = pool.offset(0)
+        self._layer_step = pool.layout.layer_bytes(pool.blocks)
+        self._open: dict[int, Incoming] = {}
+        """By tag, until ENDED."""
+        self._offered: Waiting[Incoming] = Waiting()
+        self._newest = 0
+        self._withdrawn: collections.OrderedDict[str, None] = collections.OrderedDict()
+        self._reasons: dict[int, TransferError] = {}
+        """Of those that are ENDING, by serial."""
+        self._look: asyncio.TimerHandle | None = None
+        self._totals = [0, 0, 0, 0]  # transfers, failed, bytes, chunks
+
+    @classmethod
+    async def open(
+        cls,
+        endpoint: Endpoint,
+        pool: Pool,
+        *,
+        timeout: float | None = 10.0,
+        transfers: int = 64,
+    ) -> Self:
+        """Meets the Sender at the other end of @endpoint, which is this object's from here on.
+
+        @transfers: how many the peer may have open at once, accepted or not.
+        LayoutError, at both ends, with all differences, if no plan leads from layout to layout.
+        TimedOutError if nobody says hello.
+        """
+        region = await asyncio.to_thread(pool.buffer.region, "write")
+        try:
+            made = cls(endpoint, pool, region, transfers=transfers)
+        except BaseException:
+            region.close()
+            raise
+        hello = Hello(
+            role=Role.RECEIVER,
+            layout=pool.layout,
+            blocks=pool.blocks,
+            transfers=transfers,
+            layer_bytes=made._layer_step,
+            first_byte=made._first_byte,
+            key=region.key,
+        )
+        await made._begin(hello, timeout)
+        return made
+
+    def _met(self, hello: Hello) -> None:
+        self.plan = compile_plan(hello.layout, self.pool.layout, here="destination")
+
+    # ---- for callers
+
+    async def ask(self, request: str, payload: bytes = b"") -> None:
+        """Asks the peer for the cache of @request; it comes as an Incoming of that name.
+
+        @payload: opaque bytes, at most 64 KiB. Waits while the peer has 256 unread.
+        """
+        body = _wire.encode_ask(request, payload)
+        self._withdrawn.pop(request, None)
+        await self._speak(0, Kind.ASK, body)
+
+    async def withdraw(self, request: str) -> None:
+        """What was asked is not wanted: the peer is told, and refused if it sends it yet."""
+        self._check()
+        body = _wire.encode_ask(request)
+        for incoming in self._open.values():
+            if incoming.request == request and incoming._state is State.OFFERED:
+                incoming.refuse("withdrawn")
+                return
+        self._withdrawn[request] = None
+        if len(self._withdrawn) > _WITHDRAWN_MAX:
+            self._withdrawn.popitem(last=False)
+        self._say(Kind.WITHDRAW, body)
+
+    def __aiter__(self) -> Self:
+        """Every transfer the peer announces, in order, until it closes."""
+        return self
+
+    async def __anext__(self) -> Incoming:
+        return await self._offered.get()
+
+    def statistics(self) -> ReceiverStatistics:
+        """Since it was opened."""
+        return ReceiverStatistics(
+            transfers=self._totals[0],
+            failed=self._totals[1],
+            bytes=self._totals[2],
+            chunks=self._totals[3],
+            waiting=len(self._offered),
+            open=len(self._open),
+        )
+
+    # ---- what the peer says
+
+    def _wrote(self, rows: npt.NDArray[np.void]) -> None:
+        raise AssertionError("a receiver writes nothing")
+
+    def _heard(self, message: Message) -> None:
+        if message.kind is Kind.ANNOUNCE:
+            self._heard_announce(message)
+            return
+        if message.kind not in (Kind.SUMS, Kind.ABORTED):
+            raise ProtocolError(f"{message.kind.name} is not the sender's to say")
+        incoming = self._open.get(message.tag)
+        if incoming is None or incoming._serial != message.serial:
+            if not 0 < message.serial <= self._newest:
+                raise ProtocolError(f"{message.kind.name} about a transfer that never was")
+            return  # it has ended here while this was on its way
+        if message.kind is Kind.ABORTED:
+            reason = Reason.decode(message.kind, message.body)
+            self._finish(incoming, failure_of(incoming.request, reason))
+        elif incoming._state is State.COMING:
+            self._heard_sums(incoming, message.body)
+        elif incoming._state is State.OFFERED:
+            raise ProtocolError("SUMS of a transfer that was not accepted")
+
+    def _heard_announce(self, message: Message) -> None:
+        announce = Announce.decode(message.body)
+        plan = self.plan
+        assert plan is not None
+        if message.tag in self._open or message.serial != self._newest + 1:
+            raise ProtocolError("ANNOUNCE with a tag or serial that is taken")
+        if len(self._open) >= self._transfers:
+            raise ProtocolError(f"more than {self._transfers} transfers at once")
+        if (
+            announce.layers != self.pool.layout.layers
+            or announce.layer_bytes != _pieces.layer_bytes(plan, announce.tokens)
+            or self.pool.layout.blocks_for(announce.tokens) > self.pool.blocks
+        ):
+            raise ProtocolError("ANNOUNCE of what neither layout has")
+        self._newest = message.serial
+        self._totals[0] += 1
+        incoming = Incoming(self, announce, tag=message.tag, serial=message.serial)
+        self._open[message.tag] = incoming
+        if announce.request in self._withdrawn:
+            del self._withdrawn[announce.request]
+            self._stop(incoming, Reason("withdrawn"))
+        else:
+            self._offered.put(incoming)
+
+    def _landed(self, immediates: npt.NDArray[np.uint32]) -> None:
+        tags, ordinals = _wire.tags_and_ordinals(immediates)
+        for tag in np.unique(tags).tolist():
+            incoming = self._open.get(tag)
+            if incoming is None or incoming._state is State.OFFERED:
+                raise ProtocolError(f"a chunk of tag {tag}, which was not accepted")
+            if incoming._state is State.ENDING:
+                continue
+            mine = ordinals[tags == tag]
+            self._new(incoming._landed, mine, "a chunk")
+            if not incoming._announce.checksum:
+                self._count(incoming, mine)
+            else:
+                self._compare(incoming, mine[incoming._summed[mine]])
+
+    def _heard_sums(self, incoming: Incoming, body: bytes) -> None:
+        if not incoming._announce.checksum:
+            raise ProtocolError("SUMS of a transfer without")
+        told = _wire.decode_sums(body)
+        ordinals = told["ordinal"].astype(np.int64)
+        self._new(incoming._summed, ordinals, "a checksum")
+        incoming._sums[ordinals] = told["crc"]
+        self._compare(incoming, ordinals[incoming._landed[ordinals]])
+
+    @staticmethod
+    def _new(seen: npt.NDArray[np.bool_], ordinals: npt.NDArray[np.int64], what: str) -> None:
+        """Marks @ordinals as seen: none was, none comes twice, none is beyond."""
+        if int(ordinals.max()) >= len(seen):
+            raise ProtocolError(f"{what} of ordinal {int(ordinals.max())} of {len(seen)}")
+        if seen[ordinals].any() or len(np.unique(ordinals)) != len(ordinals):
+            raise ProtocolError(f"{what} that came twice")
+        seen[ordinals] = True
+
+    # ---- checking
+
+    def _compare(self, incoming: Incoming, ordinals: npt.NDArray[np.int64]) -> None:
+        """Has the thread read these chunks, behind those that wait for it."""
+        if len(ordinals):
+            incoming._unchecked.append(ordinals)
+        if not incoming._unchecked or incoming._is_checking or incoming._state is not State.COMING:
+            return
+        some = np.concatenate(incoming._unchecked)
+        incoming._unchecked.clear()
+        incoming._is_checking = True
+
+        def read() -> tuple[npt.NDArray[np.uint32], float]:
+            began = time.monotonic()
+            offsets, lengths, starts = incoming._runs(
+                some, first_byte=self._first_byte, layer_step=self._layer_step
+            )
+            memory = self.pool.buffer.numpy()
+            found = _sums.of_memory(memory.ctypes.data, offsets, lengths, starts)
+            return found, time.monotonic() - began
+
+        def compared(result: tuple[npt.NDArray[np.uint32], float]) -> None:
+            found, seconds = result
+            incoming._is_checking = False
+            incoming._checksum_seconds += seconds
+            if incoming._state is not State.COMING:
+                return
+            wrong = np.flatnonzero(found != incoming._sums[some])
+            if len(wrong):
+                cause = "its CRC32C does not match: it changed in the receiver's memory"
+                self._stop(incoming, Reason(cause, int(some[wrong[0]])))
+                return
+            self._count(incoming, some)
+            self._compare(incoming, some[:0])
+
+        self._start_job(read, compared)
+
+    def _count(self, incoming: Incoming, ordinals: npt.NDArray[np.int64]) -> None:
+        self._totals[3] += len(ordinals)
+        if not incoming._count(ordinals):
+            return
+        lease = incoming._lease
+        assert lease is not None
+        try:
+            lease.check()
+            if incoming._publish:
+                lease.publish()
+        except DmaplaneError as failure:
+            self._stop(incoming, Reason(f"it could not be published: {failure}"))
+            return
+        self._tell(incoming, Kind.DONE)
+        self._totals[2] += incoming.statistics.bytes
+        self._finish(incoming, None)
+
+    # ---- turns
+
+    def _pump(self) -> None:
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+        coming = [each for each in self._open.values() if each._state is State.COMING]
+        for incoming in coming:
+            lease = incoming._lease
+            if lease is not None and (lease.expired or lease.state != "live"):
+                ended = "expired" if lease.expired else f"ended ({lease.state})"
+                self._stop(incoming, Reason(f"the lease of its destination has {ended}"))
+        if coming:
+            self._look = self._loop.call_later(_LOOK_S, self._ring)
+
+    def _tell(self, incoming: Incoming, kind: Kind, body: bytes = b"") -> None:
+        self._say(kind, body, tag=incoming._tag, serial=incoming._serial)
+
+    # ---- the end of one
+
+    def _reason_of(self, incoming: Incoming) -> TransferError | None:
+        """Why it is ENDING, if it is."""
+        return self._reasons.get(incoming._serial)
+
+    def _stop(self, incoming: Incoming, reason: Reason) -> None:
+        """Begins to end it; nothing, if that has begun."""
+        if incoming._state is State.OFFERED:
+            self._offered.drop(incoming)
+            self._tell(incoming, Kind.REFUSE, reason.encode())
+            self._finish(incoming, failure_of(incoming.request, reason))
+        elif incoming._state is State.COMING:
+            incoming._state = State.ENDING
+            self._reasons[incoming._serial] = failure_of(incoming.request, reason)
+            self._quarantine(incoming, reason.cause)
+            self._tell(incoming, Kind.ABORT, reason.encode())
+            incoming._ring()
+
+    def _quarantine(self, incoming: Incoming, why: str) -> None:
+        lease = incoming._lease
+        assert lease is not None
+        shown = "".join(each if each.isprintable() else " " for each in why)
+        lease.quarantine(incoming, why=shown[:256])
+
+    def _finish(self, incoming: Incoming, failure: TransferError | None) -> None:
+        """The peer writes nothing of it any more: lets go."""
+        was = incoming._state
+        if was is State.ENDED:
+            return
+        incoming._state = State.ENDED
+        self._open.pop(incoming._tag, None)
+        self._offered.drop(incoming)
+        failure = self._reasons.pop(incoming._serial, failure)
+        if incoming._lease is not None:
+            if failure is not None and was is State.COMING:
+                self._quarantine(incoming, failure.cause)
+            self.pool.let_go(incoming)
+        incoming._took = time.monotonic() - incoming._began
+        if failure is not None:
+            self._totals[1] += 1
+        incoming._outcome.set(failure)
+        incoming._ring()
+        self._ring()
+
+    def _ended(self, failure: DmaplaneError) -> None:
+        if self._look is not None:
+            self._look.cancel()
+        for incoming in list(self._open.values()):
+            if incoming._state is State.COMING:
+                incoming._state = State.ENDING
+                self._quarantine(incoming, str(failure))
+        if self._fenced():
+            for incoming in list(self._open.values()):
+                self._finish(incoming, failure_of(incoming.request, failure))
+        else:
+            for incoming in list(self._open.values()):
+                told = failure_of(incoming.request, failure)
+                incoming._outcome.set(self._reasons.get(incoming._serial, told))
+                incoming._ring()
+        self._offered.end(self._stops(failure))
+
+    def _fenced(self) -> bool:
+        """Closes the region; False if something of the peer may be in flight on it still."""
+        if self._region.closed:
+            return True
+        try:
+            self._region.destroy(drain=True, timeout=_FENCE_S)
+        except TimedOutError:
+            return False
+        return True

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: MIT
+"""Window: what a sender has under way, in chunks and in rows, until all of it has completed.
+
+A Posting is some chunks of one layer as rows, and what is known of each row. It is in the window
+from when it is made until each of its rows has completed, or was dropped before it was
+pushed. user_data of a row says which posting, and which row of it.
+
+Invariants: `chunks` is the chunks of all postings not complete; rows in flight never take the
+slots that messages need.
+
+Who owns what. The window owns the postings; a posting knows its transfer, and the transfer its
+postings, so that either can be asked. It pushes to the channel and takes nothing from it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+
+from dmaplane import _abi
+from dmaplane._errors import InvalidError, WouldBlock
+from dmaplane.kv import _sums
+from dmaplane.kv._conversation import KIND_SHIFT, RECVS, SENDS, WRITE
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from dmaplane._channel import Channel
+    from dmaplane.kv._outgoing import Outgoing
+
+_ROW_BITS: Final = 24
+"""Of user_data: the row in its posting; the posting is above it."""
+_POSTING_MASK: Final = 0xFFFFFFFF
+_USER_DATA: Final = 1
+"""The word of 64 bits of struct dmp_submission."""
+
+
+def user_data_of(number: int, count: int) -> npt.NDArray[np.uint64]:
+    """Of so many rows of posting @number."""
+    if count >> _ROW_BITS:
+        raise InvalidError("chunk_bytes", f"{count} rows at once", fix="smaller chunks")
+    base = (WRITE << KIND_SHIFT) | (number << _ROW_BITS)
+    return np.arange(base, base + count, dtype=np.uint64)
+
+
+class Written(NamedTuple):
+    """What completions say of one posting."""
+
+    posting: Posting
+    chunks: npt.NDArray[np.int64]
+    """Of its chunks, those that are complete now and were not before."""
+    result: int
+    """0, or the errno of a row that failed."""
+    failed: int
+    """The chunk that row is of."""
+
+
+class Posting:
+    """Chunks first .. first + count - 1 of one layer, as rows."""
+
+    __slots__ = (
+        "crcs",
+        "done",
+        "first",
+        "layer",
+        "left",
+        "number",
+        "of_chunk",
+        "outgoing",
+        "pushed",
+        "rows",
+        "starts",
+    )
+
+    def __init__(
+        self,
+        outgoing: Outgoing,
+        number: int,
+        layer: int,
+        *,
+        first: int,
+        rows: npt.NDArray[np.uint64],
+        starts: npt.NDArray[np.int64],
+    ) -> None:
+        self.outgoing = outgoing
+        self.number = number
+        self.layer = layer
+        self.first = first
+        self.rows = rows
+        self.starts = starts
+        """Of its chunks, among its rows."""
+        self.left = np.diff(starts, append=len(rows))
+        """Rows of each chunk that have not completed."""
+        self.of_chunk = np.repeat(np.arange(len(starts)), self.left)
+        self.crcs = np.zeros(len(rows), dtype=np.uint32)
+        self.done = np.zeros(len(rows), dtype=np.bool_)
+        self.pushed = 0
+
+    def user_data(self) -> list[int]:
+        """Of these."""
+        there = np.flatnonzero(~self.done[: self.pushed])
+        found: list[int] = self.rows[there, _USER_DATA].tolist()
+        return found
+
+    def complete(
+        self, index: npt.NDArray[np.int64], crcs: npt.NDArray[np.uint32]
+    ) -> npt.NDArray[np.int64]:
+        """These rows have completed; which of its chunks have with them."""
+        self.done[index] = True
+        self.crcs[index] = crcs
+        before = self.left.copy()
+        self.left -= np.bincount(self.of_chunk[index], minlength=len(self.left))
+        return np.flatnonzero((self.left == 0) & (before != 0))
+
+    def sums(self, chunks: npt.NDArray[np.int64], length: npt.NDArray[np.int64]) -> Any:
+        """CRC32C of these chunks, of those of their rows. @length: of all rows."""
+        if len(self.starts) == len(self.rows):
+            return self.crcs[chunks]
+        chosen = np.isin(self.of_chunk, chunks)
+        counts = np.bincount(self.of_chunk, minlength=len(self.starts))[chunks]
+        starts = np.cumsum(counts) - counts
+        return _sums.combined(self.crcs[chosen], length[chosen], starts)
+
+
+class Window:
+    """So many chunks at once."""
+
+    def __init__(self, channel: Channel, chunks_max: int) -> None:
+        self.chunks_max = chunks_max
+        self.chunks = 0
+        """Under way."""
+        self._channel = channel
+        self._postings: dict[int, Posting] = {}
+        self._next = 0
+        self._backlog: list[Posting] = []
+        self._rows_max = channel.slots - 2 * (RECVS + SENDS)
+        self._rows = 0
+
+    @property
+    def room(self) -> int:
+        """Chunks that can be added; none while rows of earlier ones still wait for slots."""
+        return 0 if self._backlog else self.chunks_max - self.chunks
+
+    def number(self) -> int:
+        """For the next posting."""
+        self._next = (self._next + 1) & _POSTING_MASK
+        return self._next
+
+    def add(self, posting: Posting) -> None:
+        """Its rows go to the channel as soon as that has room."""
+        self._postings[posting.number] = posting
+        self.chunks += len(posting.starts)
+        self._backlog.append(posting)
+        self.push()
+
+    def push(self) -> None:
+        """Rows go to the channel as far as it has room; a completion makes more."""
+        while self._backlog and self._rows < self._rows_max:
+            posting = self._backlog[0]
+            rows = posting.rows[posting.pushed : posting.pushed + self._rows_max - self._rows]
+            try:
+                count = self._channel.push_nowait(rows.reshape(-1).view(_abi.SUBMISSION))
+            except WouldBlock:
+                return
+            posting.pushed += count
+            self._rows += count
+            if posting.pushed == len(posting.rows):
+                self._backlog.pop(0)
+
+    def complete(self, rows: npt.NDArray[np.void]) -> list[Written]:
+        """Completions of rows: what became of each posting they are of."""
+        told = rows["user_data"].astype(np.int64)
+        numbers = (told >> _ROW_BITS) & _POSTING_MASK
+        self._rows -= len(rows)
+        written = []
+        for number in np.unique(numbers).tolist():
+            posting = self._postings[number]
+            mine = numbers == number
+            some = rows if mine.all() else rows[mine]
+            index = told[mine] & ((1 << _ROW_BITS) - 1)
+            chunks = posting.complete(index, some["checksum"])
+            self.chunks -= len(chunks)
+            result = failed = 0
+            if some["result"].any():
+                at = int(np.flatnonzero(some["result"])[0])
+                result, failed = int(some["result"][at]), int(posting.of_chunk[index[at]])
+            self._forget_if_complete(posting)
+            written.append(Written(posting, chunks, result, failed))
+        return written
+
+    def drop(self, outgoing: Outgoing) -> list[int]:
+        """Rows of it that were not pushed never will be; user_data of those that are in flight."""
+        self._backlog = [each for each in self._backlog if each.outgoing is not outgoing]
+        under_way: list[int] = []
+        for posting in list(outgoing._postings.values()):
+            under_way += posting.user_data()
+            never = np.arange(posting.pushed, len(posting.rows))
+            self.chunks -= len(posting.complete(never, np.zeros(len(never), dtype=np.uint32)))
+            self._forget_if_complete(posting)
+        return under_way
+
+    def _forget_if_complete(self, posting: Posting) -> None:
+        if not posting.left.any() and self._postings.pop(posting.number, None) is not None:
+            del posting.outgoing._postings[posting.number]
