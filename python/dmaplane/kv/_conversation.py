@@ -24,6 +24,7 @@ import abc
 import asyncio
 import collections
 import concurrent.futures
+import contextlib
 import errno
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -66,6 +67,8 @@ WRITE: Final = 1
 RECV: Final = 2
 SEND: Final = 3
 _SLOT: Final = (1 << 8) - 1
+_BYE_S: Final = 0.5
+"""So long the last messages may take when it is closed in good order."""
 _GRANT_EVERY: Final = _wire.ASKS_MAX // 4
 
 
@@ -144,6 +147,8 @@ class Conversation(abc.ABC):
         self._is_ready = True
         self._outbox: collections.deque[bytes] = collections.deque()
         self._free_sends = list(range(SENDS))
+        self._all_said = asyncio.Event()
+        self._heard_bye = False
         self._says: Waiting[bytes] = Waiting()
         self._read = [0, 0]  # asks and says given to who reads them, in all
         self._read_told = [0, 0]
@@ -282,6 +287,8 @@ class Conversation(abc.ABC):
             raise self._broken("send", result)
         self._told = True
         self._greet_if_ready()
+        if not self._outbox and len(self._free_sends) == SENDS:
+            self._all_said.set()
 
     def _received(self, slot: int, result: int, length: int) -> None:
         if result == -errno.EOVERFLOW:
@@ -298,11 +305,14 @@ class Conversation(abc.ABC):
             self._meet(Hello.decode(message.body))
             self._greet_if_ready()
         elif message.kind is Kind.SAY:
-            _wire.checked_payload(message.body)
+            if len(message.body) > _wire.PAYLOAD_BYTES_MAX:
+                raise ProtocolError(f"SAY of {len(message.body)} bytes")
             self._bounded(self._says, "says")
             self._says.put(message.body)
         elif message.kind is Kind.GRANT:
             self._grant(_wire.decode_grant(message.body))
+        elif message.kind is Kind.BYE:
+            self._heard_bye = True
         else:
             self._heard(message)
 
@@ -429,7 +439,8 @@ class Conversation(abc.ABC):
     def close(self) -> None:
         """Ends it, and the endpoint; idempotent. Transfers that are not done fail.
 
-        When it returns nothing touches the leases any more that were given to it.
+        When it returns nothing touches the leases any more that were given to it. The end of
+        `async with` says goodbye first: who iterates there sees an end, and else an error.
         """
         self._end(ClosedError(f"this {type(self).__name__} is closed"))
 
@@ -449,15 +460,14 @@ class Conversation(abc.ABC):
             self._greeted.exception()  # told to whoever opens; nobody else has to ask
         self._says.end(self._stops(failure))
         self._room.set()
+        self._all_said.set()
         if self._threads is not None:
             self._threads.shutdown(wait=False)
 
     def _stops(self, failure: DmaplaneError) -> DmaplaneError | None:
         """What who iterates is told: nothing, if somebody closed it in good order."""
-        orderly = isinstance(failure, ClosedError) or (
-            isinstance(failure, PeerLostError) and failure.cause == "the peer closed it"
-        )
-        return None if orderly else failure
+        said = self._heard_bye and isinstance(failure, PeerLostError)
+        return None if said or isinstance(failure, ClosedError) else failure
 
     async def _leave(self) -> None:
         """Until the task and the thread have ended too."""
@@ -476,6 +486,11 @@ class Conversation(abc.ABC):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if not self._closed:
+            self._all_said.clear()
+            self._say(Kind.BYE)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._all_said.wait(), _BYE_S)
         self.close()
         await self._leave()
 

@@ -300,8 +300,10 @@ class Receiver(Conversation):
             self._look = None
         coming = [each for each in self._open.values() if each._state is State.COMING]
         for incoming in coming:
-            if incoming._lease is not None and incoming._lease.expired:
-                self._stop(incoming, Reason("the lease of its destination has expired"))
+            lease = incoming._lease
+            if lease is not None and (lease.expired or lease.state != "live"):
+                ended = "expired" if lease.expired else f"ended ({lease.state})"
+                self._stop(incoming, Reason(f"the lease of its destination has {ended}"))
         if coming:
             self._look = self._loop.call_later(_LOOK_S, self._ring)
 

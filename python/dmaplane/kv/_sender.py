@@ -248,7 +248,7 @@ class Sender(Conversation):
         elif outgoing._state is State.ENDING:
             return
         elif message.kind is Kind.DONE:
-            self._heard_done(outgoing)
+            self._heard_done(outgoing, message.body)
         elif outgoing._state is not State.ANNOUNCED:
             raise ProtocolError(f"{message.kind.name} of a transfer that goes on already")
         elif message.kind is Kind.ACCEPT:
@@ -265,8 +265,8 @@ class Sender(Conversation):
         elif self._asks.withdraw(request):
             self._was_read(0)
 
-    def _heard_done(self, outgoing: Outgoing) -> None:
-        if outgoing._unposted or outgoing._heard_done:
+    def _heard_done(self, outgoing: Outgoing, body: bytes) -> None:
+        if body or outgoing._unposted or outgoing._heard_done:
             raise ProtocolError(f"DONE of {outgoing} that is not")
         outgoing._heard_done = True
         self._finish_if_done(outgoing)

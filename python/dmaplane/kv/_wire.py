@@ -92,6 +92,8 @@ class Kind(enum.IntEnum):
     """Both: opaque bytes."""
     GRANT = 12
     """Both: how many asks and says were read, in all."""
+    BYE = 13
+    """Both, last: the connection ends in good order."""
 
 
 class Role(enum.IntEnum):
