@@ -11,7 +11,7 @@ SEED ?= $(shell date +%s)
 .PHONY: help demo test test-one kernel install-module vmtest vmtest-pair bench tidy fuzz lint clean setup setup-test
 
 help:
-	@echo "make demo            a stream between two processes, one of them killed, on this machine"
+	@echo "make demo            KV caches between a prefill and a decode process, on this machine"
 	@echo "make test            every check and test; ends with one total"
 	@echo "make test-one T=name the C and Python tests whose name contains T"
 	@echo "make bench           every benchmark, results in build/bench/, fails if a claim does not hold"

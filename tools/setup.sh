@@ -236,8 +236,8 @@ fi
 
 # The tests' tools stay once they were installed.
 case $installed in *" test") goal=test ;; esac
-what=.
-[ "$goal" = demo ] || what='.[test]'
+what='.[serve]' # what the demo's servers and its picture use
+[ "$goal" = demo ] || what='.[test,serve]'
 say "building and installing dmaplane (goal: $goal)"
 rm -f $stamp
 CMAKE_BUILD_PARALLEL_LEVEL=$(nproc) PATH="$PWD/$venv/bin:$PATH" pip install "$what"

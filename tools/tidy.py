@@ -124,6 +124,8 @@ TOP_LEVEL_IMPORTS = {
     "typer": ("cli",),
     "pytest": ("testing",),
     "hypothesis": ("testing",),
+    "h11": ("kv",),
+    "PIL": ("kv",),
 }
 
 

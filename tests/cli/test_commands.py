@@ -15,12 +15,12 @@ from dmaplane import doctor
 if TYPE_CHECKING:
     from conftest import Commands
 
-COMMANDS = ("doctor", "topology", "demo", "bench", "top")
+COMMANDS = ("doctor", "topology", "demo", "bench", "top", "kv")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS[:-1], "kv prefill", "kv decode", "kv leaks"])
 def test_help_helps(dmaplane_command: Commands, command: str) -> None:
-    answer = dmaplane_command(command, "--help")
+    answer = dmaplane_command(*command.split(), "--help")
     assert answer.code == 0
     assert answer.err == ""
     assert "--json" in answer.out
@@ -56,7 +56,16 @@ def test_nothing_said_is_help_and_wrong_usage(dmaplane_command: Commands) -> Non
         (("demo", "--size", "lots"), "lots"),
         (("demo", "--size", "0"), "no size"),
         (("demo", "--node", "-1"), "--node"),
-        (("demo", "--node", "63"), "node: 63 has no memory"),
+        (("demo", "--buffers", "--node", "63"), "node: 63 has no memory"),
+        (("demo", "--size", "1M"), "--buffers"),
+        (("demo", "--picture", "/nowhere/at/all.png"), "/nowhere/at"),
+        (("demo", "--engine", "steam"), "steam"),
+        (("demo", "--require", "pigeon"), "pigeon"),
+        (("kv",), "Usage"),
+        (("kv", "prefill", "--order", "XYZ"), "XYZ"),
+        (("kv", "prefill", "--set", "layers"), "NAME=VALUE"),
+        (("kv", "decode", "--http", "here"), "HOST:PORT"),
+        (("kv", "leaks", "--server", "here"), "HOST:PORT"),
         (("bench", "teapot"), "teapot"),
         (("bench", "copy", "--out", "/nowhere/at/all.json"), "/nowhere/at"),
         (("top", "--interval", "0"), "0"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The demo: it passes, it says so, and it fails when a promise is broken."""
+"""The demo of buffers: it passes, it says so, and it fails when a promise is broken."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMES = (
 
 
 def test_demo_passes_and_shows_a_table(dmaplane_command: Commands) -> None:
-    answer = dmaplane_command("demo", "--size", "16M")
+    answer = dmaplane_command("demo", "--buffers", "--size", "16M")
     assert answer.code == 0, answer
     assert len(answer.widest()) <= 80, answer.widest()
     for name in NAMES:
@@ -33,7 +33,7 @@ def test_demo_passes_and_shows_a_table(dmaplane_command: Commands) -> None:
 
 
 def test_demo_json(dmaplane_command: Commands) -> None:
-    answer = dmaplane_command("demo", "--size", "10M", "--json")
+    answer = dmaplane_command("demo", "--buffers", "--size", "10M", "--json")
     assert answer.code == 0, answer
     result = answer.json
     assert result["plane"] in ("embedded", "kernel")

@@ -266,6 +266,28 @@ def test_every_truncation_is_refused() -> None:
     assert decoded(b"") is None
 
 
+@pytest.mark.parametrize(
+    ("position", "value", "words"),
+    [
+        (0, 0, "no layout"),
+        (4, 2, "version 2, 128 bytes"),
+        (6, 64, "version 1, 64 bytes"),
+        (8, 0, "layers: 0"),
+        (32, 9, "dtype 9 is unknown"),
+        (33, 9, "order 9 is unknown"),
+        (34, 9, "kind 9 is unknown"),
+        (35, 65, "65 bytes; 64 at most"),
+        (36, 255, "not UTF-8"),
+        (127, 1, "not zero"),
+    ],
+)
+def test_a_refusal_says_what_is_wrong(position: int, value: int, words: str) -> None:
+    data = bytearray(BASE.encode())
+    data[position] = value
+    with pytest.raises(LayoutError, match=words):
+        Layout.decode(data)
+
+
 def test_every_flipped_bit_is_another_layout_or_refused() -> None:
     data = BASE.encode()
     for bit in range(8 * LAYOUT_BYTES):

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Plans against an oracle that knows nothing of them.
 
-The oracle is one array of the whole model, [layers, kv, tokens, heads, size], and two plain
-assignments that put a rank's part of it into a pool. What a plan brings from the pools of the
-source's ranks has to be, byte for byte, what the oracle puts there, and nothing else may change.
+What a plan brings from the pools of the source's ranks has to be, byte for byte, what the oracle
+(oracle.py) puts there, and nothing else may change.
 """
 
 from __future__ import annotations
@@ -18,71 +17,22 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
+from oracle import SPARE, base, empty_pool, put
 
 from dmaplane import InvalidError, LayoutError
 from dmaplane.kv import COPY, Layout, Plan, compile_plan, sources_of
 
-LAYERS, HEADS, SIZE = 2, 8, 4
 DEGREES = (1, 2, 4, 8)
 BLOCKS = (16, 64, 256)
 ORDERS = ("NHD", "HND")
 DTYPES = ("float32", "bfloat16", "float8_e4m3fn")
 TOKENS = 283  # fills no block of any size
-SPARE = 3  # blocks of a pool that nobody leased
-
-
-def base(**changes: object) -> Layout:
-    return dataclasses.replace(
-        Layout(layers=LAYERS, kv_heads=HEADS, head_size=SIZE, dtype="bfloat16", block_tokens=16),
-        **changes,
-    )
-
-
-@functools.lru_cache(maxsize=1024)
-def model(layout: Layout, tokens: int) -> npt.NDArray[np.generic]:
-    """All there is to know: random elements [layers, kv, tokens, kv_heads, size]."""
-    kv = 1 if layout.kind == "mla" else 2
-    shape = (layout.layers, kv, tokens, layout.kv_heads, layout.head_size)
-    dice = np.random.default_rng(tokens)
-    raw = dice.integers(0, 256, size=(*shape, layout.item_bytes), dtype=np.uint8)
-    return raw.view(layout.numpy_dtype)[..., 0]
-
-
-def whole_model(layout: Layout, tokens: int) -> npt.NDArray[np.generic]:
-    """The same for every rank, block size and order."""
-    return model(dataclasses.replace(layout, block_tokens=1, order="NHD", rank=0, degree=1), tokens)
 
 
 def some_blocks(layout: Layout, tokens: int, seed: int) -> npt.NDArray[np.int64]:
     """As many as hold @tokens, in no order."""
     count = layout.blocks_for(tokens)
     return np.random.default_rng(seed).permutation(count + SPARE)[:count]
-
-
-def empty_pool(layout: Layout, tokens: int, fill: int) -> npt.NDArray[np.generic]:
-    count = layout.blocks_for(tokens) + SPARE
-    raw = np.full(layout.pool_bytes(count), fill, dtype=np.uint8)
-    return raw.view(layout.numpy_dtype).reshape(layout.layers, count, *layout.block_shape)
-
-
-def put(
-    pool: npt.NDArray[np.generic],
-    layout: Layout,
-    tokens: int,
-    blocks: npt.NDArray[np.int64],
-    first: int = 0,
-) -> None:
-    """The oracle: the tokens from @first on of a rank's heads, each at its place."""
-    whole = whole_model(layout, tokens)
-    mine = whole[:, :, :, layout.first_head : layout.first_head + layout.heads]
-    for token in range(first, tokens):
-        block, slot = blocks[token // layout.block_tokens], token % layout.block_tokens
-        if layout.kind == "mla":
-            pool[:, block, slot] = mine[:, 0, token, 0]
-        elif layout.order == "NHD":
-            pool[:, block, :, slot] = mine[:, :, token]
-        else:
-            pool[:, block, :, :, slot] = mine[:, :, token]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -275,6 +225,24 @@ def test_no_two_runs_could_have_been_one(
             begins = {(near, far) for near, far, _ in rows}
             ends = {(near + length, far + length) for near, far, length in rows}
             assert not begins & ends
+
+
+@settings(max_examples=200, deadline=None)
+@given(pair=pairs(), tokens=st.integers(1, 50), part=st.floats(0, 1), gaps=st.booleans())
+def test_a_run_lies_in_one_run_from_a_stage(
+    pair: tuple[Layout, int, Layout], tokens: int, part: float, gaps: bool
+) -> None:
+    """So bytes have one order, the stage's, whichever way they are sent."""
+    first = int(part * (tokens - 1))
+    for plan in each_plan(pair):
+        here = some_blocks(plan.source, tokens, 1)
+        there = some_blocks(plan.destination, tokens, 2)
+        there = np.sort(there) if gaps else np.arange(len(there))
+        straight = plan.copies(tokens - first, here, there, first_token=first)
+        staged = plan.gathered_copies(tokens - first, there, first_token=first)
+        whole = [range(far, far + length) for _, far, length in staged.tolist()]
+        for _, far, length in straight.tolist():
+            assert any(far in run and far + length - 1 in run for run in whole)
 
 
 def test_blocks_that_follow_one_another_are_one_run() -> None:

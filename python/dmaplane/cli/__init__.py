@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from dmaplane.cli import bench, demo, doctor, top, topology
+from dmaplane.cli import bench, demo, doctor, kv, top, topology
 
 __all__ = ["main"]
 
@@ -69,6 +69,8 @@ for _command in (doctor, topology, demo, bench, top):
         epilog=_command.EPILOG,
         context_settings=getattr(_command, "CONTEXT", None),
     )(_command.command)
+
+app.add_typer(kv.app)
 
 
 def main() -> None:

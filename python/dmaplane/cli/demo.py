@@ -15,15 +15,42 @@ if TYPE_CHECKING:
     from dmaplane.demo import Outcome
 
 EPILOG = """\
-Example: 1 GiB on node 1, as JSON:
+Examples: the other engine; across two machines; a buffer's life alone:
 
-  dmaplane demo --node 1 --size 1G --json
+  dmaplane demo --engine transformers
+  DMAPLANE_SECRET=... dmaplane kv prefill --listen 0.0.0.0:7471   (there)
+  DMAPLANE_SECRET=... dmaplane demo --peer HOST                   (here)
+  dmaplane demo --buffers --size 1G
 
 Exit codes: 0 every check passed; 1 one did not, or no plane; 2 wrong usage.
 """
 
 
 def command(
+    peer: Annotated[
+        str | None,
+        typer.Option(help="HOST or HOST:PORT of a running 'dmaplane kv prefill'.", metavar="HOST"),
+    ] = None,
+    engine: Annotated[str, typer.Option(help="numpy or transformers.")] = "numpy",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the engine."),
+    ] = None,
+    requests: Annotated[int, typer.Option(help="Prompts, all at once.", min=1, max=64)] = 4,
+    prompt_tokens: Annotated[
+        int, typer.Option(help="In the longest prompt.", min=2, max=8192)
+    ] = 512,
+    max_tokens: Annotated[int, typer.Option(help="In each answer.", min=1, max=1024)] = 32,
+    picture: Annotated[str, typer.Option(help="Where the timeline goes.")] = "kv-demo.png",
+    require: Annotated[
+        str | None, typer.Option(help="The only path bytes may take: shm, tcp or verbs.")
+    ] = None,
+    secret_file: Annotated[
+        str | None, typer.Option(help="File with the secret; or the variable DMAPLANE_SECRET.")
+    ] = None,
+    buffers: Annotated[
+        bool, typer.Option("--buffers", help="A buffer's life instead; with --node, --size.")
+    ] = False,
     node: Annotated[
         int | None, typer.Option(help="NUMA node; by default the first with memory.", min=0, max=63)
     ] = None,
@@ -31,18 +58,54 @@ def command(
     plane: Annotated[str, typer.Option(help="auto, kernel or embedded.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Place, copy and share a buffer; kill its user; lose nothing.
+    """Prefill and decode in two processes: the same tokens.
 
-    Needs twice SIZE of memory, and no root, module or hardware.
+    Sends prompts to two servers, shows layers as they cross, compares the tokens with those of
+    one process, and writes a timeline as PNG. Needs no root, module or hardware.
     """
-    from dmaplane import demo
     from dmaplane.cli import _output
-    from dmaplane.cli.topology import plane_name
 
     try:
         length_bytes = _output.parse_size(size)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--size") from None
+    if buffers:
+        _buffers(node, length_bytes, plane, as_json=as_json)
+        return
+    if node is not None or size != "256M":
+        raise typer.BadParameter("it goes with --buffers", param_hint="--node, --size")
+    from dmaplane.cli import _kv_tables, kv
+
+    kv.require_package()
+    from dmaplane.kv.demo import DemoSettings, run
+
+    blocks = requests * -(-(prompt_tokens + max_tokens) // 16)
+    wanted = DemoSettings(
+        site=kv.site_settings(engine, settings, blocks, None, None, plane),
+        requests=requests,
+        prompt_tokens=prompt_tokens,
+        max_tokens=max_tokens,
+        peer=peer if peer is None or ":" in peer else f"{peer}:{kv.PREFILL_PORT}",
+        secret=kv.secret_of(secret_file),
+        require=kv.path_of(require),
+        picture=picture,
+    )
+    with _kv_tables.progress() as told:
+        outcome = run(wanted, told)
+    if as_json:
+        _output.emit(outcome.as_json())
+    else:
+        _kv_tables.show(outcome)
+    if not outcome.passed:
+        raise typer.Exit(1)
+
+
+def _buffers(node: int | None, length_bytes: int, plane: str, *, as_json: bool) -> None:
+    """`dmaplane demo --buffers`."""
+    from dmaplane import demo
+    from dmaplane.cli import _output
+    from dmaplane.cli.topology import plane_name
+
     with _progress() as progress:
         outcome = demo.run(
             plane=plane_name(plane), node=node, length_bytes=length_bytes, progress=progress

@@ -26,13 +26,17 @@ from dmaplane._errors import InvalidError, LayoutError
 from dmaplane.kv._layout import POOL_BYTES_MAX, Layout
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy.typing as npt
 
     Blocks = npt.NDArray[np.int64]
-    Rows = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]
+    Copies = npt.NDArray[np.void]
 
 COPY: Final = np.dtype([("source", "<u8"), ("destination", "<u8"), ("length", "<u8")])
 """One run of bytes: from, to, and how many. Offsets within one layer's memory."""
+_SIGNED: Final = np.dtype([(name, "<i8") for name in ("source", "destination", "length")])
+"""The same while it is being made: block numbers are signed, and nothing here is negative."""
 SCATTERED_BYTES: Final = 4096
 """Shorter runs cost a network more than gathering them costs the sender."""
 
@@ -89,66 +93,87 @@ class _Weave:
             return self.unit * min(self.source.tokens, self.destination.tokens)
         return self.unit
 
-    def rows(self, first: int, end: int, source: Blocks, destination: Blocks) -> Rows:
-        """Copies of the tokens first .. end - 1. Block lists begin at token 0."""
-        if self.along:
-            return self._by_segment(first, end, source, destination)
-        return self._by_token(first, end, source, destination)
+    def copies(self, first: int, end: int, source: Blocks, destination: Blocks) -> Copies:
+        """Those of the tokens first .. end - 1, at least one. Block lists begin at token 0."""
+        lists = (source, destination)
+        if not self.along:
+            rows = self._by_token(first, end, lists)
+        elif self.whole_bytes:
+            rows = self._by_block(first, end, lists)
+        else:
+            rows = self._by_segment(first, end, lists)
+        return _joined(rows).view(COPY)
 
-    def _by_segment(self, first: int, end: int, source: Blocks, destination: Blocks) -> Rows:
-        """Runs of tokens that lie in one block on either side."""
-        if not self.whole_bytes:
-            return self._segments(first, end, source, destination)
+    def _by_block(self, first: int, end: int, lists: tuple[Blocks, Blocks]) -> Copies:
+        """Whole blocks, and what there is of one before and of one after them."""
         size = self.source.tokens
         begin, stop = -(-first // size), end // size
         if begin > stop:
-            return self._segments(first, end, source, destination)
-        near = source[begin:stop] * self.source.block + self.source.start
-        far = destination[begin:stop] * self.destination.block + self.destination.start
-        length = np.full(stop - begin, self.whole_bytes, dtype=np.int64)
-        parts = [_around(self.whole, near, far, length)]
+            return self._by_segment(first, end, lists)
+        edge, middle = _turns(self.outer), (stop - begin) * _turns(self.whole)
+        before = edge if first % size else 0
+        rows = np.empty(before + middle + (edge if end % size else 0), dtype=_SIGNED)
+        whole = rows[before : before + middle]
+        for field, side, blocks, steps in self._sides(lists, self.whole):
+            at = blocks[begin:stop] * side.block
+            at += side.start
+            np.add(at[:, None], steps, out=whole[field].reshape(len(at), len(steps)))
+        whole["length"] = self.whole_bytes
         if first % size:
-            parts.insert(0, self._segments(first, begin * size, source, destination))
+            rows[:before] = self._by_segment(first, begin * size, lists)
         if end % size:
-            parts.append(self._segments(stop * size, end, source, destination))
-        if len(parts) == 1:
-            return parts[0]
-        near, far, length = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        return near, far, length
+            rows[before + middle :] = self._by_segment(stop * size, end, lists)
+        return rows
 
-    def _segments(self, first: int, end: int, source: Blocks, destination: Blocks) -> Rows:
-        """The same where a run is never a whole block of both."""
+    def _by_segment(self, first: int, end: int, lists: tuple[Blocks, Blocks]) -> Copies:
+        """Runs of tokens that lie in one block on either side."""
         starts = _edges(first, end, self.source.tokens, self.destination.tokens)
-        near, far = (
-            blocks[at] * side.block + (starts - at * side.tokens) * side.token + side.start
-            for blocks, side, at in (
-                (source, self.source, starts // self.source.tokens),
-                (destination, self.destination, starts // self.destination.tokens),
-            )
-        )
-        return _around(self.outer, near, far, np.diff(starts, append=end) * self.unit)
+        shape = len(starts), _turns(self.outer)
+        rows = np.empty(shape[0] * shape[1], dtype=_SIGNED)
+        for field, side, blocks, steps in self._sides(lists, self.outer):
+            block = starts // side.tokens
+            at = blocks[block] * side.block
+            block *= side.tokens * side.token
+            at -= block  # so that the token counts from the list's beginning
+            at += starts * side.token
+            at += side.start
+            np.add(at[:, None], steps, out=rows[field].reshape(shape))
+        tokens = np.diff(starts, append=end)
+        np.multiply(tokens[:, None], self.unit, out=rows["length"].reshape(shape))
+        return rows
 
-    def _by_token(self, first: int, end: int, source: Blocks, destination: Blocks) -> Rows:
+    def _by_token(self, first: int, end: int, lists: tuple[Blocks, Blocks]) -> Copies:
         """A token at a time, in the order of the destination's memory."""
-        there, here = self.source.tokens, self.destination.tokens
+        here = self.destination.tokens
         lowest, highest = first // here, -(-end // here)
         token = np.arange(lowest * here, highest * here, dtype=np.int64)
+        turns = _turns(self.outer), _turns(self.inner)
+        shape = highest - lowest, turns[0], here, turns[1]
+        rows = np.empty(len(token) * turns[0] * turns[1], dtype=_SIGNED)
+        inner = _steps(self.inner)
+        for (field, side, blocks, steps), within in zip(
+            self._sides(lists, self.outer), inner, strict=True
+        ):
+            block = np.minimum(token // side.tokens, len(blocks) - 1)
+            at = blocks[block] * side.block + token % side.tokens * side.token + side.start
+            np.add(
+                at.reshape(-1, 1, here, 1),
+                steps[:, None, None] + within,
+                out=rows[field].reshape(shape),
+            )
+        rows["length"] = self.unit
         asked = (token >= first) & (token < end)
-        place = np.minimum(token // there, len(source) - 1)
-        near = source[place] * self.source.block
-        near += token % there * self.source.token + self.source.start
-        far = np.repeat(destination[lowest:highest] * self.destination.block, here)
-        far += token % here * self.destination.token + self.destination.start
-        shape = (highest - lowest, 1, here, 1)
-        outer, inner = _steps(self.outer), _steps(self.inner)
-        near, far = (
-            side.reshape(shape) + outside[:, None, None] + inside
-            for side, outside, inside in zip((near, far), outer, inner, strict=True)
-        )
-        if not asked.all():
-            kept = np.broadcast_to(asked.reshape(shape), near.shape)
-            near, far = near[kept], far[kept]
-        return near.ravel(), far.ravel(), np.full(near.size, self.unit, dtype=np.int64)
+        if asked.all():
+            return rows
+        kept = np.broadcast_to(asked.reshape(-1, 1, here, 1), shape)
+        return _taken(rows, np.flatnonzero(kept))
+
+    def _sides(
+        self, lists: tuple[Blocks, Blocks], axes: tuple[_Axis, ...]
+    ) -> Iterator[tuple[str, _Side, Blocks, Blocks]]:
+        """For either side: its column, itself, its blocks, and where the loops lead there."""
+        fields = ("source", "destination")
+        return zip(fields, (self.source, self.destination), lists, _steps(axes), strict=True)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -194,7 +219,7 @@ class Plan:
         destination_blocks: Blocks,
         *,
         first_token: int = 0,
-    ) -> npt.NDArray[np.void]:
+    ) -> Copies:
         """An array of COPY that moves @tokens from @first_token on, for each layer the same.
 
         Both lists of blocks begin at token 0, and name each block once. Runs that follow one
@@ -205,7 +230,7 @@ class Plan:
         destination = _blocks("destination_blocks", destination_blocks, self.destination, end)
         if not tokens:
             return np.zeros(0, dtype=COPY)
-        return _joined(self._direct.rows(first, end, source, destination))
+        return self._direct.copies(first, end, source, destination)
 
     def gather(
         self,
@@ -255,7 +280,7 @@ class Plan:
         *,
         stage_offset: int = 0,
         first_token: int = 0,
-    ) -> npt.NDArray[np.void]:
+    ) -> Copies:
         """As copies(), from what gather() left @stage_offset bytes into a stage."""
         first, end = _span(tokens, first_token)
         destination = _blocks("destination_blocks", destination_blocks, self.destination, end)
@@ -265,7 +290,7 @@ class Plan:
             return np.zeros(0, dtype=COPY)
         skipped = first // self.stage.block_tokens
         staged = np.arange(self.stage.blocks_for(end), dtype=np.int64) - skipped
-        rows = _joined(self._gathered.rows(first, end, staged, destination))
+        rows = self._gathered.copies(first, end, staged, destination)
         rows["source"] += np.uint64(stage_offset)
         return rows
 
@@ -273,7 +298,7 @@ class Plan:
         self,
         source_layer: npt.NDArray[Any],
         destination_layer: npt.NDArray[Any],
-        copies: npt.NDArray[np.void],
+        copies: Copies,
     ) -> None:
         """Does @copies within this process, from one layer's memory to another's.
 
@@ -406,16 +431,8 @@ def _steps(axes: tuple[_Axis, ...]) -> tuple[Blocks, Blocks]:
     return source, destination
 
 
-def _around(axes: tuple[_Axis, ...], near: Blocks, far: Blocks, length: Blocks) -> Rows:
-    """Each run at each place the loops lead to."""
-    if not axes:
-        return near, far, length
-    source, destination = _steps(axes)
-    return (
-        (near[:, None] + source).ravel(),
-        (far[:, None] + destination).ravel(),
-        np.repeat(length, len(source)),
-    )
+def _turns(axes: tuple[_Axis, ...]) -> int:
+    return math.prod(axis.count for axis in axes)
 
 
 def _edges(first: int, end: int, one: int, other: int) -> Blocks:
@@ -428,19 +445,30 @@ def _edges(first: int, end: int, one: int, other: int) -> Blocks:
     return np.concatenate((np.array([first], dtype=np.int64), edges))
 
 
-def _joined(rows: Rows) -> npt.NDArray[np.void]:
-    """As an array of COPY, where each row that goes on from the one before is part of it."""
-    near, far, length = rows
-    begins = np.empty(len(near), dtype=np.bool_)
+def _joined(rows: Copies) -> Copies:
+    """@rows, where each that goes on from the one before is part of it."""
+    if len(rows) < 2:
+        return rows
+    expected = rows["source"][:-1] + rows["length"][:-1]
+    begins = np.empty(len(rows), dtype=np.bool_)
     begins[0] = True
-    np.not_equal(near[1:], near[:-1] + length[:-1], out=begins[1:])
-    begins[1:] |= far[1:] != far[:-1] + length[:-1]
-    if not begins.all():
-        at = np.flatnonzero(begins)
-        near, far, length = near[at], far[at], np.add.reduceat(length, at)
-    copies = np.empty(len(near), dtype=COPY)
-    copies["source"], copies["destination"], copies["length"] = near, far, length
-    return copies
+    np.not_equal(rows["source"][1:], expected, out=begins[1:])
+    np.add(rows["destination"][:-1], rows["length"][:-1], out=expected)
+    begins[1:] |= rows["destination"][1:] != expected
+    if begins.all():
+        return rows
+    at = np.flatnonzero(begins)
+    joined = _taken(rows, at)
+    joined["length"] = np.add.reduceat(rows["length"], at)
+    return joined
+
+
+def _taken(rows: Copies, at: npt.NDArray[np.intp]) -> Copies:
+    """rows[at], by columns: numpy is slow at taking whole rows."""
+    taken = np.empty(len(at), dtype=rows.dtype)
+    for field in ("source", "destination", "length"):
+        taken[field] = rows[field][at]
+    return taken
 
 
 def _span(tokens: int, first_token: int) -> tuple[int, int]:
