@@ -72,6 +72,25 @@ def test_abort_before_it_was_accepted_or_even_announced() -> None:
     run(main())
 
 
+@pytest.mark.parametrize("path", ["shm", "tcp"])
+def test_abort_returns_when_nothing_reads_the_source_any_more(path: str) -> None:
+    async def main() -> None:
+        async with couple(path) as both:
+            async with under_way(both) as (outgoing, incoming, _):
+                while outgoing._route is None:
+                    await asyncio.sleep(0.001)
+                for layer in range(LAYERS):
+                    outgoing.ready(layer)
+                both.sender._pump()
+                assert outgoing._postings  # on their way: no turn has heard of their end
+                await outgoing.abort("enough")
+                assert not outgoing._postings
+                await failures(outgoing, incoming)
+            assert both.balanced()
+
+    run(main())
+
+
 def test_refusal_has_its_reason_at_the_sender() -> None:
     async def main() -> None:
         async with couple() as both:
