@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -46,6 +47,8 @@ NEAR = Layout(
     model="drill",
 )
 FAR = dataclasses.replace(NEAR, block_tokens=32, order="NHD")
+LAYOUTS = (NEAR, FAR, dataclasses.replace(NEAR, block_tokens=64))
+"""Of the other side: the same, one whose runs are so short that they are staged, longer blocks."""
 LOST = "lost|gone|closed|reset|ended"
 
 
@@ -87,8 +90,11 @@ class Stage:
                 assert self.pool.leases() == ()
 
     @contextlib.contextmanager
-    def actor(self, program: str, *, layout: Layout = FAR, **settings: Any) -> Iterator[Peer]:
-        """A process with the other role."""
+    def actor(
+        self, program: str, *, layout: Layout | None = None, **settings: Any
+    ) -> Iterator[Peer]:
+        """A process with the other role, and by chance with another layout."""
+        layout = layout or self.order.choice(LAYOUTS)
         settings |= {"address": self.listener.address, "path": self.path}
         with self.nursery.peer(program, layout=layout.encode().hex(), **settings) as peer:
             yield peer
@@ -100,9 +106,9 @@ class Stage:
         assert await _hear(peer) == {"open": True}
         return side
 
-    async def decode(self, peer: Peer, **options: Any) -> Decode:
+    async def decode(self, peer: Peer, *, hold: bool = False) -> Decode:
         """The test decodes what that process prefills."""
-        side = await Decode.open(self.pool, await self.listener.accept_async(), **options)
+        side = await Decode.open(self.pool, await self.listener.accept_async(), hold=hold)
         self.sides.append(side)
         assert await _hear(peer) == {"open": True}
         return side
@@ -183,6 +189,33 @@ async def prefill_is_killed(stage: Stage) -> None:
                 assert await others.result("b0") == ""
             for request in ("b0", "b1"):
                 assert await tell(bystander, "result", request=request) == ""
+            await is_unharmed(bystander)
+
+
+async def prefill_is_stopped(stage: Stage) -> None:
+    """Silent for too long, it is lost; awake again, it writes nowhere."""
+    with stage.actor("prefill") as victim:
+        ours = await stage.decode(victim)
+        with stage.actor("prefill") as bystander:
+            others = await stage.decode(bystander)
+            await tell(bystander, "send", request="b0", seed=3, tokens=stage.tokens(), layers=1)
+            await others.announced("b0")
+            victim.say({"do": "send", "request": "v1", "seed": 1, "tokens": 1500, "layers": LAYERS})
+            await (await ours.announced("v1")).layer(0)
+            victim.signal(signal.SIGSTOP)
+            failure = await ours.result("v1")
+            if failure:  # else all of it had come by then
+                names(failure, "v1", LOST)
+                with nobody_writes(stage.pool, len(ours.leases["v1"])):
+                    victim.signal(signal.SIGCONT)
+                    await tell(bystander, "ready", request="b0", first=1, end=LAYERS)
+                    assert await others.result("b0") == ""
+                    await asyncio.sleep(0.05)
+            else:
+                victim.signal(signal.SIGCONT)
+                await tell(bystander, "ready", request="b0", first=1, end=LAYERS)
+                assert await others.result("b0") == ""
+            assert await tell(bystander, "result", request="b0") == ""
             await is_unharmed(bystander)
 
 
@@ -384,6 +417,7 @@ async def peer_comes_back_with_another_layout(stage: Stage) -> None:
 Scenario = Callable[[Stage], Awaitable[None]]
 SCENARIOS: tuple[Scenario, ...] = (
     prefill_is_killed,
+    prefill_is_stopped,
     decode_is_killed,
     decode_aborts,
     prefill_aborts,
