@@ -51,6 +51,13 @@ ISSUE_CLAIMS = {
         "endpoint/dead-shm-ms": ("<=", 50),
         "endpoint/dead-tcp-ms": ("<=", 100),
     },
+    "kv": {
+        "kv/shm-128MiB": (">=", 0.85),
+        "kv/shm-128MiB-checksum": (">=", 0.60),
+        "kv/tcp-128MiB": (">=", 0.9),
+        "kv/first-layer": ("<=", 1.5),
+        "kv/post-100k-ms": ("<=", 10),
+    },
 }
 EVERY_PLANE_CLAIMS = {
     "rdma": {

@@ -29,6 +29,7 @@ QUESTIONS: Final[dict[str, str]] = {
     "alloc": "How long to have memory, next to the bare system calls?",
     "observe": "What do counters and histograms cost?",
     "endpoint": "What do WRITE_IMMs to another process cost, by shared memory and by TCP?",
+    "kv": "What does a KV cache cost on its way to another process, next to memcpy?",
     "rdma": "What does an RDMA device carry for endpoints, next to perftest?",
     "stream": "Does a stream under credits hold its rate, and at which depth is it full?",
     "scale": "Does an operation cost the same with 10,000 buffers or 256 channels open?",

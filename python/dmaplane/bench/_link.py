@@ -125,15 +125,27 @@ def memory_bytes() -> int:
 class FarSide:
     """The other process."""
 
-    def __init__(self, plane: str, kind: str, length_bytes: int, rows_fd: int = -1) -> None:
+    def __init__(
+        self,
+        plane: str,
+        kind: str,
+        length_bytes: int,
+        rows_fd: int = -1,
+        *,
+        module: str = "dmaplane.bench._far",
+        begin: bool = True,
+    ) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "dmaplane.bench._far"],
+            [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             pass_fds=() if rows_fd < 0 else (rows_fd,),
         )
         self.length_bytes = length_bytes
+        self.key, self.memory_path = b"", ""
+        if not begin:  # it is told otherwise what to have
+            return
         try:
             opened = self.ask(
                 "open", plane=plane, kind=kind, length_bytes=length_bytes, rows_fd=rows_fd
@@ -142,8 +154,12 @@ class FarSide:
             self.kill()
             raise
         self.key = bytes.fromhex(opened["key"])
-        self.memory_path = f"/proc/{self._process.pid}/fd/{opened['fd']}"
+        self.memory_path = self.path_of(opened["fd"])
         """Its buffer, for others to map."""
+
+    def path_of(self, fd: int) -> str:
+        """A descriptor of the other process, for this one to open."""
+        return f"/proc/{self._process.pid}/fd/{fd}"
 
     def tell(self, do: str, **request: Any) -> None:
         """A request whose answer hear() takes later."""

@@ -26,7 +26,7 @@ import collections
 import concurrent.futures
 import contextlib
 import errno
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
 
 import numpy as np
 
@@ -164,7 +164,9 @@ class Conversation(abc.ABC):
         """Says hello, and waits for the peer's; whatever goes wrong closes all of it."""
         try:
             self._watch = Watch(self._channel)
-            self._channel.push(self._recv_rows(np.arange(RECVS)))
+            self._recvs = self._message_rows("recv", RECV, 0, RECVS)
+            self._sends = self._message_rows("send", SEND, RECVS, SENDS)
+            self._channel.push(self._recvs)
             self._say(Kind.HELLO, hello.encode())
             self._task = self._loop.create_task(self._drive())
             try:
@@ -180,13 +182,17 @@ class Conversation(abc.ABC):
             await self._leave()
             raise
 
-    def _recv_rows(self, slots: npt.NDArray[np.int64]) -> Rows:
+    def _message_rows(
+        self, operation: Literal["send", "recv"], kind: int, first: int, count: int
+    ) -> Rows:
+        """A row for each slot of the buffer, to be used again and again."""
+        slots = np.arange(count)
         return self.endpoint.rows(
-            "recv",
+            operation,
             self._buffer,
-            local_offsets=slots * _wire.MESSAGE_BYTES_MAX,
+            local_offsets=(slots + first) * _wire.MESSAGE_BYTES_MAX,
             lengths=_wire.MESSAGE_BYTES_MAX,
-            user_data=slots | (RECV << KIND_SHIFT),
+            user_data=slots | (kind << KIND_SHIFT),
         )
 
     def _meet(self, hello: Hello) -> None:
@@ -298,7 +304,7 @@ class Conversation(abc.ABC):
         assert self._memory is not None
         start = slot * _wire.MESSAGE_BYTES_MAX
         message = _wire.unpack(self._memory[start : start + length].tobytes())
-        self._channel.push(self._recv_rows(np.array([slot])))
+        self._channel.push(self._recvs[slot : slot + 1])
         if (self.peer is None) != (message.kind is Kind.HELLO):
             raise ProtocolError(f"{message.kind.name} out of turn; HELLO comes first, and once")
         if message.kind is Kind.HELLO:
@@ -335,13 +341,8 @@ class Conversation(abc.ABC):
             said, slot = self._outbox[0], self._free_sends[-1]
             start = (RECVS + slot) * _wire.MESSAGE_BYTES_MAX
             self._memory[start : start + len(said)] = np.frombuffer(said, dtype=np.uint8)
-            row = self.endpoint.rows(
-                "send",
-                self._buffer,
-                local_offsets=start,
-                lengths=len(said),
-                user_data=slot | (SEND << KIND_SHIFT),
-            )
+            row = self._sends[slot : slot + 1]
+            row["length_bytes"] = len(said)
             try:
                 self._channel.push_nowait(row)
             except WouldBlock:

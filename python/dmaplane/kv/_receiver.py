@@ -52,6 +52,8 @@ _WITHDRAWN_MAX: Final = 4096
 """Requests called off that are remembered: the oldest is forgotten."""
 _LOOK_S: Final = 0.1
 """How often leases of open transfers are looked at while nothing happens."""
+_AT_ONCE_BYTES: Final = 1 << 20
+"""So much is read in a turn; for more, waking the thread costs less than keeping others waiting."""
 _FENCE_S: Final = 2.0
 
 
@@ -249,31 +251,44 @@ class Receiver(Conversation):
         some = np.concatenate(incoming._unchecked)
         incoming._unchecked.clear()
         incoming._is_checking = True
-
-        def read() -> tuple[npt.NDArray[np.uint32], float]:
-            began = time.monotonic()
-            offsets, lengths, starts = incoming._runs(
-                some, first_byte=self._first_byte, layer_step=self._layer_step
+        if len(some) * incoming._announce.chunk_bytes <= _AT_ONCE_BYTES and not self._jobs:
+            self._compared(incoming, some, *self._crcs(incoming, some))
+        else:
+            self._start_job(
+                lambda: self._crcs(incoming, some),
+                lambda found: self._compared(incoming, some, *found),
             )
-            memory = self.pool.buffer.numpy()
-            found = _sums.of_memory(memory.ctypes.data, offsets, lengths, starts)
-            return found, time.monotonic() - began
 
-        def compared(result: tuple[npt.NDArray[np.uint32], float]) -> None:
-            found, seconds = result
-            incoming._is_checking = False
-            incoming._checksum_seconds += seconds
-            if incoming._state is not State.COMING:
-                return
-            wrong = np.flatnonzero(found != incoming._sums[some])
-            if len(wrong):
-                cause = "its CRC32C does not match: it changed in the receiver's memory"
-                self._stop(incoming, Reason(cause, int(some[wrong[0]])))
-                return
-            self._count(incoming, some)
-            self._compare(incoming, some[:0])
+    def _crcs(
+        self, incoming: Incoming, some: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.uint32], float]:
+        """CRC32C of these chunks as they are here, and how long that took."""
+        began = time.monotonic()
+        offsets, lengths, starts = incoming._runs(
+            some, first_byte=self._first_byte, layer_step=self._layer_step
+        )
+        memory = self.pool.buffer.numpy()
+        found = _sums.of_memory(memory.ctypes.data, offsets, lengths, starts)
+        return found, time.monotonic() - began
 
-        self._start_job(read, compared)
+    def _compared(
+        self,
+        incoming: Incoming,
+        some: npt.NDArray[np.int64],
+        found: npt.NDArray[np.uint32],
+        seconds: float,
+    ) -> None:
+        incoming._is_checking = False
+        incoming._checksum_seconds += seconds
+        if incoming._state is not State.COMING:
+            return
+        wrong = np.flatnonzero(found != incoming._sums[some])
+        if len(wrong):
+            cause = "its CRC32C does not match: it changed in the receiver's memory"
+            self._stop(incoming, Reason(cause, int(some[wrong[0]])))
+            return
+        self._count(incoming, some)
+        self._compare(incoming, some[:0])
 
     def _count(self, incoming: Incoming, ordinals: npt.NDArray[np.int64]) -> None:
         self._totals[3] += len(ordinals)

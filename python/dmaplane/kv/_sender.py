@@ -66,6 +66,8 @@ CHUNK_BYTES: Final = 1 << 20
 WINDOW: Final = 16
 _SHARE_OF_WINDOW: Final = 4
 """A chunk is at most this part of the bytes the peer grants at once, so that several can go."""
+_REFILL: Final = 4
+"""More is posted when this part of the window is free: a turn each chunk would cost more."""
 _CANCEL_S: Final = 2.0
 
 
@@ -340,8 +342,11 @@ class Sender(Conversation):
         self._announce_queued()
         for outgoing in self._turns:
             self._take_ready(outgoing)
-        self._window.push()
-        while self._turns and self._window.room > 0 and self.peer is not None:
+        window = self._window
+        window.push()
+        if window.chunks and window.room < window.chunks_max // _REFILL:
+            return
+        while self._turns and window.room > 0 and self.peer is not None:
             ready = [each for each in self._turns if each._postable]
             if not ready:
                 return
@@ -354,9 +359,9 @@ class Sender(Conversation):
             if chosen._lease.expired:
                 self._stop(chosen, Reason("the lease of its source has expired"))
                 continue
-            chunks_max = self._window.room if len(contenders) == 1 else 1
-            number = self._window.number()
-            self._window.add(chosen._post(number, chunks_max, self.peer.layer_bytes))
+            chunks_max = window.room if len(contenders) == 1 else 1
+            number = window.number()
+            window.add(chosen._post(number, chunks_max, self.peer.layer_bytes))
 
     def _announce_queued(self) -> None:
         limit = min(self._transfers, self.peer.transfers if self.peer else 0)
@@ -413,13 +418,19 @@ class Sender(Conversation):
     # ---- what was written
 
     def _wrote(self, rows: npt.NDArray[np.void]) -> None:
+        sums: dict[Outgoing, list[npt.NDArray[np.void]]] = {}
         for written in self._window.complete(rows):
             posting, chunks = written.posting, written.chunks
             outgoing = posting.outgoing
             if written.result:
                 self._failed(outgoing, posting, written.result, written.failed)
             if outgoing._state is State.GOING and len(chunks):
-                self._told_sums(posting, chunks)
+                if outgoing._announce.checksum:
+                    some = self._sums_of(posting, chunks)
+                    if outgoing._source_sums is None:
+                        sums.setdefault(outgoing, []).append(some)
+                    else:
+                        outgoing._held.setdefault(posting.layer, []).append(some)
                 outgoing._layer_left[posting.layer] -= len(chunks)
                 outgoing._chunks_left -= len(chunks)
                 self._totals[3] += len(chunks)
@@ -427,6 +438,9 @@ class Sender(Conversation):
                     self._layer_written(outgoing, posting.layer)
             self._finish_if_done(outgoing)
             self._finish_if_stopped(outgoing)
+        for outgoing, parts in sums.items():
+            if outgoing._state is State.GOING:
+                self._tell_sums(outgoing, np.concatenate(parts))
 
     def _failed(self, outgoing: Outgoing, posting: Posting, result: int, chunk: int) -> None:
         """A write did not go well: that ends the transfer, if nothing has yet."""
@@ -438,21 +452,16 @@ class Sender(Conversation):
             cause = f"it could not be written: {error_from(result, 'write')}"
         self._stop(outgoing, Reason(cause, ordinal))
 
-    def _told_sums(self, posting: Posting, chunks: npt.NDArray[np.int64]) -> None:
-        outgoing = posting.outgoing
-        announce, route = outgoing._announce, outgoing._route
-        if not announce.checksum:
-            return
+    def _sums_of(self, posting: Posting, chunks: npt.NDArray[np.int64]) -> npt.NDArray[np.void]:
+        """An array of SUM for these chunks of it."""
+        announce, route = posting.outgoing._announce, posting.outgoing._route
         assert route is not None
         begin = int(route.pieces.starts[posting.first])
         length = route.pieces.length[begin : begin + len(posting.rows)]
         sums = np.empty(len(chunks), dtype=_wire.SUM)
         sums["ordinal"] = posting.layer * announce.layer_chunks + posting.first + chunks
         sums["crc"] = posting.sums(chunks, length)
-        if outgoing._source_sums is not None:
-            outgoing._held.setdefault(posting.layer, []).append(sums)
-        else:
-            self._tell_sums(outgoing, sums)
+        return sums
 
     def _tell_sums(self, outgoing: Outgoing, sums: npt.NDArray[np.void]) -> None:
         for first in range(0, len(sums), _wire.SUMS_MAX):
