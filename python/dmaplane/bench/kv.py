@@ -32,7 +32,7 @@ import numpy as np
 from dmaplane import _abi
 from dmaplane._errors import DmaplaneError
 from dmaplane._plane import Capability
-from dmaplane.bench import _link, _loops, _result, endpoint
+from dmaplane.bench import _link, _loops, _plans, _result, endpoint
 from dmaplane.kv import Layout, Pool, Sender, compile_plan
 from dmaplane.kv import _pieces as pieces
 from dmaplane.kv._outgoing import template_of
@@ -393,4 +393,5 @@ def measure(plane_name: str, quick: bool, report: Callable[[str], None]) -> _res
         measure_models(
             measured, plane, paths, rounds=some, length_bytes=length_bytes, report=report
         )
+    _plans.measure(measured, 2 * rounds + 1, report)
     return measured
