@@ -239,8 +239,11 @@ def site_settings(
 ) -> SiteSettings:
     from dmaplane.cli.topology import plane_name
     from dmaplane.kv import Order
+    from dmaplane.kv.engine import NAMES
     from dmaplane.kv.serve import SiteSettings
 
+    if engine not in NAMES:
+        raise typer.BadParameter(f"{engine!r} is none of {', '.join(NAMES)}", param_hint="--engine")
     if order is not None and order not in get_args(Order):
         raise typer.BadParameter(f"{order!r} is none of NHD, HND", param_hint="--order")
     return SiteSettings(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from dmaplane.kv.serve import SiteSettings
 
-START_S: Final = 60.0
+START_S: Final = 120.0
 STOP_S: Final = 5.0
 _LINE_BYTES_MAX: Final = 1 << 16
 _THREADS: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
