@@ -28,8 +28,10 @@ _EPILOG: Final = """\
 Example: two servers and a question, in three terminals:
 
   dmaplane kv prefill
+
   dmaplane kv decode --http 127.0.0.1:8000
-  curl -s 127.0.0.1:8000/v1/completions -d '{"prompt": "Hello", "max_tokens": 8}'
+
+  curl -s 127.0.0.1:8000/v1/completions -d '{"prompt": "Hello"}'
 
 Exit codes: 0 stopped by a signal; 1 the plane or the peer refused; 2 wrong usage.
 """
