@@ -60,8 +60,10 @@ def child(*words: str, secret: str | None = None) -> Iterator[Child]:
             if not line.startswith(b"{") or b'"error"' in line:
                 process.wait(STOP_S)
                 errors.seek(0)
-                said = errors.read(4096).decode(errors="replace").strip()
-                raise UnreachableError(f"dmaplane kv {words[0]} did not start: {said or line!r}")
+                said = " ".join(errors.read(4096).decode(errors="replace").split())
+                raise UnreachableError(
+                    f"dmaplane kv {words[0]} did not start: {said.removeprefix('dmaplane: ')}"
+                )
             yield Child(process, json.loads(line))
         finally:
             _end(process)
