@@ -526,6 +526,12 @@ def test_pool_is_one_buffer_of_layers(plane: dmaplane.Plane) -> None:
     assert plane.statistics().buffers == 0
 
 
+def test_pool_goes_where_it_is_asked_to(plane: dmaplane.Plane) -> None:
+    with Pool(plane, SMALL, 4, node=0, huge="prefer") as pool:
+        assert pool.buffer.placement.pages > 0
+        assert pool.buffer.kind in ("huge", "pages")
+
+
 @pytest.mark.parametrize("blocks", [0, -3, 1 << 50])
 def test_pool_of_an_impossible_size_is_refused(plane: dmaplane.Plane, blocks: int) -> None:
     with pytest.raises(dmaplane.InvalidError, match="blocks"):

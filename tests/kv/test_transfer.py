@@ -253,6 +253,18 @@ def test_more_transfers_than_may_be_open_all_arrive(path: str) -> None:
     run(main())
 
 
+def test_chunks_are_as_long_as_asked_for_where_the_window_lets_them() -> None:
+    """However early the sender opens: what is granted is told, not guessed from the credit."""
+
+    async def main() -> None:
+        for asked, got in ((1 << 20, 1 << 20), (64 << 20, 4 << 20)):
+            async with couple(chunk_bytes=asked) as both:
+                assert both.sender.chunk_bytes == got
+                await both.moves(4096)
+
+    run(main())
+
+
 # ---- asking and saying
 
 

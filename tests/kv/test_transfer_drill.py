@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -100,9 +101,12 @@ class Stage:
         assert await _hear(peer) == {"open": True}
         return side
 
-    async def decode(self, peer: Peer, **options: Any) -> Decode:
+    async def decode(
+        self, peer: Peer, *, hold: bool = False, detect: float | None = None
+    ) -> Decode:
         """The test decodes what that process prefills."""
-        side = await Decode.open(self.pool, await self.listener.accept_async(), **options)
+        endpoint = await self.listener.accept_async(detect=detect)
+        side = await Decode.open(self.pool, endpoint, hold=hold)
         self.sides.append(side)
         assert await _hear(peer) == {"open": True}
         return side
@@ -183,6 +187,33 @@ async def prefill_is_killed(stage: Stage) -> None:
                 assert await others.result("b0") == ""
             for request in ("b0", "b1"):
                 assert await tell(bystander, "result", request=request) == ""
+            await is_unharmed(bystander)
+
+
+async def prefill_is_stopped(stage: Stage) -> None:
+    """Silent for too long, it is lost; awake again, it writes nowhere."""
+    with stage.actor("prefill") as victim:
+        ours = await stage.decode(victim, detect=0.5)
+        with stage.actor("prefill") as bystander:
+            others = await stage.decode(bystander)
+            await tell(bystander, "send", request="b0", seed=3, tokens=stage.tokens(), layers=1)
+            await others.announced("b0")
+            victim.say({"do": "send", "request": "v1", "seed": 1, "tokens": 1500, "layers": LAYERS})
+            await (await ours.announced("v1")).layer(0)
+            victim.signal(signal.SIGSTOP)
+            failure = await ours.result("v1")
+            if failure:  # else all of it had come by then
+                names(failure, "v1", LOST)
+                with nobody_writes(stage.pool, len(ours.leases["v1"])):
+                    victim.signal(signal.SIGCONT)
+                    await tell(bystander, "ready", request="b0", first=1, end=LAYERS)
+                    assert await others.result("b0") == ""
+                    await asyncio.sleep(0.05)
+            else:
+                victim.signal(signal.SIGCONT)
+                await tell(bystander, "ready", request="b0", first=1, end=LAYERS)
+                assert await others.result("b0") == ""
+            assert await tell(bystander, "result", request="b0") == ""
             await is_unharmed(bystander)
 
 
@@ -384,6 +415,7 @@ async def peer_comes_back_with_another_layout(stage: Stage) -> None:
 Scenario = Callable[[Stage], Awaitable[None]]
 SCENARIOS: tuple[Scenario, ...] = (
     prefill_is_killed,
+    prefill_is_stopped,
     decode_is_killed,
     decode_aborts,
     prefill_aborts,

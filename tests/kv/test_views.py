@@ -152,6 +152,8 @@ def test_write_through_one_view_is_read_through_every_other(
 def test_dlpack_goes_both_ways_without_a_copy(
     plane: dmaplane.Plane, torch: Any, layout: Layout
 ) -> None:
+    if layout.dtype == "bfloat16" and not hasattr(torch, "uint16"):
+        pytest.skip("missing-package: torch 2.3, the first with uint16")
     with Pool(plane, layout, BLOCKS) as pool:
         _numbered(pool)
         layer = pool.layer(0)

@@ -17,7 +17,7 @@ from dmaplane.kv import _sums as sums
 from dmaplane.kv import _wire as wire
 
 TINY = Layout(layers=2, kv_heads=4, head_size=8, dtype="float16", block_tokens=4)
-HELLO = wire.Hello(wire.Role.RECEIVER, TINY, 8, 4, TINY.layer_bytes(8), 0, b"key")
+HELLO = wire.Hello(wire.Role.RECEIVER, TINY, 8, 4, TINY.layer_bytes(8), 0, 1 << 20, b"key")
 ANNOUNCE = wire.Announce("request", "trace", b"metadata", 40, 2, 3, 4096, 10000, -5, True)
 
 

@@ -84,12 +84,12 @@ class Pool(Scope):
         self.plane = plane
         self.layout = layout
         self.blocks = blocks
+        self._blocks = Blocks(blocks)
         self.buffer: Buffer = plane.buffer(length, node=node, huge=huge)
         self._views = Views(self.buffer, layout, blocks)
         self._clock = clock
         self._lock = threading.Lock()
         self._refusal: str | None = None
-        self._blocks = Blocks(blocks)
         self._tenures: dict[int, Tenure] = {}
         self._borrowers: dict[Hashable, set[int]] = {}
         # (time, lease id) once for each lease that may expire; late if it was renewed since.

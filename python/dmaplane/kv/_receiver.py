@@ -109,6 +109,7 @@ class Receiver(Conversation):
             transfers=transfers,
             layer_bytes=made._layer_step,
             first_byte=made._first_byte,
+            window_bytes=endpoint.window_bytes,
             key=region.key,
         )
         await made._begin(hello, timeout)

@@ -123,9 +123,6 @@ class Sender(Conversation):
                 f"{chunk_bytes}",
                 fix=f"{_wire.CHUNK_BYTES_MIN} .. {_wire.CHUNK_BYTES_MAX}",
             )
-        granted = endpoint.ledger().send_bytes // _SHARE_OF_WINDOW
-        if granted < chunk_bytes:
-            chunk_bytes = max(granted, _wire.CHUNK_BYTES_MIN)
         made = cls(endpoint, pool, window=window, chunk_bytes=chunk_bytes, transfers=transfers)
         hello = Hello(
             role=Role.SENDER,
@@ -134,6 +131,7 @@ class Sender(Conversation):
             transfers=transfers,
             layer_bytes=pool.layout.layer_bytes(pool.blocks),
             first_byte=pool.offset(0),
+            window_bytes=endpoint.window_bytes,
             key=b"",
         )
         await made._begin(hello, timeout)
@@ -141,6 +139,8 @@ class Sender(Conversation):
 
     def _met(self, hello: Hello) -> None:
         self.plan = compile_plan(self.pool.layout, hello.layout, here="source")
+        granted = max(hello.window_bytes // _SHARE_OF_WINDOW, _wire.CHUNK_BYTES_MIN)
+        self.chunk_bytes = min(self.chunk_bytes, granted)
         self._start_job(lambda: self.endpoint.region(hello.key), self._imported)
 
     def _imported(self, remote: RemoteRegion) -> None:

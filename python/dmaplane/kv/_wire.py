@@ -213,7 +213,7 @@ def checked_text(field: str, text: str, most: int, *, empty: bool = True) -> byt
     return encoded
 
 
-_HELLO: Final = struct.Struct("<IIIIQQ")
+_HELLO: Final = struct.Struct("<IIIIQQQ")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -229,6 +229,8 @@ class Hello:
     """From one layer to the next in the region."""
     first_byte: int
     """Where layer 0 starts in the region."""
+    window_bytes: int
+    """That are granted to the peer at once; no write with an immediate may be longer."""
     key: bytes
     """Of the receiver's region; a sender has none."""
 
@@ -241,6 +243,7 @@ class Hello:
             len(self.key),
             self.layer_bytes,
             self.first_byte,
+            self.window_bytes,
         )
         return numbers + self.layout.encode() + self.key
 
@@ -248,7 +251,8 @@ class Hello:
     def decode(cls, body: bytes) -> Hello:
         """Every number bounded, and in agreement with the layout."""
         reader = Reader(Kind.HELLO, body)
-        role, blocks, transfers, key_bytes, layer_bytes, first_byte = reader.numbers(_HELLO)
+        role, blocks, transfers, key_bytes, *lengths = reader.numbers(_HELLO)
+        layer_bytes, first_byte, window_bytes = lengths
         try:
             layout = Layout.decode(reader.take(LAYOUT_BYTES))
         except LayoutError as error:
@@ -262,7 +266,8 @@ class Hello:
             raise ProtocolError("HELLO with a key where none belongs, or without one")
         if layer_bytes < blocks * layout.block_bytes or first_byte >> 62 or layer_bytes >> 48:
             raise ProtocolError("HELLO whose layers do not fit its layout")
-        return cls(Role(role), layout, blocks, transfers, layer_bytes, first_byte, key)
+        numbers = blocks, transfers, layer_bytes, first_byte, window_bytes
+        return cls(Role(role), layout, *numbers, key)
 
 
 _ANNOUNCE: Final = struct.Struct("<IIIIQiIHHI")
