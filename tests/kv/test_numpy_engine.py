@@ -381,6 +381,21 @@ def test_a_cache_of_another_model_is_refused_and_the_difference_named(
             engine.decode(1, 0, cache)
 
 
+def test_blocks_that_may_be_anothers_by_now_are_not_touched(plane: dmaplane.Plane) -> None:
+    engine = load("numpy", **SMALL)
+    with kv.Pool(plane, engine.layout, 8) as pool, kv.Pool(plane, engine.layout, 8) as apart:
+        ended = pool.lease(8, holder="test")
+        ended.release()
+        with pool.lease(8, holder="another"):
+            for call in (engine.prefill, lambda _, cache: engine.decode(1, 0, cache)):
+                with pytest.raises(dmaplane.StaleEpochError):
+                    call(PROMPT, Cache(pool, ended))
+        with apart.lease(8, holder="test") as lease:
+            with pytest.raises(dmaplane.InvalidError, match="another pool"):
+                engine.prefill(PROMPT, Cache(pool, lease))
+        assert not pool.buffer.numpy().any()
+
+
 @pytest.mark.parametrize(
     ("tokens", "first", "field"),
     [
