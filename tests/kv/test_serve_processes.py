@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -109,3 +110,56 @@ def test_decode_killed_in_the_middle_of_a_transfer() -> None:
 
     with prefill() as first, decode(first.told["address"]) as server:
         asyncio.run(whole(first, server))
+
+
+def private_bytes(server: Child) -> int:
+    """Resident memory of its own; that of the pool is as large as it was made."""
+    with open(f"/proc/{server.process.pid}/status", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) << 10
+    raise AssertionError("no such line")
+
+
+def descriptors(server: Child) -> int:
+    return len(os.listdir(f"/proc/{server.process.pid}/fd"))
+
+
+async def flood(host: str, port: int) -> int:
+    """Sends 4 MiB that nobody wants, however it is taken; the status, or 0 if it was cut off."""
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        writer.write(
+            b"POST /v1/completions HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n"
+        )
+        writer.write(b"\r\n" + (b"10000\r\n" + bytes(65536) + b"\r\n") * 64)
+        return int((await asyncio.wait_for(reader.readline(), PATIENCE_S)).split()[1])
+    except (OSError, IndexError):
+        return 0
+    finally:
+        writer.close()
+
+
+def test_what_clients_make_a_server_hold_is_bounded_and_given_back() -> None:
+    async def whole(server: Child) -> None:
+        await asked(server, PROMPT[:20])
+        before, open_before = private_bytes(server), descriptors(server)
+        for _ in range(3):
+            found = await asyncio.gather(*(flood(*door(server)) for _ in range(60)))
+            assert set(found) <= {0, 413}
+            assert 413 in found
+        streams = await asyncio.gather(
+            *(asked(server, PROMPT[: 2 + number % 40]) for number in range(50))
+        )
+        assert all(len(one.tokens) == 4 for one in streams)
+        await until_free(server)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + PATIENCE_S
+        while descriptors(server) > open_before:
+            assert loop.time() < until, "sockets stay open"
+            await asyncio.sleep(0.05)
+        # 60 bodies of 256 KiB are 15 MiB; all that was sent is 720 MiB.
+        assert private_bytes(server) - before < 64 << 20
+
+    with prefill() as first, decode(first.told["address"]) as server:
+        asyncio.run(whole(server))
