@@ -18,7 +18,7 @@ from dmaplane.kv import Incoming, Layout, Pool, Receiver, Sender
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "endpoint"))
-from couple import HND, LAYERS, NHD, Couple, couple, endpoints, run, several, under_way
+from couple import HND, LAYERS, NHD, Couple, couple, run, several, under_way
 
 MLA = Layout(layers=3, kv_heads=1, head_size=96, dtype="bfloat16", block_tokens=16, kind="mla")
 
@@ -102,17 +102,14 @@ def test_two_ranks_fill_the_blocks_of_one() -> None:
     async def main() -> None:
         halves = [NHD.for_rank(rank, 2) for rank in range(2)]
         async with contextlib.AsyncExitStack() as stack:
-            both = [
-                await stack.enter_async_context(couple(source=half, target=NHD)) for half in halves
-            ]
-            target = both[0].receiver.pool
-            far = await stack.enter_async_context(endpoints("shm"))
-            plane = both[0].receiver.pool.plane
-            listener = stack.enter_context(plane.listen("127.0.0.1:0"))
+            first = await stack.enter_async_context(couple(source=halves[0], target=NHD))
+            target = first.receiver.pool
+            near_plane = stack.enter_context(dmaplane.open(plane="embedded"))
+            listener = stack.enter_context(target.plane.listen("127.0.0.1:0"))
             near, there = await asyncio.gather(
-                far[0].plane.connect_async(listener.address), listener.accept_async()
+                near_plane.connect_async(listener.address), listener.accept_async()
             )
-            source = stack.enter_context(Pool(far[0].plane, halves[1], 64))
+            source = stack.enter_context(Pool(near_plane, halves[1], 64))
             sender, receiver = await asyncio.gather(
                 Sender.open(near, source), Receiver.open(there, target)
             )
@@ -121,15 +118,15 @@ def test_two_ranks_fill_the_blocks_of_one() -> None:
             second = Couple(sender, receiver)
             second.fill(2)
             with (
-                both[0].sender.pool.lease(8, holder="rank 0") as first_lease,
+                first.sender.pool.lease(8, holder="rank 0") as first_lease,
                 source.lease(8, holder="rank 1") as second_lease,
                 target.lease(8, holder="decode") as lease,
             ):
                 outgoing = [
-                    both[0].sender.send("whole", first_lease, 128),
+                    first.sender.send("whole", first_lease, 128),
                     sender.send("whole", second_lease, 128),
                 ]
-                incoming = [await both[0].next(), await second.next()]
+                incoming = [await first.next(), await second.next()]
                 for each in incoming:
                     await each.accept(lease, publish=False)
                 for each in incoming:
@@ -140,7 +137,7 @@ def test_two_ranks_fill_the_blocks_of_one() -> None:
                     target.stamp(lease.blocks)
                 lease.publish()
                 target.stamp(lease.blocks)
-                assert both[0].same(outgoing[0], incoming[0])
+                assert first.same(outgoing[0], incoming[0])
                 assert second.same(outgoing[1], incoming[1])
 
     run(main())

@@ -268,6 +268,7 @@ class Conversation(abc.ABC):
             self._dispatch(rows)
         if lost is not None:
             raise lost
+        self._flush()  # messages go ahead of what is posted now
         self._pump()
         self._flush()
 
@@ -472,7 +473,7 @@ class Conversation(abc.ABC):
 
     async def _leave(self) -> None:
         """Until the task and the thread have ended too."""
-        if self._task is not None:
+        if self._task is not None and self._task is not asyncio.current_task():
             await asyncio.wait([self._task])
         while self._jobs:
             await asyncio.wait(list(self._jobs))
@@ -487,13 +488,15 @@ class Conversation(abc.ABC):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if not self._closed:
-            self._all_said.clear()
-            self._say(Kind.BYE)
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._all_said.wait(), _BYE_S)
-        self.close()
-        await self._leave()
+        try:
+            if not self._closed:
+                self._all_said.clear()
+                self._say(Kind.BYE)
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._all_said.wait(), _BYE_S)
+        finally:
+            self.close()
+            await self._leave()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"to {self.endpoint.peer_address}"

@@ -107,7 +107,6 @@ class Incoming:
         plan = receiver.plan
         assert plan is not None
         chosen = lease.blocks[: self.blocks]
-        self._pieces = _pieces.staged(plan, self.tokens, chosen, self._announce.chunk_bytes)
         lease.lend(self)
         try:
             lease.fill()
@@ -118,6 +117,8 @@ class Incoming:
         self._state = State.COMING
         for body in _wire.encode_accept(chosen):
             receiver._tell(self, _wire.Kind.ACCEPT, body)
+        receiver._flush()  # at once: the sender begins while pieces are cut here
+        self._pieces = _pieces.staged(plan, self.tokens, chosen, self._announce.chunk_bytes)
 
     def refuse(self, reason: str) -> None:
         """It is not wanted: the sender's done() raises TransferError with @reason."""

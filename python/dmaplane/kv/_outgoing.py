@@ -99,6 +99,7 @@ class Outgoing:
         self._blocks: list[npt.NDArray[np.int64]] = []
         self._route: Route | None = None
         self._slots: dict[int, int] = {}
+        self._first: int | None = None
         self._postings: dict[int, Posting] = {}
         self._layer_left = np.full(announce.layers, announce.layer_chunks, dtype=np.int64)
         self._chunks_left = announce.chunks
@@ -179,13 +180,25 @@ class Outgoing:
 
     @property
     def _postable(self) -> bool:
-        return bool(self._going) and self._state is State.GOING
+        """There is something to post, and it is its time.
+
+        Sums follow chunks on one connection, in order. So that those of the first layer are not
+        behind a whole window of others, it goes alone.
+        """
+        if not self._going or self._state is not State.GOING:
+            return False
+        first = self._first
+        if first is None or not self._announce.checksum or self._going[0][0] == first:
+            return True
+        return not self._layer_left[first]
 
     def _post(self, number: int, chunks_max: int, layer_step: int) -> Posting:
         """The next chunks of the layer whose turn it is, at most so many."""
         route, announce = self._route, self._announce
         assert route is not None
         layer, chunk, near_base = self._going.popleft()
+        if self._first is None:
+            self._first = layer
         end = min(announce.layer_chunks, chunk + chunks_max)
         if end < announce.layer_chunks:
             self._going.appendleft((layer, end, near_base))

@@ -96,7 +96,7 @@ class Receiver(Conversation):
         LayoutError, at both ends, with all differences, if no plan leads from layout to layout.
         TimedOutError if nobody says hello.
         """
-        region = await asyncio.to_thread(pool.buffer.region, "write")
+        region = pool.buffer.region("write")
         try:
             made = cls(endpoint, pool, region, transfers=transfers)
         except BaseException:
