@@ -9,49 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
-import numpy as np
 import pytest
+from engines import LAST, PROMPT, TOKENS, cache_of, generated, made
+from engines import flip as flipped
 
 import dmaplane
 from dmaplane import kv
-from dmaplane.kv.engine import Cache, Engine, greedy, load
+from dmaplane.kv.engine import Cache, Engine, greedy
 
-SMALL: dict[str, Any] = {
-    "layers": 4,
-    "hidden": 128,
-    "heads": 4,
-    "kv_heads": 2,
-    "head_size": 32,
-    "inner": 256,
-    "vocabulary": 512,
-    "spread": 0.12,
-}
-PROMPT = np.random.default_rng(7).integers(0, 256, 75)
-TOKENS = 32
-LAST = len(PROMPT) - 1
 LIMIT_S = 60.0
-
-
-def made(name: str, **options: Any) -> Engine:
-    if name == "transformers":
-        for package in ("torch", "transformers"):
-            if importlib.util.find_spec(package) is None:
-                pytest.skip(f"missing-package: {package}")
-    return load(name, **SMALL, **options)
-
-
-def in_one_process(engine: Engine) -> list[int]:
-    blocks = engine.layout.blocks_for(len(PROMPT) + TOKENS)
-    with dmaplane.open(plane="embedded") as plane, kv.Pool(plane, engine.layout, blocks) as pool:
-        with pool.lease(blocks, holder="alone") as lease:
-            cache = Cache(pool, lease)
-            engine.prefill(PROMPT[:-1], cache)
-            return list(greedy(engine, cache, token=int(PROMPT[-1]), position=LAST, count=TOKENS))
 
 
 @contextlib.asynccontextmanager
@@ -82,7 +52,7 @@ async def split(
     @flip: the layer of which one number of V gets the highest bit of its exponent on the sender's
     side, before it is sent and without a checksum.
     """
-    begun = threading.Event()
+    begun, waited = threading.Event(), list[int]()
     async with connected(path, prefill.layout, decode.layout) as (sender, receiver):
         ours, theirs = sender.pool, receiver.pool
         loop = asyncio.get_running_loop()
@@ -98,40 +68,38 @@ async def split(
                 if number == 1:  # layer 0 is there, and decode has begun, or this ends in a timeout
                     assert begun.wait(LIMIT_S)
                 if number == flip:
-                    flip_of(ours, from_, number)
+                    flipped(ours, from_, number)
                 outgoing.ready(number)
 
             def before_layer(number: int) -> None:
+                waited.append(number)
                 asyncio.run_coroutine_threadsafe(incoming.layer(number), loop).result(LIMIT_S)
                 begun.set()
 
             def decoded() -> list[int]:
-                return list(
-                    greedy(
-                        decode,
-                        Cache(theirs, to),
-                        token=int(PROMPT[-1]),
-                        position=LAST,
-                        count=TOKENS,
-                        before_layer=before_layer,
-                    )
+                steps = greedy(
+                    decode,
+                    Cache(theirs, to),
+                    token=int(PROMPT[-1]),
+                    position=LAST,
+                    count=TOKENS,
+                    before_layer=before_layer,
                 )
+                return list(steps)
 
             _, found = await asyncio.gather(
                 asyncio.to_thread(prefill.prefill, PROMPT[:-1], Cache(ours, from_), on_layer),
                 asyncio.to_thread(decoded),
             )
+            assert waited == list(range(decode.layout.layers)), "in the first step only"
             assert await incoming.complete() is to
             await outgoing.done()
             return found
 
 
-def flip_of(pool: kv.Pool, lease: kv.Lease, layer: int) -> None:
-    numbers = pool.values(layer)
-    bits = numbers.view(f"u{numbers.dtype.itemsize}")[lease.blocks[2], 5]
-    mask = np.array(1 << (bits.dtype.itemsize * 8 - 2), dtype=bits.dtype)
-    head, element = np.argwhere(bits & mask == 0)[0]
-    bits[head, element] ^= mask
+def in_one_process(engine: Engine) -> list[int]:
+    with dmaplane.open(plane="embedded") as plane, cache_of(plane, engine.layout) as cache:
+        return generated(engine, cache)
 
 
 def run(main: Any) -> Any:
