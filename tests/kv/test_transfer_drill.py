@@ -47,6 +47,8 @@ NEAR = Layout(
     model="drill",
 )
 FAR = dataclasses.replace(NEAR, block_tokens=32, order="NHD")
+LAYOUTS = (NEAR, FAR, dataclasses.replace(NEAR, block_tokens=64))
+"""Of the other side: the same, one whose runs are so short that they are staged, longer blocks."""
 LOST = "lost|gone|closed|reset|ended"
 
 
@@ -88,8 +90,11 @@ class Stage:
                 assert self.pool.leases() == ()
 
     @contextlib.contextmanager
-    def actor(self, program: str, *, layout: Layout = FAR, **settings: Any) -> Iterator[Peer]:
-        """A process with the other role."""
+    def actor(
+        self, program: str, *, layout: Layout | None = None, **settings: Any
+    ) -> Iterator[Peer]:
+        """A process with the other role, and by chance with another layout."""
+        layout = layout or self.order.choice(LAYOUTS)
         settings |= {"address": self.listener.address, "path": self.path}
         with self.nursery.peer(program, layout=layout.encode().hex(), **settings) as peer:
             yield peer
