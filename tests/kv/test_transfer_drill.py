@@ -47,6 +47,8 @@ NEAR = Layout(
     model="drill",
 )
 FAR = dataclasses.replace(NEAR, block_tokens=32, order="NHD")
+LAYOUTS = (NEAR, FAR, dataclasses.replace(NEAR, block_tokens=64))
+"""Of the other side: the same, one whose runs are so short that they are staged, longer blocks."""
 LOST = "lost|gone|closed|reset|ended"
 
 
@@ -88,8 +90,11 @@ class Stage:
                 assert self.pool.leases() == ()
 
     @contextlib.contextmanager
-    def actor(self, program: str, *, layout: Layout = FAR, **settings: Any) -> Iterator[Peer]:
-        """A process with the other role."""
+    def actor(
+        self, program: str, *, layout: Layout | None = None, **settings: Any
+    ) -> Iterator[Peer]:
+        """A process with the other role, and by chance with another layout."""
+        layout = layout or self.order.choice(LAYOUTS)
         settings |= {"address": self.listener.address, "path": self.path}
         with self.nursery.peer(program, layout=layout.encode().hex(), **settings) as peer:
             yield peer
@@ -101,12 +106,9 @@ class Stage:
         assert await _hear(peer) == {"open": True}
         return side
 
-    async def decode(
-        self, peer: Peer, *, hold: bool = False, detect: float | None = None
-    ) -> Decode:
+    async def decode(self, peer: Peer, *, hold: bool = False) -> Decode:
         """The test decodes what that process prefills."""
-        endpoint = await self.listener.accept_async(detect=detect)
-        side = await Decode.open(self.pool, endpoint, hold=hold)
+        side = await Decode.open(self.pool, await self.listener.accept_async(), hold=hold)
         self.sides.append(side)
         assert await _hear(peer) == {"open": True}
         return side
@@ -193,7 +195,7 @@ async def prefill_is_killed(stage: Stage) -> None:
 async def prefill_is_stopped(stage: Stage) -> None:
     """Silent for too long, it is lost; awake again, it writes nowhere."""
     with stage.actor("prefill") as victim:
-        ours = await stage.decode(victim, detect=0.5)
+        ours = await stage.decode(victim)
         with stage.actor("prefill") as bystander:
             others = await stage.decode(bystander)
             await tell(bystander, "send", request="b0", seed=3, tokens=stage.tokens(), layers=1)

@@ -131,8 +131,10 @@ class Blocks:
         return self.generations(blocks)
 
     def generations(self, blocks: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
-        """As they are now; a copy."""
-        return self._generations[blocks]
+        """As they are now; a copy, read-only."""
+        found = self._generations[blocks]
+        found.flags.writeable = False
+        return found
 
     def audit(self) -> None:
         """Compares everything with everything, O(total); AssertionError says what is wrong."""
