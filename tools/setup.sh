@@ -241,10 +241,12 @@ what='.[serve]' # what the demo's servers and its picture use
 say "building and installing dmaplane (goal: $goal)"
 rm -f $stamp
 CMAKE_BUILD_PARALLEL_LEVEL=$(nproc) PATH="$PWD/$venv/bin:$PATH" pip install "$what"
-# Tensor views are tested where PyTorch is. CI fetches the one version that has a small
-# build for CPUs; elsewhere nobody is made to fetch gigabytes for one test.
+# Tensor views are tested where PyTorch is, and the second engine where transformers is. CI
+# fetches the one version that has a small build for CPUs; elsewhere nobody is made to fetch
+# gigabytes for some tests.
 if [ "$goal" = test ] && [ "${CI:-}" = true ]; then
-	pip install "torch==2.13.0" || say "no PyTorch to be had: its test will be skipped" >&2
+	pip install "torch==2.13.0" "transformers==5.23.0" ||
+		say "no PyTorch or transformers to be had: their tests will be skipped" >&2
 fi
 echo "$now $goal" >$stamp
 say "ready"

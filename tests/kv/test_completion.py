@@ -180,6 +180,8 @@ def test_a_report_of_a_long_error_is_cut_and_still_one() -> None:
         ("request", 1),
         ("request", "x" * 2000),
         ("error", None),
+        ("clock", 5),
+        ("began", -1),
         ("prefill_seconds", "1"),
         ("prefill_seconds", -1),
         ("prefill_seconds", float("nan")),

@@ -63,7 +63,7 @@ def test_the_demo_passes_and_shows_a_timeline_and_a_table(tmp_path: Path) -> Non
     assert "tokens identical to one process doing both: 2 of 2 requests" in answer.out
     assert "control: one zeroed block" in answer.out
     assert "nothing left behind" in answer.out
-    for word in ("request 1", "request 2", "chunks", "GB/s", "stalls", "check", "prefill"):
+    for word in ("request 1", "request 2", "chunks", "GB/s", "stalls", "CRC", "prefill", "same"):
         assert word in answer.out
     named = str(tmp_path)
     wide = [line for line in answer.out.splitlines() if len(line) > 80 and named not in line]

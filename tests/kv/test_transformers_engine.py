@@ -7,8 +7,6 @@ the same weights in the library's Llama have to say the same.
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -16,34 +14,29 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engines import (
+    FORMATS,
+    PROMPT,
+    SMALL,
+    TOKENS,
+    cache_of,
+    continued,
+    generated,
+    made,
+    moved,
+    needs_transformers,
+)
 from numpy.typing import NDArray
 
 import dmaplane
-from dmaplane import kv
-from dmaplane.kv.engine import Cache, Engine, greedy, load
+from dmaplane.kv.engine import load
 from dmaplane.kv.engine._numpy import NumpyEngine
-
-SMALL: dict[str, Any] = {
-    "layers": 3,
-    "hidden": 128,
-    "heads": 4,
-    "kv_heads": 2,
-    "head_size": 32,
-    "inner": 256,
-    "vocabulary": 512,
-    "spread": 0.12,
-}
-FORMATS = ("float32", "float16", "bfloat16")
-PROMPT = np.random.default_rng(7).integers(0, 256, 75)
-TOKENS = 32
 
 
 @pytest.fixture
 def torch() -> Any:
     """PyTorch, where the library is there too."""
-    for package in ("torch", "transformers"):
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"missing-package: {package}")
+    needs_transformers()
     import torch
 
     return torch
@@ -53,21 +46,6 @@ def torch() -> Any:
 def plane() -> Iterator[dmaplane.Plane]:
     with dmaplane.open(plane="embedded") as opened:
         yield opened
-
-
-@contextlib.contextmanager
-def cache_of(plane: dmaplane.Plane, layout: kv.Layout, *, fill: int = 0) -> Iterator[Cache]:
-    blocks = layout.blocks_for(len(PROMPT) + TOKENS)
-    with kv.Pool(plane, layout, blocks) as pool:
-        pool.buffer.numpy()[:] = fill
-        with pool.lease(blocks, holder="test") as lease:
-            yield Cache(pool, lease)
-
-
-def generated(engine: Engine, cache: Cache) -> list[int]:
-    engine.prefill(PROMPT[:-1], cache)
-    last = len(PROMPT) - 1
-    return list(greedy(engine, cache, token=int(PROMPT[-1]), position=last, count=TOKENS))
 
 
 def by_the_library(torch: Any, model: Any, prompt: NDArray[Any] = PROMPT) -> list[int]:
@@ -88,7 +66,7 @@ def by_the_library(torch: Any, model: Any, prompt: NDArray[Any] = PROMPT) -> lis
 def test_tokens_are_those_of_the_library(
     torch: Any, plane: dmaplane.Plane, dtype: str, order: str
 ) -> None:
-    engine: Any = load("transformers", **SMALL, dtype=dtype, order=order)
+    engine: Any = made("transformers", dtype=dtype, order=order)
     with cache_of(plane, engine.layout, fill=0xFF) as cache:
         found = generated(engine, cache)
     assert found == by_the_library(torch, engine.model)
@@ -99,50 +77,50 @@ def test_tokens_are_those_of_the_library(
 def test_other_architectures_need_no_code(
     torch: Any, plane: dmaplane.Plane, model_type: str
 ) -> None:
-    engine: Any = load("transformers", **SMALL, model_type=model_type)
+    engine: Any = made("transformers", model_type=model_type)
     with cache_of(plane, engine.layout) as cache:
         assert generated(engine, cache) == by_the_library(torch, engine.model)
 
 
 def test_a_model_without_blocks_of_keys_and_values_is_refused(torch: Any) -> None:
     with pytest.raises(dmaplane.UnsupportedError, match="deepseek_v3 model in blocks"):
-        load("transformers", **SMALL, model_type="deepseek_v3")
+        made("transformers", model_type="deepseek_v3")
     with pytest.raises(dmaplane.InvalidError) as told:
-        load("transformers", **SMALL, model_type="t5")
+        made("transformers", model_type="t5")
     assert told.value.field == "model_type"
 
 
 def test_a_checkpoint_with_a_sliding_window_gives_the_tokens_of_the_library(
     torch: Any, plane: dmaplane.Plane, tmp_path: pathlib.Path
 ) -> None:
-    made: Any = load("transformers", **SMALL, model_type="mistral")
-    made.model.config.sliding_window = 24
-    made.model.save_pretrained(tmp_path / "model")
+    seeded: Any = made("transformers", model_type="mistral")
+    seeded.model.config.sliding_window = 24
+    seeded.model.save_pretrained(tmp_path / "model")
     engine: Any = load("transformers", checkpoint=str(tmp_path / "model"))
     again = load("transformers", checkpoint=str(tmp_path / "model"))
     assert engine.layout == again.layout
-    assert engine.layout.layers == 3
+    assert engine.layout.layers == SMALL["layers"]
     with cache_of(plane, engine.layout) as cache:
         found = generated(engine, cache)
     assert found == by_the_library(torch, engine.model)
-    with cache_of(plane, made.layout) as cache:
-        made.model.config.sliding_window = None
-        assert found != generated(made, cache), "the window has to make a difference"
+    with cache_of(plane, seeded.layout) as cache:
+        seeded.model.config.sliding_window = None
+        assert found != generated(seeded, cache), "the window has to make a difference"
 
 
 def test_names_of_weights_differ_when_one_number_does(torch: Any, tmp_path: pathlib.Path) -> None:
-    made: Any = load("transformers", **SMALL)
-    names = {made.layout.model, load("transformers", **SMALL, seed=2).layout.model}
+    seeded: Any = made("transformers")
+    names = {seeded.layout.model, made("transformers", seed=2).layout.model}
     for change in (0, 1):
         with torch.no_grad():
-            made.model.model.norm.weight[5] += change
-        made.model.save_pretrained(tmp_path / str(change))
+            seeded.model.model.norm.weight[5] += change
+        seeded.model.save_pretrained(tmp_path / str(change))
         names.add(load("transformers", checkpoint=str(tmp_path / str(change))).layout.model)
     assert len(names) == 4
 
 
 def test_a_prompt_in_pieces_is_a_whole_prompt(torch: Any, plane: dmaplane.Plane) -> None:
-    engine = load("transformers", **SMALL)
+    engine = made("transformers")
     with cache_of(plane, engine.layout) as cache:
         right = engine.prefill(PROMPT, cache)
     with cache_of(plane, engine.layout) as cache:
@@ -152,7 +130,7 @@ def test_a_prompt_in_pieces_is_a_whole_prompt(torch: Any, plane: dmaplane.Plane)
 
 
 def test_a_layer_is_complete_when_it_is_said_to_be(torch: Any, plane: dmaplane.Plane) -> None:
-    engine = load("transformers", **SMALL)
+    engine = made("transformers")
     heard: list[tuple[int, bytes]] = []
     with cache_of(plane, engine.layout) as cache:
 
@@ -168,7 +146,7 @@ def test_a_layer_is_complete_when_it_is_said_to_be(torch: Any, plane: dmaplane.P
 
 
 def test_decode_looks_at_no_layer_before_it_is_there(torch: Any, plane: dmaplane.Plane) -> None:
-    engine = load("transformers", **SMALL)
+    engine = made("transformers")
     with (
         cache_of(plane, engine.layout) as source,
         cache_of(plane, engine.layout, fill=0xFF) as cache,
@@ -189,24 +167,19 @@ def test_decode_looks_at_no_layer_before_it_is_there(torch: Any, plane: dmaplane
 def test_a_cache_moved_by_a_plan_gives_the_same_tokens(
     torch: Any, plane: dmaplane.Plane, dtype: str
 ) -> None:
-    engine = load("transformers", **SMALL, dtype=dtype)
-    there = load("transformers", **SMALL, dtype=dtype, block_tokens=64, order="HND")
+    engine = made("transformers", dtype=dtype)
+    there = made("transformers", dtype=dtype, block_tokens=64, order="HND")
     with cache_of(plane, engine.layout) as one, cache_of(plane, there.layout) as other:
         right = generated(engine, one)
-        plan = kv.compile_plan(engine.layout, there.layout)
-        copies = plan.copies(len(PROMPT) - 1, one.lease.blocks, other.lease.blocks)
-        for number in range(engine.layout.layers):
-            plan.apply(one.pool.layer(number), other.pool.layer(number), copies)
-        last = len(PROMPT) - 1
-        found = greedy(there, other, token=int(PROMPT[-1]), position=last, count=TOKENS)
-        assert list(found) == right
+        moved(one, other, len(PROMPT) - 1)
+        assert continued(there, other) == right
 
 
 def test_the_weights_of_the_numpy_engine_say_the_same_in_the_library(
     torch: Any, plane: dmaplane.Plane, tmp_path: pathlib.Path
 ) -> None:
     """An oracle that nobody here wrote: greedy tokens of transformers' LlamaForCausalLM."""
-    engine = load("numpy", **SMALL)
+    engine = made("numpy")
     assert isinstance(engine, NumpyEngine)
     model = as_library_model(torch, engine)
     with cache_of(plane, engine.layout) as cache:
@@ -266,7 +239,7 @@ def as_library_model(torch: Any, engine: NumpyEngine) -> Any:
 def test_without_the_library_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(dmaplane.UnsupportedError, match=r"pip install dmaplane\[transformers\]"):
-        load("transformers", **SMALL)
+        load("transformers")
 
 
 @pytest.mark.parametrize(

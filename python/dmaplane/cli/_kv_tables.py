@@ -115,11 +115,13 @@ def _table(out: Console, outcome: Outcome) -> None:
     from rich import box
     from rich.table import Table
 
-    table: Any = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True)
+    table: Any = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True, collapse_padding=True, padding=(0, 1)
+    )
     per = outcome.per_request
     rate = f"{outcome.gb_per_s:.2f}"
     columns = (
-        ("request", [str(n) for n in range(1, len(per) + 1)], "all"),
+        ("", [str(n) for n in range(1, len(per) + 1)], "all"),
         ("MB", [f"{one.bytes / 1e6:.2f}" for one in per], f"{outcome.total('bytes') / 1e6:.2f}"),
         ("chunks", [str(one.chunks) for one in per], f"{outcome.total('chunks'):.0f}"),
         ("GB/s", [_rate(one.bytes, one.wire_seconds) for one in per], rate),
@@ -127,7 +129,7 @@ def _table(out: Console, outcome: Outcome) -> None:
         *(
             (name, [_ms(getattr(one, field)) for one in per], _ms(outcome.total(field)))
             for name, field in (
-                ("check", "checksum_seconds"),
+                ("CRC", "checksum_seconds"),
                 ("prefill", "prefill_seconds"),
                 ("transfer", "wire_seconds"),
                 ("behind", "tail_seconds"),
@@ -141,8 +143,9 @@ def _table(out: Console, outcome: Outcome) -> None:
         table.add_row(*row)
     out.print(table)
     out.print(
-        "ms: check = CRC32C at the receiver; transfer = layers on their way, most of it while "
-        "later ones are computed; behind = what it adds after prefill",
+        "CRC, prefill, transfer, behind: milliseconds. CRC: reading what landed. transfer: layers "
+        "on their way, mostly while later ones are computed. behind: what is left of it when "
+        "prefill has ended.",
         style="dim",
     )
 

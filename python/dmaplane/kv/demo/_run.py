@@ -190,7 +190,7 @@ def _done(stream: Stream, single: list[int], origin: float, prompt_tokens: int) 
     assert stream.figures is not None
     figures = stream.figures
     sent = stream.sent - origin
-    announced = sent + figures["announced"]
+    announced = sent + figures["began"]
     return Done(
         prompt_tokens=prompt_tokens,
         tokens=tuple(stream.tokens),

@@ -115,7 +115,13 @@ def greedy(
 
 
 def check_cache(layout: Layout, cache: Cache) -> None:
-    """LayoutError unless @cache is of this engine's kind, model and format."""
+    """LayoutError unless @cache is of this engine's kind, model and format.
+
+    StaleEpochError if its lease has ended: the blocks may be another's by now.
+    """
+    if cache.lease.pool is not cache.pool:
+        raise InvalidError("cache", "the lease is of another pool", fix="Cache(lease.pool, lease)")
+    cache.lease.check()
     theirs = cache.pool.layout
     if theirs == layout:
         return

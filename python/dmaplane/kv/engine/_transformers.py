@@ -60,7 +60,8 @@ class TransformersSettings:
     head_size: int = 64
     inner: int = 1408
     vocabulary: int = 4096
-    spread: float = 0.06
+    spread: float | None = None
+    """As of Shape."""
     tokens_max: int = 8192
     """Positions the model is made for."""
 
@@ -71,9 +72,21 @@ class TransformersSettings:
             raise InvalidError("tokens_max", f"{self.tokens_max}", fix=f"1 .. {1 << 24}")
         if not 0 <= self.seed < 1 << 63:
             raise InvalidError("seed", f"{self.seed}", fix="0 .. 2**63 - 1")
-        sizes = {field.name for field in dataclasses.fields(Shape)}
-        ours = {name: getattr(self, name) for name in sizes if hasattr(self, name)}
-        Shape(**ours)  # the same limits
+        _ = self.shape  # checks the sizes
+
+    @property
+    def shape(self) -> Shape:
+        """The sizes of a seeded model; InvalidError names the first that is wrong."""
+        return Shape(
+            layers=self.layers,
+            hidden=self.hidden,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_size=self.head_size,
+            inner=self.inner,
+            vocabulary=self.vocabulary,
+            spread=self.spread,
+        )
 
 
 class PagedLayer:
@@ -268,7 +281,9 @@ def _model_of(settings: TransformersSettings) -> tuple[Any, bytes]:
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     else:
         # Where its cache lies is not what it is.
-        same = dataclasses.replace(settings, block_tokens=16, order="NHD")
+        same = dataclasses.replace(
+            settings, block_tokens=16, order="NHD", spread=settings.shape.deviation
+        )
         origin = repr(dataclasses.astuple(same)).encode()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
@@ -291,7 +306,7 @@ def _seeded(settings: TransformersSettings) -> Any:
             intermediate_size=settings.inner,
             vocab_size=settings.vocabulary,
             max_position_embeddings=settings.tokens_max,
-            initializer_range=settings.spread,
+            initializer_range=settings.shape.deviation,
             tie_word_embeddings=False,
             bos_token_id=None,
             eos_token_id=None,

@@ -4,9 +4,10 @@
 They come from the raw numbers of a PCG64, whose stream never changes between
 releases of NumPy (that of its distributions may), as even spreads of 65,536
 steps. Nothing is trained, so what matters is that greedy tokens tell caches
-apart: a spread of 0.06 (with 512 numbers a row) makes attention choose, and the
-tokens differ from step to step. With the usual 0.02 one token comes for ever,
-whatever the cache holds, and no test on tokens would mean anything.
+apart: a spread of 0.06 where a row has 512 numbers (1.36 / sqrt(hidden), for
+models of any width) makes attention choose, and the tokens differ from step to
+step. With the usual 0.02 one token comes for ever, whatever the cache holds, and
+no test on tokens would mean anything.
 
 The owner of a Weights shares it freely: the arrays are read-only.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from typing import Final
 
 import numpy as np
@@ -29,6 +31,7 @@ WIDTH_MAX: Final = 1 << 16
 VOCABULARY_MAX: Final = 1 << 20
 PARAMETERS_MAX: Final = 1 << 32
 _STEPS: Final = 1 << 16
+_GAIN: Final = 1.36
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,7 +49,8 @@ class Shape:
     head_size: int = 64
     inner: int = 1408
     vocabulary: int = 1024
-    spread: float = 0.06
+    spread: float | None = None
+    """Standard deviation of the weights; None for what makes tokens differ at this width."""
     rope_base: float = 10000.0
     epsilon: float = 1e-5
 
@@ -66,6 +70,8 @@ class Shape:
                 raise InvalidError(name, f"{value!r}", fix=f"a whole number, 1 .. {most}")
         for name in ("spread", "rope_base", "epsilon"):
             value = getattr(self, name)
+            if value is None and name == "spread":
+                continue
             if not 0 < value < float("inf"):
                 raise InvalidError(name, f"{value!r}", fix="a number above 0")
         if self.heads % self.kv_heads:
@@ -80,9 +86,9 @@ class Shape:
             )
 
     @property
-    def group(self) -> int:
-        """Heads of Q that share one head of K and V."""
-        return self.heads // self.kv_heads
+    def deviation(self) -> float:
+        """The spread there is."""
+        return _GAIN / math.sqrt(self.hidden) if self.spread is None else self.spread
 
     @property
     def parameters(self) -> int:
@@ -125,7 +131,7 @@ class _Source:
     def __init__(self, seed: int, spread: float) -> None:
         self._raw = np.random.PCG64(seed)
         # An even spread over [-w, w] has the standard deviation w / sqrt(3).
-        self._step = spread * 3**0.5 * 2 / _STEPS
+        self._step = spread * math.sqrt(3) * 2 / _STEPS
         self.sum = hashlib.sha256()
 
     def matrix(self, rows: int, columns: int) -> Floats:
@@ -149,7 +155,7 @@ def weights_of(shape: Shape, *, seed: int) -> Weights:
     """The weights of @seed, 0 .. 2**64 - 1. Costs a tenth of a second for the default shape."""
     if not 0 <= seed < 1 << 64:
         raise InvalidError("seed", f"{seed}", fix="0 .. 2**64 - 1")
-    source = _Source(seed, shape.spread)
+    source = _Source(seed, shape.deviation)
     wide, narrow = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
     hidden, inner = shape.hidden, shape.inner
     embedding = source.matrix(shape.vocabulary, hidden)
@@ -168,5 +174,6 @@ def weights_of(shape: Shape, *, seed: int) -> Weights:
         for _ in range(shape.layers)
     )
     norm, head = source.ones(hidden), source.matrix(shape.vocabulary, hidden)
-    source.sum.update(repr(dataclasses.astuple(shape)).encode())
+    known = dataclasses.replace(shape, spread=shape.deviation)
+    source.sum.update(repr(dataclasses.astuple(known)).encode())
     return Weights(shape, embedding, layers, norm, head, source.sum.hexdigest()[:32])

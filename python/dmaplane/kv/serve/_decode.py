@@ -20,7 +20,7 @@ import concurrent.futures
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
@@ -34,7 +34,7 @@ from dmaplane._errors import (
 from dmaplane.kv.engine import Cache
 from dmaplane.kv.serve._blocks import BlockQueue
 from dmaplane.kv.serve._metrics import Meter
-from dmaplane.kv.serve._order import TOKENS_MAX
+from dmaplane.kv.serve._order import TOKENS_MAX, clock_name
 from dmaplane.kv.serve._thread import Gate, result_of, to_the_end, without_frames
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from dmaplane.kv._pool import Pool
     from dmaplane.kv.engine import Engine
     from dmaplane.kv.serve._link import Link, Order
+
+_REPORT_S: Final = 1.0
+"""The tokens are there: nobody waits longer for figures."""
 
 
 class Listener(Protocol):
@@ -82,8 +85,10 @@ class Figures:
     prefill_seconds: float = 0.0
     admitted: float = 0.0
     announced: float = 0.0
+    began: float = 0.0
+    """When prefill began: by its own clock where both have the same one, else `announced`."""
     computed: tuple[float, ...] = ()
-    """When the prefill server had each layer, by its own clock since the announcement."""
+    """When the prefill server had each layer, from `began` on."""
     layers: tuple[float, ...] = ()
     """When each layer was here and checked."""
     complete: float = 0.0
@@ -114,6 +119,10 @@ class _Notes:
 
     def now(self) -> float:
         return self._clock() - self._start
+
+    def since(self, moment: float) -> float:
+        """A moment of the clock as one of this request; never before it."""
+        return max(0.0, moment - self._start)
 
     def figures(self, **more: Any) -> Figures:
         return Figures(layers=tuple(self.layers), decoded=tuple(self.decoded), **self.known, **more)
@@ -224,11 +233,23 @@ class Decoder:
     ) -> None:
         """A request that has its blocks."""
         notes.known["admitted"] = notes.now()
-        token = await self._first_token(request, prompt, lease, on, notes)
-        await on.token(token)
-        for position in range(len(prompt), len(prompt) + max_tokens - 1):
-            token = await self._token(token, position, lease, notes)
+        order = await self.link.order(request, prompt[:-1]) if len(prompt) > 1 else None
+        try:
+            if order is None:
+                lease.fill()
+                token = await self._token(int(prompt[0]), 0, lease, notes)
+                lease.publish()
+            else:
+                token = await self._first_token(order, prompt, lease, on, notes)
             await on.token(token)
+            for position in range(len(prompt), len(prompt) + max_tokens - 1):
+                token = await self._token(token, position, lease, notes)
+                await on.token(token)
+            if order is not None:
+                await self._note_report(order, notes)
+        finally:
+            if order is not None:
+                await self.link.withdraw(order)
 
     async def _token(self, token: int, position: int, lease: Lease, notes: _Notes) -> int:
         """The token after @token, which stands at @position."""
@@ -248,31 +269,20 @@ class Decoder:
 
     async def _first_token(
         self,
-        request: str,
+        order: Order,
         prompt: npt.NDArray[np.int64],
         lease: Lease,
         on: Listener,
         notes: _Notes,
     ) -> int:
-        if len(prompt) == 1:
-            lease.fill()
-            token = await self._token(int(prompt[0]), 0, lease, notes)
-            lease.publish()
-            return token
-        order = await self.link.order(request, prompt[:-1])
-        try:
-            incoming = await order.incoming
-            notes.known["announced"] = notes.now()
-            if incoming.tokens != len(prompt) - 1:
-                reason = f"{incoming.tokens} tokens announced, {len(prompt) - 1} asked for"
-                incoming.refuse(reason)
-                raise TransferError(request, reason)
-            await incoming.accept(lease)
-            token = await self._arrive(incoming, prompt, lease, on, notes)
-            await self._note_report(order, incoming, notes)
-            return token
-        finally:
-            await self.link.withdraw(order)
+        incoming = await order.incoming
+        notes.known["announced"] = notes.now()
+        if incoming.tokens != len(prompt) - 1:
+            reason = f"{incoming.tokens} tokens announced, {len(prompt) - 1} asked for"
+            incoming.refuse(reason)
+            raise TransferError(order.request, reason)
+        await incoming.accept(lease)
+        return await self._arrive(incoming, prompt, lease, on, notes)
 
     async def _arrive(
         self,
@@ -318,19 +328,25 @@ class Decoder:
         notes.decoded.append(notes.now())
         return token
 
-    async def _note_report(self, order: Order, incoming: Incoming, notes: _Notes) -> None:
-        """Figures of both sides; the prefill server's come right behind the last layer."""
-        report = await asyncio.wait_for(asyncio.shield(order.report), self.settings.request_seconds)
-        counted = incoming.statistics
-        known = notes.known
-        known["computed"] = report.layers
-        known["prefill_seconds"] = report.prefill_seconds
-        known["stalls"] = report.stalls
+    async def _note_report(self, order: Order, notes: _Notes) -> None:
+        """Figures of both sides. A report that never comes leaves the other side's at 0."""
+        assert order.announced is not None
+        counted, known = order.announced.statistics, notes.known
         known["bytes"] = counted.bytes
         known["chunks"] = counted.chunks
         known["checksum_seconds"] = counted.checksum_seconds
         known["path"] = counted.path
-        first = known["announced"] + (report.layers[0] if report.layers else 0.0)
+        known["began"] = known["announced"]
+        await asyncio.wait({order.report}, timeout=_REPORT_S)
+        if not order.report.done() or order.report.exception() is not None:
+            return
+        report = order.report.result()
+        if report.clock and report.clock == clock_name() and self._clock is time.monotonic:
+            known["began"] = notes.since(report.began)
+        known["computed"] = report.layers
+        known["prefill_seconds"] = report.prefill_seconds
+        known["stalls"] = report.stalls
+        first = known["began"] + (report.layers[0] if report.layers else 0.0)
         known["transfer_seconds"] = max(0.0, known["complete"] - first)
 
     def _count(self, figures: Figures) -> None:

@@ -58,6 +58,8 @@ class Order:
     def __init__(self, request: str) -> None:
         loop = asyncio.get_running_loop()
         self.request = request
+        self.announced: Incoming | None = None
+        """What `incoming` gives, also when nobody has taken it from there."""
         self.incoming: asyncio.Future[Incoming] = loop.create_future()
         self.report: asyncio.Future[Report] = loop.create_future()
         self.incoming.add_done_callback(_seen)
@@ -108,7 +110,7 @@ class Link:
         return self
 
     async def order(self, request: str, tokens: npt.NDArray[np.int64]) -> Order:
-        """Asks for the cache of @tokens. Give it back with withdraw() or done()."""
+        """Asks for the cache of @tokens. withdraw() it when it is over, however it ended."""
         receiver = self._receiver
         if receiver is None:
             raise UnreachableError(
@@ -123,9 +125,14 @@ class Link:
         return order
 
     async def withdraw(self, order: Order) -> None:
-        """Nobody waits for it any more."""
+        """Nobody waits for it any more, at whatever stage it is.
+
+        Also one whose announcement came while who waited for it was being cancelled.
+        """
         known = self._orders.pop(order.request, None)
-        if known is not None and not order.incoming.done() and self._receiver is not None:
+        if order.announced is not None:
+            await order.announced.abort("nobody waits for it any more")
+        elif known is not None and self._receiver is not None:
             try:
                 await self._receiver.withdraw(order.request)
             except DmaplaneError as error:
@@ -201,6 +208,7 @@ class Link:
             if order is None or order.incoming.done():
                 incoming.refuse("nobody waits for this request")
             else:
+                order.announced = incoming
                 order.incoming.set_result(incoming)
 
     async def _reports(self, receiver: Receiver) -> None:

@@ -33,6 +33,15 @@ _TEXT_MAX: Final = 1000
 LAYERS_MAX: Final = 1024
 
 
+def clock_name() -> str:
+    """The same for processes whose time.monotonic() can be compared: one boot, one machine."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read(_TEXT_MAX).strip()
+    except OSError:
+        return ""
+
+
 def encode_order(tokens: npt.NDArray[np.int64]) -> bytes:
     """The bytes that ask for the cache of these tokens."""
     if not 0 < len(tokens) <= TOKENS_MAX:
@@ -62,6 +71,10 @@ class Report:
     request: str
     error: str = ""
     """Why there will be no cache; empty if there is one."""
+    clock: str = ""
+    """Whose time `began` is of: equal on both sides if they have one clock."""
+    began: float = 0.0
+    """When it was announced."""
     queued_seconds: float = 0.0
     prefill_seconds: float = 0.0
     sent_seconds: float = 0.0
@@ -92,6 +105,8 @@ class Report:
             return cls(
                 request=_text(said, "request"),
                 error=_text(said, "error"),
+                clock=_text(said, "clock"),
+                began=_seconds(said["began"]),
                 queued_seconds=_seconds(said["queued_seconds"]),
                 prefill_seconds=_seconds(said["prefill_seconds"]),
                 sent_seconds=_seconds(said["sent_seconds"]),

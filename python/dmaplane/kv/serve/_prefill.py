@@ -22,7 +22,7 @@ from dmaplane._errors import DmaplaneError, PeerLostError, ProtocolError, Transf
 from dmaplane.kv._sender import Sender
 from dmaplane.kv.engine import Cache
 from dmaplane.kv.serve._blocks import BlockQueue
-from dmaplane.kv.serve._order import Report, decode_order
+from dmaplane.kv.serve._order import Report, clock_name, decode_order
 from dmaplane.kv.serve._thread import StoppedError, to_the_end, without_frames
 
 if TYPE_CHECKING:
@@ -194,6 +194,8 @@ class PrefillServer:
                 raise
             return Report(
                 request=ask.request,
+                clock=clock_name(),
+                began=job.started,
                 queued_seconds=queued,
                 prefill_seconds=job.computed_seconds,
                 sent_seconds=time.monotonic() - job.started,
