@@ -138,6 +138,7 @@ class Decode:
         self.leases: dict[str, Lease] = {}
         self._results: dict[str, asyncio.Task[str]] = {}
         self._came = asyncio.Condition()
+        self._ended = False
         self._listening = asyncio.get_running_loop().create_task(self._listen())
 
     @classmethod
@@ -156,6 +157,9 @@ class Decode:
                     if not self.hold:
                         self.take(incoming)
                     self._came.notify_all()
+        async with self._came:
+            self._ended = True
+            self._came.notify_all()
 
     def take(self, incoming: Incoming, *, seconds: float | None = None) -> None:
         """Accepts it, and looks at all of it when it is here."""
@@ -165,8 +169,9 @@ class Decode:
     async def announced(self, request: str) -> Incoming:
         """Once it is."""
         async with self._came:
-            waiting = self._came.wait_for(lambda: request in self.here)
+            waiting = self._came.wait_for(lambda: request in self.here or self._ended)
             await asyncio.wait_for(waiting, PATIENCE_S)
+        assert request in self.here, f"{request} was never announced: {self.receiver.lost}"
         return self.here[request]
 
     async def _taken(self, incoming: Incoming, seconds: float | None) -> str:

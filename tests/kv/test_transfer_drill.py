@@ -106,12 +106,9 @@ class Stage:
         assert await _hear(peer) == {"open": True}
         return side
 
-    async def decode(
-        self, peer: Peer, *, hold: bool = False, detect: float | None = None
-    ) -> Decode:
+    async def decode(self, peer: Peer, *, hold: bool = False) -> Decode:
         """The test decodes what that process prefills."""
-        endpoint = await self.listener.accept_async(detect=detect)
-        side = await Decode.open(self.pool, endpoint, hold=hold)
+        side = await Decode.open(self.pool, await self.listener.accept_async(), hold=hold)
         self.sides.append(side)
         assert await _hear(peer) == {"open": True}
         return side
@@ -198,7 +195,7 @@ async def prefill_is_killed(stage: Stage) -> None:
 async def prefill_is_stopped(stage: Stage) -> None:
     """Silent for too long, it is lost; awake again, it writes nowhere."""
     with stage.actor("prefill") as victim:
-        ours = await stage.decode(victim, detect=0.5)
+        ours = await stage.decode(victim)
         with stage.actor("prefill") as bystander:
             others = await stage.decode(bystander)
             await tell(bystander, "send", request="b0", seed=3, tokens=stage.tokens(), layers=1)

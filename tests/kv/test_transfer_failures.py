@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ from typing import Any
 import pytest
 
 import dmaplane
-from dmaplane.kv import Incoming, Layout, Outgoing, Pool, Receiver, Sender
+from dmaplane.kv import Incoming, Layout, Lease, Outgoing, Pool, Receiver, Sender
 from dmaplane.kv import _sums as sums
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "endpoint"))
-from couple import HND, LAYERS, NHD, couple, endpoints, failures, run, several, under_way
+from couple import HND, LAYERS, NHD, Couple, couple, endpoints, failures, run, several, under_way
 from tap import Tap
 
 # ---- abort
@@ -67,6 +68,25 @@ def test_abort_before_it_was_accepted_or_even_announced() -> None:
                 lease.check()
             assert both.balanced()
             await both.moves()
+
+    run(main())
+
+
+@pytest.mark.parametrize("path", ["shm", "tcp"])
+def test_abort_returns_when_nothing_reads_the_source_any_more(path: str) -> None:
+    async def main() -> None:
+        async with couple(path) as both:
+            async with under_way(both) as (outgoing, incoming, _):
+                while outgoing._route is None:
+                    await asyncio.sleep(0.001)
+                for layer in range(LAYERS):
+                    outgoing.ready(layer)
+                both.sender._pump()
+                assert outgoing._postings  # on their way: no turn has heard of their end
+                await outgoing.abort("enough")
+                assert not outgoing._postings
+                await failures(outgoing, incoming)
+            assert both.balanced()
 
     run(main())
 
@@ -280,5 +300,83 @@ def test_nobody_there_is_a_time_out_that_says_so() -> None:
             with Pool(near.plane, NHD, 4) as pool:
                 with pytest.raises(dmaplane.TimedOutError, match="open a Receiver there"):
                     await Sender.open(near, pool, timeout=0.1)
+
+    run(main())
+
+
+# ---- all of it at once
+
+
+class Storm:
+    """Many transfers; either side ends any of them at any time, as a seed says."""
+
+    def __init__(self, both: Couple, seed: int) -> None:
+        self.both = both
+        self.chance = random.Random(seed)
+        self.done: list[str] = []
+
+    async def lease(self, pool: Pool, blocks: int) -> Lease:
+        while True:
+            try:
+                return pool.lease(blocks, holder="storm")
+            except dmaplane.LimitError:
+                await asyncio.sleep(0.001)
+
+    async def send(self, request: str) -> None:
+        chance, sender = self.chance, self.both.sender
+        tokens = chance.randrange(1, 600)
+        layers = chance.choice([LAYERS, LAYERS, chance.randrange(LAYERS)])
+        with await self.lease(sender.pool, sender.pool.layout.blocks_for(tokens)) as lease:
+            outgoing = sender.send(
+                request, lease, tokens, ready=False, priority=chance.randrange(3)
+            )
+            for layer in range(layers):
+                outgoing.ready(layer)
+                await asyncio.sleep(chance.choice([0, 0, 0.002]))
+            if layers < LAYERS or chance.random() < 0.2:
+                await outgoing.abort("storm")
+            with contextlib.suppress(dmaplane.TransferError):
+                await outgoing.done()
+                self.done.append(request)
+
+    async def receive(self, incoming: Incoming) -> None:
+        chance, pool = self.chance, self.both.receiver.pool
+        if chance.random() < 0.1:
+            incoming.refuse("storm")
+            return
+        with await self.lease(pool, incoming.blocks) as lease:
+            with contextlib.suppress(dmaplane.TransferError):
+                await incoming.accept(lease)
+                if chance.random() < 0.2:
+                    await asyncio.sleep(chance.choice([0, 0.001, 0.01]))
+                    await incoming.abort("storm")
+                await incoming.complete()
+                pool.stamp(lease.blocks)
+            assert incoming.ended
+
+
+@pytest.mark.parametrize("path", ["shm", "tcp"])
+@pytest.mark.parametrize("seed", range(3))
+def test_whoever_ends_what_whenever_the_books_balance(path: str, seed: int) -> None:
+    async def main() -> None:
+        target = HND if seed % 2 else NHD
+        async with couple(path, target=target, transfers=6, window=1 + 7 * seed) as both:
+            storm = Storm(both, seed)
+            sending = [asyncio.ensure_future(storm.send(f"r{number}")) for number in range(40)]
+            receiving: list[asyncio.Future[None]] = []
+
+            async def accept() -> None:
+                async for incoming in both.receiver:
+                    receiving.append(asyncio.ensure_future(storm.receive(incoming)))
+
+            accepting = asyncio.ensure_future(accept())
+            await asyncio.gather(*sending)
+            accepting.cancel()
+            await asyncio.gather(*receiving)
+            assert 0 < len(storm.done) < 40
+            assert both.balanced()
+            assert both.sender.statistics().open == both.receiver.statistics().open == 0
+            assert both.sender.statistics().chunks_under_way == 0
+            await both.moves()
 
     run(main())
