@@ -32,7 +32,7 @@ setup-test:
 	@tools/setup.sh test
 
 demo: setup
-	@.venv/bin/dmaplane demo
+	@.venv/bin/dmaplane demo --picture build/kv-demo.png
 
 test: setup-test
 	@$(PY) tools/verify.py

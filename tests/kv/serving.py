@@ -34,6 +34,7 @@ SMALL = {
     "head_size": 16,
     "inner": 96,
     "vocabulary": 256,
+    "spread": 0.2,
 }
 
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 pytest.importorskip("h11", reason="missing-package: h11")
 
-sys.path.insert(0, str(Path(__file__).parent))
 from http_client import PATIENCE_S, answer, ask, get, post, talk
 
 from dmaplane.kv.serve._http import Exchange, HttpError, HttpServer, Limits, Request

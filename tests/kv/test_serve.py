@@ -5,15 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("h11", reason="missing-package: h11")
 
-sys.path.insert(0, str(Path(__file__).parent))
 from http_client import PATIENCE_S, Got, ask, get, post
 from serving import SMALL, Scene, scene, until
 
@@ -322,5 +320,29 @@ def test_a_burst_of_clients_that_leave_loses_nothing() -> None:
         await until(lambda: made.decoder.running == made.decoder.waiting == 0)
         with contextlib.suppress(ConnectionError):
             assert tokens_of(await ask(made.port, wanted(PROMPT, 4))) == made.single(PROMPT, 4)
+
+    run(test)
+
+
+def test_a_cancelled_completion_stops_at_its_next_token() -> None:
+    class Counted:
+        def __init__(self) -> None:
+            self.tokens = 0
+
+        async def layer(self, layer: int, layers: int) -> None:
+            """Of no interest."""
+
+        async def token(self, token: int) -> None:
+            self.tokens += 1
+
+    async def test(made: Scene) -> None:
+        on = Counted()
+        work = asyncio.create_task(made.decoder.complete("request", np.array(PROMPT), 900, on))
+        await until(lambda: on.tokens >= 3)
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        assert work.cancelled()
+        assert on.tokens < 900
+        assert made.decode_pool.account().leased == 0
 
     run(test)

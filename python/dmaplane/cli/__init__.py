@@ -24,7 +24,7 @@ __all__ = ["main"]
 _EPILOG = """\
 Exit codes: 0 all is well; 1 a check or a claim failed; 2 wrong usage.
 
-First steps: 'dmaplane doctor' says what this machine has, 'dmaplane demo' moves bytes.
+First steps: 'dmaplane doctor' says what this machine has, 'dmaplane demo' moves KV caches.
 """
 
 app = typer.Typer(

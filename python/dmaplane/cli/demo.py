@@ -15,11 +15,15 @@ if TYPE_CHECKING:
     from dmaplane.demo import Outcome
 
 EPILOG = """\
-Examples: the other engine; across two machines; a buffer's life alone:
+Examples: the other engine; two machines, the first line there and the second
+one here; a buffer's life instead:
 
   dmaplane demo --engine transformers
-  DMAPLANE_SECRET=... dmaplane kv prefill --listen 0.0.0.0:7471   (there)
-  DMAPLANE_SECRET=... dmaplane demo --peer HOST                   (here)
+
+  dmaplane kv prefill --listen HOST:7471 --secret-file FILE
+
+  dmaplane demo --peer HOST --secret-file FILE
+
   dmaplane demo --buffers --size 1G
 
 Exit codes: 0 every check passed; 1 one did not, or no plane; 2 wrong usage.

@@ -28,8 +28,10 @@ _EPILOG: Final = """\
 Example: two servers and a question, in three terminals:
 
   dmaplane kv prefill
+
   dmaplane kv decode --http 127.0.0.1:8000
-  curl -s 127.0.0.1:8000/v1/completions -d '{"prompt": "Hello", "max_tokens": 8}'
+
+  curl -s 127.0.0.1:8000/v1/completions -d '{"prompt": "Hello"}'
 
 Exit codes: 0 stopped by a signal; 1 the plane or the peer refused; 2 wrong usage.
 """
@@ -239,8 +241,11 @@ def site_settings(
 ) -> SiteSettings:
     from dmaplane.cli.topology import plane_name
     from dmaplane.kv import Order
+    from dmaplane.kv.engine import NAMES
     from dmaplane.kv.serve import SiteSettings
 
+    if engine not in NAMES:
+        raise typer.BadParameter(f"{engine!r} is none of {', '.join(NAMES)}", param_hint="--engine")
     if order is not None and order not in get_args(Order):
         raise typer.BadParameter(f"{order!r} is none of NHD, HND", param_hint="--order")
     return SiteSettings(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from dmaplane.kv.serve import SiteSettings
 
-START_S: Final = 60.0
+START_S: Final = 120.0
 STOP_S: Final = 5.0
 _LINE_BYTES_MAX: Final = 1 << 16
 _THREADS: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -60,8 +60,10 @@ def child(*words: str, secret: str | None = None) -> Iterator[Child]:
             if not line.startswith(b"{") or b'"error"' in line:
                 process.wait(STOP_S)
                 errors.seek(0)
-                said = errors.read(4096).decode(errors="replace").strip()
-                raise UnreachableError(f"dmaplane kv {words[0]} did not start: {said or line!r}")
+                said = " ".join(errors.read(4096).decode(errors="replace").split())
+                raise UnreachableError(
+                    f"dmaplane kv {words[0]} did not start: {said.removeprefix('dmaplane: ')}"
+                )
             yield Child(process, json.loads(line))
         finally:
             _end(process)

@@ -16,6 +16,7 @@ from dmaplane.kv.serve._link import Link, LinkSettings
 from dmaplane.kv.serve._prefill import PrefillServer, PrefillSettings
 from dmaplane.kv.serve._routes import PrefillRoutes, Routes
 from dmaplane.kv.serve._site import Door, Site, SiteSettings, opened, serve_decode, serve_prefill
+from dmaplane.kv.serve._text import TextStream, tokens_of
 
 __all__ = [
     "DecodeSettings",
@@ -32,7 +33,9 @@ __all__ = [
     "Routes",
     "Site",
     "SiteSettings",
+    "TextStream",
     "opened",
     "serve_decode",
     "serve_prefill",
+    "tokens_of",
 ]

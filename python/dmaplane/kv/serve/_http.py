@@ -243,9 +243,11 @@ class _Connection:
             try:
                 request = await asyncio.wait_for(self._next(), self._limits.idle_seconds)
             except HttpError as refusal:
-                await self._refuse(refusal)
+                # With its frames it would keep the body until somebody collects garbage.
+                await self._refuse(refusal.with_traceback(None))
                 return
             except h11.RemoteProtocolError as broken:
+                broken.__traceback__ = None
                 await self._refuse(HttpError(broken.error_status_hint, f"no HTTP/1.1: {broken}"))
                 return
             if request is None:

@@ -67,8 +67,8 @@ class _Job:
         """Called by the engine, on its thread."""
         if self._stopped:
             raise StoppedError
-        self.outgoing.ready(layer)
         self.layers.append(time.monotonic() - self.started)
+        self.outgoing.ready(layer)
 
     async def compute(self, work: asyncio.Future[Any]) -> None:
         """Until @work is over; raises what ended it, or the transfer, too early."""
