@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Watch(Scope):
     """Rings when anything came by @channel, or somebody called ring(). Made in a running loop."""
 
-    __slots__ = ("_channel", "_event", "_loop", "_open", "_paused", "_rung")
+    __slots__ = ("_channel", "_event", "_loop", "_open", "_rung")
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -33,7 +33,6 @@ class Watch(Scope):
         self._event = asyncio.Event()
         self._rung = False
         self._open = True
-        self._paused: asyncio.TimerHandle | None = None
         channel._taker.watches.append(self)
         channel._loops.watch(self._loop)
 
@@ -58,20 +57,6 @@ class Watch(Scope):
         self._event.clear()
         self._rung = False
 
-    def pause(self, seconds: float) -> None:
-        """Leaves what comes in the ring for so long, so that much is heard of at once.
-
-        For who knows that there is nothing to do before: a wake-up for each of many completions
-        costs more than the work. ring() and other readers of the channel are not held up.
-        """
-        if self._paused is None and self._open:
-            self._channel._loops.unwatch(self._loop)
-            self._paused = self._loop.call_later(seconds, self._resume)
-
-    def _resume(self) -> None:
-        self._paused = None
-        self._channel._loops.watch(self._loop)
-
     async def wait(self) -> None:
         """Until it rings, or has rung since clear()."""
         await self._event.wait()
@@ -81,7 +66,4 @@ class Watch(Scope):
         if self._open:
             self._open = False
             self._channel._taker.watches.remove(self)
-            if self._paused is None:
-                self._channel._loops.unwatch(self._loop)
-            else:
-                self._paused.cancel()
+            self._channel._loops.unwatch(self._loop)

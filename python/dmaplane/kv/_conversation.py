@@ -26,7 +26,6 @@ import collections
 import concurrent.futures
 import contextlib
 import errno
-import time
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
 
 import numpy as np
@@ -59,30 +58,6 @@ if TYPE_CHECKING:
     Rows = npt.NDArray[np.void]
 
 T = TypeVar("T")
-
-
-class Pace:
-    """Bytes a second that came lately, as turns hear of them."""
-
-    def __init__(self) -> None:
-        self._heard = time.monotonic()
-        self._bytes = 0
-        self.rate = 0.0
-
-    def add(self, count: int) -> None:
-        """So many more."""
-        self._bytes += count
-
-    def turn(self, *, busy: bool) -> None:
-        """A turn is over. @busy: the time until the next one is spent moving bytes."""
-        now = time.monotonic()
-        if self._bytes:
-            lately = self._bytes / max(now - self._heard, 1e-6)
-            self.rate = (self.rate + lately) / 2 if self.rate else lately
-            self._bytes, self._heard = 0, now
-        elif not busy:
-            self._heard = now
-
 
 RECVS: Final = 4
 SENDS: Final = 4
@@ -264,10 +239,6 @@ class Conversation(abc.ABC):
         """Whatever can be begun now."""
 
     @abc.abstractmethod
-    def _pause(self) -> float:
-        """Seconds in which nothing comes that could not wait, or 0."""
-
-    @abc.abstractmethod
     def _ended(self, failure: DmaplaneError) -> None:
         """The endpoint is closed: every transfer ends with @failure."""
 
@@ -280,9 +251,6 @@ class Conversation(abc.ABC):
             while not self._closed:
                 watch.clear()
                 self._turn()
-                pause = self._pause()
-                if pause:
-                    watch.pause(pause)
                 await watch.wait()
         except DmaplaneError as failure:
             self._end(failure)

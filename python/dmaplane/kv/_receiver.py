@@ -33,7 +33,7 @@ from dmaplane._errors import (
     TransferError,
 )
 from dmaplane.kv import _pieces, _sums, _wire
-from dmaplane.kv._conversation import Conversation, Pace, Waiting
+from dmaplane.kv._conversation import Conversation, Waiting
 from dmaplane.kv._incoming import Incoming, State
 from dmaplane.kv._plan import compile_plan
 from dmaplane.kv._transfer import ReceiverStatistics, failure_of
@@ -52,10 +52,6 @@ _WITHDRAWN_MAX: Final = 4096
 """Requests called off that are remembered: the oldest is forgotten."""
 _LOOK_S: Final = 0.1
 """How often leases of open transfers are looked at while nothing happens."""
-_PAUSE_S: Final = 0.001
-"""The shortest a timer does."""
-_END_S: Final = 0.0025
-"""The end of a transfer is nearer than that: no pause."""
 _AT_ONCE_BYTES: Final = 1 << 20
 """So much is read in a turn; for more, waking the thread costs less than keeping others waiting."""
 _FENCE_S: Final = 2.0
@@ -78,7 +74,6 @@ class Receiver(Conversation):
         self._open: dict[int, Incoming] = {}
         """By tag, until ENDED."""
         self._offered: Waiting[Incoming] = Waiting()
-        self._pace = Pace()
         self._newest = 0
         self._withdrawn: collections.OrderedDict[str, None] = collections.OrderedDict()
         self._reasons: dict[int, TransferError] = {}
@@ -222,7 +217,6 @@ class Receiver(Conversation):
             if incoming._state is State.ENDING:
                 continue
             mine = ordinals[tags == tag]
-            self._pace.add(len(mine) * incoming._announce.chunk_bytes)
             self._new(incoming._landed, mine, "a chunk")
             if not incoming._announce.checksum:
                 self._count(incoming, mine)
@@ -328,27 +322,6 @@ class Receiver(Conversation):
                 self._stop(incoming, Reason(f"the lease of its destination has {ended}"))
         if coming:
             self._look = self._loop.call_later(_LOOK_S, self._ring)
-
-    def _pause(self) -> float:
-        """A while, if chunks come so fast that several land in it, and no end or beginning does.
-
-        Nobody waits longer for the first layer or for the end of a transfer.
-        """
-        coming = [each for each in self._open.values() if each._state is State.COMING]
-        self._pace.turn(busy=bool(coming))
-        rate = self._pace.rate
-        if not rate or not coming:
-            return 0.0
-        for incoming in coming:
-            announce = incoming._announce
-            left = announce.chunk_bytes * (len(incoming._landed) - incoming._landed.sum())
-            if (
-                incoming._first_layer is None
-                or left < _END_S * rate
-                or rate * _PAUSE_S < 2 * announce.chunk_bytes
-            ):
-                return 0.0
-        return _PAUSE_S
 
     def _tell(self, incoming: Incoming, kind: Kind, body: bytes = b"") -> None:
         self._say(kind, body, tag=incoming._tag, serial=incoming._serial)

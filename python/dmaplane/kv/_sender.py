@@ -42,7 +42,7 @@ from dmaplane._errors import (
 )
 from dmaplane.kv import _pieces, _sums, _wire
 from dmaplane.kv._ask import Ask, Asks
-from dmaplane.kv._conversation import Conversation, Pace
+from dmaplane.kv._conversation import Conversation
 from dmaplane.kv._outgoing import STAGE_SLOTS, Outgoing, Route, State, announce_of, template_of
 from dmaplane.kv._plan import compile_plan
 from dmaplane.kv._pool import Pool
@@ -68,9 +68,6 @@ _SHARE_OF_WINDOW: Final = 4
 """A chunk is at most this part of the bytes the peer grants at once, so that several can go."""
 _REFILL: Final = 4
 """More is posted when this part of the window is free: a turn each chunk would cost more."""
-_DRAIN_S: Final = 0.0013
-"""What is under way lasts so long at least if a pause is worth it: a timer takes a millisecond."""
-_PAUSE_S: Final = 0.004
 _CANCEL_S: Final = 2.0
 
 
@@ -96,7 +93,6 @@ class Sender(Conversation):
         self._turns: list[Outgoing] = []
         """Of these, the ones that are GOING; whose turn it is comes first."""
         self._window = Window(self._channel, window)
-        self._pace = Pace()
         self._asks = Asks()
         self._stages: list[Buffer] = []
         self._totals = [0, 0, 0, 0]  # transfers, failed, bytes, chunks
@@ -353,7 +349,7 @@ class Sender(Conversation):
         while self._turns and window.room > 0 and self.peer is not None:
             ready = [each for each in self._turns if each._postable]
             if not ready:
-                break
+                return
             highest = max(each.priority for each in ready)
             contenders = [each for each in ready if each.priority == highest]
             chosen = contenders[0]
@@ -366,15 +362,6 @@ class Sender(Conversation):
             chunks_max = window.room if len(contenders) == 1 else 1
             number = window.number()
             window.add(chosen._post(number, chunks_max, self.peer.layer_bytes))
-        window.push()
-
-    def _pause(self) -> float:
-        """Half of the time that what is under way will take: the other half is for waking up."""
-        self._pace.turn(busy=self._window.chunks > 0)
-        left = self._window.chunks * self.chunk_bytes
-        if not self._pace.rate or left < _DRAIN_S * self._pace.rate:
-            return 0.0
-        return min(_PAUSE_S, left / self._pace.rate / 2)
 
     def _announce_queued(self) -> None:
         limit = min(self._transfers, self.peer.transfers if self.peer else 0)
@@ -437,7 +424,6 @@ class Sender(Conversation):
             outgoing = posting.outgoing
             if written.result:
                 self._failed(outgoing, posting, written.result, written.failed)
-            self._pace.add(len(chunks) * outgoing._announce.chunk_bytes)
             if outgoing._state is State.GOING and len(chunks):
                 if outgoing._announce.checksum:
                     some = self._sums_of(posting, chunks)

@@ -140,12 +140,7 @@ class Window:
     @property
     def room(self) -> int:
         """Chunks that can be added; none while rows of earlier ones still wait for slots."""
-        waits = self._rows + self._waiting > self._rows_max
-        return 0 if waits else self.chunks_max - self.chunks
-
-    @property
-    def _waiting(self) -> int:
-        return sum(len(posting.rows) - posting.pushed for posting in self._backlog)
+        return 0 if self._backlog else self.chunks_max - self.chunks
 
     def number(self) -> int:
         """For the next posting."""
@@ -153,28 +148,23 @@ class Window:
         return self._next
 
     def add(self, posting: Posting) -> None:
-        """Its rows go to the channel with the next push()."""
+        """Its rows go to the channel as soon as that has room."""
         self._postings[posting.number] = posting
         self.chunks += len(posting.starts)
         self._backlog.append(posting)
+        self.push()
 
     def push(self) -> None:
         """Rows go to the channel as far as it has room; a completion makes more."""
-        room = self._rows_max - self._rows
-        if not self._backlog or room < 1:
-            return
-        parts = [posting.rows[posting.pushed :] for posting in self._backlog]
-        rows = (np.concatenate(parts) if len(parts) > 1 else parts[0])[:room]
-        try:
-            count = self._channel.push_nowait(rows.reshape(-1).view(_abi.SUBMISSION))
-        except WouldBlock:
-            return
-        self._rows += count
-        while count:
+        while self._backlog and self._rows < self._rows_max:
             posting = self._backlog[0]
-            some = min(count, len(posting.rows) - posting.pushed)
-            posting.pushed += some
-            count -= some
+            rows = posting.rows[posting.pushed : posting.pushed + self._rows_max - self._rows]
+            try:
+                count = self._channel.push_nowait(rows.reshape(-1).view(_abi.SUBMISSION))
+            except WouldBlock:
+                return
+            posting.pushed += count
+            self._rows += count
             if posting.pushed == len(posting.rows):
                 self._backlog.pop(0)
 
