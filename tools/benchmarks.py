@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench/results"
 BENCHES = ROOT / "python/dmaplane/bench"
 PAGE = ROOT / "docs/benchmarks.md"
-ORDER = ("copy", "ring", "alloc", "observe", "scale", "endpoint", "rdma")
+ORDER = ("copy", "ring", "alloc", "observe", "scale", "endpoint", "kv", "rdma")
 
 HEAD = """\
 <!-- Written by tools/benchmarks.py from bench/results/*.json; edit those, or the tool. -->

@@ -230,7 +230,7 @@ def test_a_quick_run_of_the_cheapest_bench_has_the_format(
 def test_results_that_are_kept_have_the_format() -> None:
     kept = sorted((pathlib.Path(__file__).resolve().parents[2] / "bench/results").glob("*.json"))
     embedded = {path.stem for path in kept if "-" not in path.stem}
-    assert embedded | {"endpoint"} | EVERY_PLANE_CLAIMS.keys() == set(bench.NAMES)
+    assert embedded | {"endpoint", "kv"} | EVERY_PLANE_CLAIMS.keys() == set(bench.NAMES)
     for path in kept:
         result = json.loads(path.read_text(encoding="utf-8"))
         name, _, plane = path.stem.partition("-")

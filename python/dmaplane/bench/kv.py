@@ -32,7 +32,7 @@ import numpy as np
 from dmaplane import _abi
 from dmaplane._errors import DmaplaneError
 from dmaplane._plane import Capability
-from dmaplane.bench import _link, _loops, _plans, _result, endpoint
+from dmaplane.bench import _link, _loops, _result, endpoint
 from dmaplane.kv import Layout, Pool, Sender, compile_plan
 from dmaplane.kv import _pieces as pieces
 from dmaplane.kv._outgoing import template_of
@@ -343,13 +343,14 @@ def measure_models(
     paths: tuple[_link.Path, ...],
     *,
     rounds: int,
-    length_bytes: int,
+    quick: bool,
     report: Callable[[str], None],
 ) -> None:
-    """Other numbers of layers, and models; each with pools of its own."""
+    """Other numbers of layers, and models; each with pools of its own. @quick: models alone."""
+    length_bytes = 32 * MIB if quick else LENGTH_BYTES
     layered = [
         (f"{layers} layers", dataclasses.replace(LAYOUT, layers=layers, model=""))
-        for layers in SWEPT_LAYERS
+        for layers in (() if quick else SWEPT_LAYERS)
     ]
     for name, layout in [*layered, *MODELS]:
         with Ground(plane, layout, length_bytes) as ground:
@@ -389,9 +390,5 @@ def measure(plane_name: str, quick: bool, report: Callable[[str], None]) -> _res
             )
             some = 1 if quick else 3
             measure_sweeps(measured, ground, paths, rounds=some, quick=quick, report=report)
-        length_bytes = 32 * MIB if quick else LENGTH_BYTES
-        measure_models(
-            measured, plane, paths, rounds=some, length_bytes=length_bytes, report=report
-        )
-    _plans.measure(measured, 2 * rounds + 1, report)
+        measure_models(measured, plane, paths, rounds=some, quick=quick, report=report)
     return measured
