@@ -141,6 +141,15 @@ async def flood(host: str, port: int) -> int:
         await asyncio.sleep(0)
 
 
+async def until_closed(server: Child, open_before: int) -> None:
+    """Until it has no more descriptors than so many."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + PATIENCE_S
+    while descriptors(server) > open_before:
+        assert loop.time() < until, "sockets stay open"
+        await asyncio.sleep(0.05)
+
+
 def test_what_clients_make_a_server_hold_is_bounded_and_given_back() -> None:
     async def whole(server: Child) -> None:
         await asked(server, PROMPT[:20])
@@ -150,16 +159,13 @@ def test_what_clients_make_a_server_hold_is_bounded_and_given_back() -> None:
             # 503: those of the round before are not all gone, and 128 is the limit.
             assert set(found) <= {0, 413, 503}
             assert 413 in found
+        await until_closed(server, open_before)
         streams = await asyncio.gather(
             *(asked(server, PROMPT[: 2 + number % 40]) for number in range(50))
         )
         assert all(len(one.tokens) == 4 for one in streams)
         await until_free(server)
-        loop = asyncio.get_running_loop()
-        until = loop.time() + PATIENCE_S
-        while descriptors(server) > open_before:
-            assert loop.time() < until, "sockets stay open"
-            await asyncio.sleep(0.05)
+        await until_closed(server, open_before)
         # 60 bodies of 256 KiB are 15 MiB; all that was sent is 720 MiB.
         assert private_bytes(server) - before < 64 << 20
 
