@@ -19,7 +19,11 @@
 #include "traffic.h"
 #include "verbs.h"
 
-/* The endpoint and its channel, entered; *@channel is NULL if that has gone. plane->lock held. */
+/*
+ * The endpoint and its channel, entered; *@channel is NULL if that has gone. One that goes is
+ * waited for: until it has let go of the endpoint, its worker may have it in hand. plane->lock
+ * held, given up and held again.
+ */
 static int enter_locked(struct dmp_plane *plane, uint32_t id,
 			struct dmp_embedded_endpoint **endpoint,
 			struct dmp_embedded_channel **channel)
@@ -30,7 +34,11 @@ static int enter_locked(struct dmp_plane *plane, uint32_t id,
 		return -ENOENT;
 	*endpoint = (struct dmp_embedded_endpoint *)object;
 	__atomic_add_fetch(&(*endpoint)->users, 1, __ATOMIC_SEQ_CST);
-	*channel = (*endpoint)->orphaned ? NULL : (*endpoint)->channel;
+	__atomic_add_fetch(&plane->drainers, 1, __ATOMIC_SEQ_CST);
+	while ((*endpoint)->orphaned && (*endpoint)->channel)
+		dmp_plane_wait_released_locked(plane, 0);
+	__atomic_sub_fetch(&plane->drainers, 1, __ATOMIC_SEQ_CST);
+	*channel = (*endpoint)->channel;
 	if (*channel)
 		__atomic_add_fetch(&(*channel)->users, 1, __ATOMIC_SEQ_CST);
 	return 0;
@@ -449,6 +457,9 @@ int dmp_endpoint_destroy_command(struct dmp_plane *plane, void *argument)
 		pthread_mutex_lock(&channel->lock);
 		error = end_locked(channel, endpoint, drain, destroy->deadline_ns);
 		pthread_mutex_unlock(&channel->lock);
+		/* Who waits inside the endpoint for the channel to go must not wait for us. */
+		dmp_channel_put(channel);
+		channel = NULL;
 	}
 	pthread_mutex_lock(&plane->lock);
 	if (!error)
@@ -461,8 +472,6 @@ int dmp_endpoint_destroy_command(struct dmp_plane *plane, void *argument)
 	dmp_table_remove(&plane->table, &endpoint->object);
 	wait_for_users_locked(plane, endpoint);
 	pthread_mutex_unlock(&plane->lock);
-	if (channel)
-		dmp_channel_put(channel);
 	dmp_endpoint_free(plane, endpoint);
 	return 0;
 
@@ -472,18 +481,41 @@ out_unlock:
 	return error;
 }
 
+/* The next endpoint of @channel at or behind *@slot of the table, or NULL. */
+static struct dmp_embedded_endpoint *next_of_channel(struct dmp_plane *plane,
+						     const struct dmp_embedded_channel *channel,
+						     uint32_t *slot)
+{
+	while (*slot < plane->table.capacity && plane->endpoints != 0) {
+		struct dmp_embedded_endpoint *endpoint =
+			(struct dmp_embedded_endpoint *)dmp_table_at(&plane->table, (*slot)++);
+
+		if (endpoint && endpoint->object.type == DMP_OBJECT_ENDPOINT &&
+		    endpoint->channel == channel)
+			return endpoint;
+	}
+	return NULL;
+}
+
 void dmp_endpoint_forget_channel_locked(struct dmp_plane *plane,
 					const struct dmp_embedded_channel *channel)
 {
-	uint32_t slot;
+	struct dmp_embedded_endpoint *endpoint;
+	uint32_t slot = 0;
 
-	for (slot = 0; slot < plane->table.capacity && plane->endpoints != 0; slot++) {
-		struct dmp_object *object = dmp_table_at(&plane->table, slot);
+	while ((endpoint = next_of_channel(plane, channel, &slot)))
+		endpoint->orphaned = true;
+}
 
-		if (object && object->type == DMP_OBJECT_ENDPOINT &&
-		    ((struct dmp_embedded_endpoint *)object)->channel == channel)
-			((struct dmp_embedded_endpoint *)object)->orphaned = true;
-	}
+void dmp_endpoint_leave_channel_locked(struct dmp_plane *plane,
+				       const struct dmp_embedded_channel *channel)
+{
+	struct dmp_embedded_endpoint *endpoint;
+	uint32_t slot = 0;
+
+	while ((endpoint = next_of_channel(plane, channel, &slot)))
+		endpoint->channel = NULL;
+	pthread_cond_broadcast(&plane->released);
 }
 
 void dmp_endpoint_free(struct dmp_plane *plane, struct dmp_embedded_endpoint *endpoint)
