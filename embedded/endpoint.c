@@ -21,8 +21,8 @@
 
 /*
  * The endpoint and its channel, entered; *@channel is NULL if that has gone. One that goes is
- * waited for: until it has let go of the endpoint, its worker may have it in hand. plane->lock
- * held, given up and held again.
+ * waited for: until it has let go of the endpoint, or somebody has destroyed that, its worker
+ * may have it in hand. plane->lock held, given up and held again.
  */
 static int enter_locked(struct dmp_plane *plane, uint32_t id,
 			struct dmp_embedded_endpoint **endpoint,
@@ -35,10 +35,10 @@ static int enter_locked(struct dmp_plane *plane, uint32_t id,
 	*endpoint = (struct dmp_embedded_endpoint *)object;
 	__atomic_add_fetch(&(*endpoint)->users, 1, __ATOMIC_SEQ_CST);
 	__atomic_add_fetch(&plane->drainers, 1, __ATOMIC_SEQ_CST);
-	while ((*endpoint)->orphaned && (*endpoint)->channel)
+	while ((*endpoint)->orphaned && (*endpoint)->channel && object->state != DMP_STATE_DEAD)
 		dmp_plane_wait_released_locked(plane, 0);
 	__atomic_sub_fetch(&plane->drainers, 1, __ATOMIC_SEQ_CST);
-	*channel = (*endpoint)->channel;
+	*channel = (*endpoint)->orphaned ? NULL : (*endpoint)->channel;
 	if (*channel)
 		__atomic_add_fetch(&(*channel)->users, 1, __ATOMIC_SEQ_CST);
 	return 0;
@@ -264,11 +264,15 @@ static int prove_locked(struct dmp_embedded_endpoint *endpoint, struct dmp_remot
 
 static int publish_remote(struct dmp_plane *plane, struct dmp_remote *remote)
 {
-	int error = -ENOSPC;
+	int error;
 
 	remote->object.type = DMP_OBJECT_REMOTE;
 	pthread_mutex_lock(&plane->lock);
-	if (plane->regions < DMP_REGIONS_MAX)
+	/* Proving took its time: who destroys the endpoint has counted its regions already. */
+	error = dmp_lifetime_use(remote->endpoint->object.state);
+	if (!error && plane->regions >= DMP_REGIONS_MAX)
+		error = -ENOSPC;
+	if (!error)
 		error = dmp_table_insert(&plane->table, &remote->object);
 	if (!error) {
 		dmp_lifetime_move(&remote->object.state, DMP_STATE_LIVE);
