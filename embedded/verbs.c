@@ -233,10 +233,8 @@ static int ring_slots(struct dmp_verbs *verbs)
 
 int dmp_verbs_say(struct dmp_verbs *verbs, __u8 kind, const struct dmp_rdma_message *message)
 {
-	if (!room(verbs)) {
-		verbs->wants_room = true;
+	if (!room(verbs))
 		return -EAGAIN;
-	}
 	chain_slot(verbs, kind, dmp_rdma_put_message(kind, message, next_slot(verbs) +
 						     DMP_RDMA_HEADER_BYTES));
 	return ring_slots(verbs);
@@ -345,7 +343,8 @@ void dmp_verbs_poll(struct dmp_verbs *verbs)
 static bool has_work(struct dmp_verbs *verbs)
 {
 	return verbs->lost || verbs->stream.count || (verbs->mail.count && verbs->trusted) ||
-	       verbs->pieces_done || (verbs->wants_room && room(verbs));
+	       verbs->pieces_done ||
+	       ((verbs->wants_room || (verbs->letter_waits && verbs->trusted)) && room(verbs));
 }
 
 static bool verbs_ready(struct dmp_fabric *fabric)
@@ -379,8 +378,7 @@ static void handle_mail(struct dmp_verbs *verbs)
 		}
 		empty_slot(verbs, &verbs->mail);
 	}
-	if (is_set_up(verbs))
-		dmp_verbs_write_letters(verbs);
+	verbs->letter_waits = !is_set_up(verbs) || dmp_verbs_write_letters(verbs);
 }
 
 /* The bell has rung, or may have: it is emptied, and rings again only when armed again. */

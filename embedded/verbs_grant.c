@@ -203,7 +203,7 @@ bool dmp_verbs_serve(struct dmp_verbs *verbs, __u8 kind, const struct dmp_rdma_m
 	}
 }
 
-void dmp_verbs_write_letters(struct dmp_verbs *verbs)
+bool dmp_verbs_write_letters(struct dmp_verbs *verbs)
 {
 	__u32 number;
 
@@ -220,6 +220,7 @@ void dmp_verbs_write_letters(struct dmp_verbs *verbs)
 		grant->told = true;
 		verbs->untold--;
 	}
+	return verbs->ask_waits || verbs->untold != 0;
 }
 
 void dmp_verbs_trust(struct dmp_fabric *fabric)

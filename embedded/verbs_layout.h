@@ -125,7 +125,8 @@ struct dmp_verbs {
 	__u32 inline_max;		/* bytes that go without a slot */
 	bool set_up;			/* our SETUP is sent */
 	bool wake_out;			/* a slot with WAKE is not answered */
-	bool wants_room;
+	bool wants_room;		/* verbs_send's: bytes of the stream wait */
+	bool letter_waits;		/* handle_mail's: a letter of ours does */
 
 	/* receiving */
 	struct dmp_verbs_inbox stream;
@@ -208,7 +209,8 @@ void dmp_verbs_free_locals(struct dmp_verbs *verbs);
 
 /* verbs_grant.c. serve: false, the message has to wait. channel->lock held. */
 bool dmp_verbs_serve(struct dmp_verbs *verbs, __u8 kind, const struct dmp_rdma_message *message);
-void dmp_verbs_write_letters(struct dmp_verbs *verbs);
+/* True: one waits for a slot. */
+bool dmp_verbs_write_letters(struct dmp_verbs *verbs);
 void dmp_verbs_free_grants(struct dmp_verbs *verbs);
 
 /* verbs_remote.c. obey: false, the message has to wait. channel->lock held. */
