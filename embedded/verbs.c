@@ -340,11 +340,14 @@ void dmp_verbs_poll(struct dmp_verbs *verbs)
 
 /* ---- sleep */
 
+/* What waits for a slot is no work until there is one: a peer that repays nothing costs nothing. */
 static bool has_work(struct dmp_verbs *verbs)
 {
-	return verbs->lost || verbs->stream.count || (verbs->mail.count && verbs->trusted) ||
-	       verbs->pieces_done ||
-	       ((verbs->wants_room || (verbs->letter_waits && verbs->trusted)) && room(verbs));
+	bool letters = verbs->trusted && (verbs->letter_waits || verbs->mail_waits);
+
+	return verbs->lost || verbs->stream.count || verbs->pieces_done ||
+	       (verbs->mail.count && verbs->trusted && !verbs->mail_waits) ||
+	       ((verbs->wants_room || letters) && room(verbs));
 }
 
 static bool verbs_ready(struct dmp_fabric *fabric)
@@ -358,6 +361,7 @@ static bool verbs_ready(struct dmp_fabric *fabric)
 /* Letters that came, in order, and those of ours that wait for a slot. */
 static void handle_mail(struct dmp_verbs *verbs)
 {
+	verbs->mail_waits = false;
 	while (verbs->mail.count && !verbs->lost) {
 		const struct dmp_verbs_arrived *front = &verbs->mail.entries[verbs->mail.first];
 		struct dmp_rdma_message message;
@@ -373,7 +377,10 @@ static void handle_mail(struct dmp_verbs *verbs)
 			verbs->word_rkey = message.rkey;
 			verbs->word_offset = message.offset;
 			verbs->word_known = true;
-		} else if (!verbs->trusted || !dmp_verbs_serve(verbs, front->kind, &message)) {
+		} else if (!verbs->trusted) {
+			break;
+		} else if (!dmp_verbs_serve(verbs, front->kind, &message)) {
+			verbs->mail_waits = true;
 			break;
 		}
 		empty_slot(verbs, &verbs->mail);

@@ -127,6 +127,7 @@ struct dmp_verbs {
 	bool wake_out;			/* a slot with WAKE is not answered */
 	bool wants_room;		/* verbs_send's: bytes of the stream wait */
 	bool letter_waits;		/* handle_mail's: a letter of ours does */
+	bool mail_waits;		/* the answer to the first letter that came does */
 
 	/* receiving */
 	struct dmp_verbs_inbox stream;
