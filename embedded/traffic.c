@@ -308,6 +308,9 @@ static void cut(struct dmp_embedded_endpoint *endpoint,
 	/* The last word is small and mostly fits; who does not get it sees the end all the same. */
 	if (endpoint->fabric && !endpoint->stream.error)
 		dmp_stream_move(&endpoint->stream);
+	if (endpoint->fabric && endpoint->stream.out_farewell && !endpoint->stream.out_bytes &&
+	    endpoint->fabric->type->finish)
+		endpoint->fabric->type->finish(endpoint->fabric);
 	let_go(endpoint);
 	dmp_traffic_answer(endpoint, &reply);
 }

@@ -446,6 +446,7 @@ const struct dmp_fabric_type dmp_verbs_type = {
 	.post = dmp_verbs_post,
 	.push = dmp_verbs_push,
 	.reap = dmp_verbs_reap,
+	.finish = dmp_verbs_finish,
 	.close = dmp_verbs_close,
 };
 

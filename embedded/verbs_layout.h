@@ -223,6 +223,7 @@ bool dmp_verbs_is_void(const struct dmp_verbs *verbs, const struct dmp_remote_pa
 
 /* verbs_connect.c */
 int dmp_verbs_hear_manager(struct dmp_verbs *verbs);
+void dmp_verbs_finish(struct dmp_fabric *fabric);
 void dmp_verbs_close(struct dmp_fabric *fabric);
 
 #endif /* DMP_VERBS */
