@@ -309,6 +309,7 @@ static void completed(struct dmp_verbs *verbs, const struct ibv_wc *completion)
 	case DMP_VERBS_MOVED:
 		verbs->pieces_done += index - verbs->moved;
 		verbs->moved = index;
+		verbs->letter_waits |= verbs->owed_count != 0;
 		break;
 	default:
 		if (completion->opcode == IBV_WC_RECV_RDMA_WITH_IMM) {

@@ -196,7 +196,8 @@ bool dmp_verbs_serve(struct dmp_verbs *verbs, __u8 kind, const struct dmp_rdma_m
 		dmp_verbs_note_answer(verbs, message);
 		return true;
 	case DMP_RDMA_REVOKE:
-		return dmp_verbs_obey(verbs, message->rkey);
+		dmp_verbs_obey(verbs, message->rkey);
+		return true;
 	default:
 		let_go(verbs, message->rkey);
 		return true;
@@ -205,6 +206,7 @@ bool dmp_verbs_serve(struct dmp_verbs *verbs, __u8 kind, const struct dmp_rdma_m
 
 bool dmp_verbs_write_letters(struct dmp_verbs *verbs)
 {
+	bool revoked_waits = dmp_verbs_write_revoked(verbs);
 	__u32 number;
 
 	if (verbs->ask_waits && !dmp_verbs_say(verbs, DMP_RDMA_ASK, &verbs->ask))
@@ -220,7 +222,7 @@ bool dmp_verbs_write_letters(struct dmp_verbs *verbs)
 		grant->told = true;
 		verbs->untold--;
 	}
-	return verbs->ask_waits || verbs->untold != 0;
+	return revoked_waits || verbs->ask_waits || verbs->untold != 0;
 }
 
 void dmp_verbs_trust(struct dmp_fabric *fabric)
@@ -234,6 +236,7 @@ void dmp_verbs_free_grants(struct dmp_verbs *verbs)
 		drop_grant(verbs, verbs->grant_count - 1);
 	free(verbs->grants);
 	free(verbs->granted);
+	free(verbs->owed);
 	free(verbs->parts);
 }
 

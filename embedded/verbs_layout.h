@@ -164,6 +164,10 @@ struct dmp_verbs {
 	struct dmp_verbs_granted *granted;	/* by rkey */
 	__u32 granted_count;
 	__u32 granted_room;
+	__u32 *owed;			/* rkeys that were revoked, and REVOKED is not said: in order */
+	__u32 owed_first;
+	__u32 owed_count;
+	__u32 owed_room;
 	struct dmp_remote_part *parts;	/* of what is being imported */
 	__u32 part_count;
 	__u32 asked;			/* the number of the last question */
@@ -214,9 +218,10 @@ bool dmp_verbs_serve(struct dmp_verbs *verbs, __u8 kind, const struct dmp_rdma_m
 bool dmp_verbs_write_letters(struct dmp_verbs *verbs);
 void dmp_verbs_free_grants(struct dmp_verbs *verbs);
 
-/* verbs_remote.c. obey: false, the message has to wait. channel->lock held. */
+/* verbs_remote.c. write_revoked: as write_letters, of what obey left owed. channel->lock held. */
 void dmp_verbs_note_answer(struct dmp_verbs *verbs, const struct dmp_rdma_message *grant);
-bool dmp_verbs_obey(struct dmp_verbs *verbs, __u32 rkey);
+void dmp_verbs_obey(struct dmp_verbs *verbs, __u32 rkey);
+bool dmp_verbs_write_revoked(struct dmp_verbs *verbs);
 /* The part that has the byte @offset of the region; the executor's. */
 const struct dmp_remote_part *dmp_verbs_part(const struct dmp_remote *remote, __u64 offset);
 bool dmp_verbs_is_void(const struct dmp_verbs *verbs, const struct dmp_remote_part *part);
