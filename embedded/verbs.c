@@ -363,6 +363,9 @@ static bool verbs_ready(struct dmp_fabric *fabric)
 static void handle_mail(struct dmp_verbs *verbs)
 {
 	verbs->mail_waits = false;
+	/* What is revoked is said before anything is granted. */
+	if (verbs->untold != 0 && is_set_up(verbs))
+		dmp_verbs_write_letters(verbs);
 	while (verbs->mail.count && !verbs->lost) {
 		const struct dmp_verbs_arrived *front = &verbs->mail.entries[verbs->mail.first];
 		struct dmp_rdma_message message;

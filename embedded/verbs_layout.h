@@ -81,7 +81,8 @@ struct dmp_verbs_local {
 
 /* A region of ours that the peer was granted, or a part of one. */
 struct dmp_verbs_grant {
-	struct ibv_mr *mr;
+	struct ibv_mr *mr;	/* NULL: revoked and deregistered, and the peer is not told yet */
+	__u32 rkey;
 	__u64 from;		/* in the region */
 	__u64 length;
 	__u64 base;		/* what the rkey calls `from` */

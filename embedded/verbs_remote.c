@@ -97,12 +97,13 @@ static int owe(struct dmp_verbs *verbs, __u32 rkey)
 {
 	__u32 *more;
 
-	if (verbs->owed_first + verbs->owed_count == verbs->owed_room && verbs->owed_first != 0) {
+	if (verbs->owed_first + verbs->owed_count == verbs->owed_room &&
+	    verbs->owed_first != 0 && verbs->owed_first >= verbs->owed_room / 2) {
 		memmove(verbs->owed, verbs->owed + verbs->owed_first,
 			verbs->owed_count * sizeof(*verbs->owed));
 		verbs->owed_first = 0;
 	}
-	if (verbs->owed_count == verbs->owed_room) {
+	if (verbs->owed_first + verbs->owed_count == verbs->owed_room) {
 		__u32 room = verbs->owed_room ? 2 * verbs->owed_room : 16;
 
 		more = room > OWED_MAX ? NULL : realloc(verbs->owed, room * sizeof(*more));
