@@ -241,7 +241,7 @@ static void note_silence(const struct dmp_address *address)
 	pthread_mutex_unlock(&silent.lock);
 }
 
-/* -ENODEV: no RDMA from here to there. Where there is no rdma_cm this costs a system call. */
+/* -ENODEV: no RDMA from here to there, -EINTR: a signal came. Where there is no rdma_cm this costs a system call. */
 static int try_verbs(struct dmp_plane *plane, const struct dmp_address *address,
 		     __u64 deadline_ns, struct dmp_fabric **fabric)
 {
@@ -255,7 +255,7 @@ static int try_verbs(struct dmp_plane *plane, const struct dmp_address *address,
 			       fabric);
 	if (error == -ETIMEDOUT || error == -EHOSTUNREACH)
 		note_silence(address);
-	return error ? -ENODEV : 0;
+	return error && error != -EINTR ? -ENODEV : error;
 }
 
 /* There is no door. Is there a listener at all? Who waits for one to start asks us that. */
