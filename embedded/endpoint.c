@@ -209,24 +209,26 @@ static bool was_answered(struct dmp_embedded_channel *channel, void *context)
 	return asking->result != -EAGAIN;
 }
 
-/* A WRITE or READ of no bytes: the peer looks at the key and the right, and answers. */
-static int probe_locked(struct dmp_embedded_endpoint *endpoint, const struct dmp_remote *remote,
-			uint64_t deadline_ns)
+/*
+ * A WRITE or READ of no bytes: the peer looks at the key and the right, and answers. The executor
+ * hands it to the machine, ahead of the operations that wait in lanes.
+ */
+static void probe_locked(struct dmp_embedded_endpoint *endpoint, const struct dmp_remote *remote,
+			 uint64_t deadline_ns)
 {
 	bool write = remote->access & DMP_ACCESS_REMOTE_WRITE;
-	struct dmp_endpoint_submission submission = {
+
+	endpoint->probe = (struct dmp_endpoint_submission){
 		.user_data = DMP_TRAFFIC_PROBE,
 		.local = DMP_TRAFFIC_PROBE,
 		.deadline_ns = deadline_ns,
 		.operation = write ? DMP_OP_WRITE : DMP_OP_READ,
 		.key_bytes = remote->key_bytes,
 	};
-	__u64 tag;
 
-	memcpy(submission.key, remote->key, remote->key_bytes);
+	memcpy(endpoint->probe.key, remote->key, remote->key_bytes);
 	endpoint->probe_result = 1;
-	return dmp_endpoint_submit(endpoint->machine, dmp_endpoint_time(endpoint, dmp_now_ns()),
-				   &submission, &tag);
+	endpoint->probe_waits = true;
 }
 
 /* Proves that the peer grants what the key says (L9). channel->lock held. */
@@ -243,11 +245,12 @@ static int prove_locked(struct dmp_embedded_endpoint *endpoint, struct dmp_remot
 	if (endpoint->ended || !endpoint->fabric)
 		return -ECONNRESET;
 	endpoint->importing = true;
-	error = endpoint->path == DMP_PATH_SHM ?
-			dmp_shm_ask(endpoint->fabric, remote->key, remote->key_bytes) :
-		endpoint->path == DMP_PATH_VERBS ?
-			dmp_verbs_ask(endpoint->fabric, remote->key, remote->key_bytes) :
-			probe_locked(endpoint, remote, deadline_ns);
+	if (endpoint->path == DMP_PATH_SHM)
+		error = dmp_shm_ask(endpoint->fabric, remote->key, remote->key_bytes);
+	else if (endpoint->path == DMP_PATH_VERBS)
+		error = dmp_verbs_ask(endpoint->fabric, remote->key, remote->key_bytes);
+	else
+		probe_locked(endpoint, remote, deadline_ns);
 	if (!error) {
 		dmp_network_mark_locked(channel, endpoint);
 		wake_executor_locked(channel);
@@ -257,6 +260,7 @@ static int prove_locked(struct dmp_embedded_endpoint *endpoint, struct dmp_remot
 		if (!error)
 			error = asking.result;
 	}
+	endpoint->probe_waits = false;
 	endpoint->importing = false;
 	dmp_channel_nudge_locked(channel);
 	return error;

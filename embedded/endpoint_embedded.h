@@ -85,6 +85,8 @@ struct dmp_embedded_endpoint {
 	struct dmp_staged *staged;		/* window_slots of them */
 	struct dmp_landing landing;
 	struct dmp_admitted admitted[DMP_OPERATIONS_MAX];
+	struct dmp_endpoint_submission probe;	/* of REGION_IMPORT on tcp */
+	bool probe_waits;			/* the machine had no slot for it: it is next */
 	__s32 probe_result;			/* 1: under way, else of the last one */
 	bool importing;				/* one REGION_IMPORT at a time */
 	bool has_event;				/* the fabric's descriptor had one */
