@@ -17,6 +17,7 @@
 
 #include "door.h"
 #include "listener.h"
+#include "process.h"
 #include "shm.h"
 #include "tcp.h"
 #include "verbs.h"
@@ -216,6 +217,11 @@ static struct {
 	} entries[SILENT_MAX];
 	unsigned int next;
 } silent = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+__attribute__((constructor)) static void guard_silent(void)
+{
+	dmp_process_guard(&silent.lock);
+}
 
 static bool is_silent(const struct dmp_address *address)
 {
