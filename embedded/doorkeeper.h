@@ -47,7 +47,7 @@ struct dmp_visitor {
 	__u32 serial;			/* of this use of the slot: an old event names another */
 	__u32 next;
 	__u32 previous;
-	int socket;			/* -1 once it is the fabric's */
+	int socket;			/* what is watched; the fabric's own once there is one */
 	bool local;			/* came through the unix door */
 	bool rests;			/* the fabric was told that we sleep */
 	bool announced;
