@@ -59,17 +59,33 @@ static void push_all(struct session *session, const struct dmp_submission *submi
 					  NOW) >= 0 && pushed == 1);
 }
 
+static struct dmp_embedded_endpoint *named(struct session *session, uint32_t endpoint_id)
+{
+	return (struct dmp_embedded_endpoint *)dmp_table_find(&session->plane->table, endpoint_id);
+}
+
 /* Is every slot of the machine taken, and does something wait? */
 static bool is_full(struct session *session, uint32_t endpoint_id)
 {
-	struct dmp_embedded_endpoint *endpoint = (struct dmp_embedded_endpoint *)
-		dmp_table_find(&session->plane->table, endpoint_id);
+	struct dmp_embedded_endpoint *endpoint = named(session, endpoint_id);
 	bool full;
 
 	pthread_mutex_lock(&endpoint->channel->lock);
 	full = endpoint->lanes[0].count != 0;
 	pthread_mutex_unlock(&endpoint->channel->lock);
 	return full;
+}
+
+/* And an import? */
+static bool waits(struct session *session, uint32_t endpoint_id)
+{
+	struct dmp_embedded_endpoint *endpoint = named(session, endpoint_id);
+	bool waiting;
+
+	pthread_mutex_lock(&endpoint->channel->lock);
+	waiting = endpoint->probe_waits;
+	pthread_mutex_unlock(&endpoint->channel->lock);
+	return waiting;
 }
 
 struct importing {
@@ -82,12 +98,13 @@ static void *import_it(void *argument)
 {
 	struct importing *importing = argument;
 
-	importing->result = dmp_ioctl(importing->both->near.plane, DMP_REGION_IMPORT,
-				      &importing->request);
+	__atomic_store_n(&importing->result, dmp_ioctl(importing->both->near.plane,
+						       DMP_REGION_IMPORT, &importing->request),
+			 __ATOMIC_RELEASE);
 	return NULL;
 }
 
-/* The probe waits until a slot is free, and is ahead of what waits in the lane. */
+/* The probe waits until a slot is free, as the operations do that wait in the lane. */
 static void test_import_waits_for_a_slot(void)
 {
 	struct dmp_submission send = { .operation = DMP_OP_SEND, .length_bytes = 8 };
@@ -113,11 +130,13 @@ static void test_import_waits_for_a_slot(void)
 	importing.request.key_bytes = grant.create.key_bytes;
 	memcpy(importing.request.key, grant.create.key, sizeof(importing.request.key));
 	CHECK(!pthread_create(&thread, NULL, import_it, &importing));
-	/* One RECV makes room for one more; the rest of the SENDs is not waited for. */
-	push_all(&both.far, &receive, 2);
+	while (!waits(&both.near, both.near_endpoint)) {
+		CHECK(!__atomic_load_n(&importing.result, __ATOMIC_ACQUIRE));
+		usleep(1000);
+	}
+	push_all(&both.far, &receive, SENDS);
 	CHECK(!pthread_join(thread, NULL));
 	CHECK(!importing.result);
-	push_all(&both.far, &receive, SENDS - 2);
 	while (got < SENDS) {
 		int count = dmp_client_exchange(&both.near.client, NULL, 0, &pushed, done, 64, 1,
 						dmp_now_ns() + PATIENCE_NS);
