@@ -7,7 +7,7 @@
  *	SILENT -> QUEUED -> (taken by ACCEPT)
  *	   \-----> BOXED <-> QUEUED
  *
- * SILENT: no whole HELLO yet; a second to say it. BOXED: his origin has failed too often
+ * SILENT: no HELLO yet (tcp: no whole one; else: not a byte); a second to say it. BOXED: his origin has failed too often
  * (origin.h); waits for his time. QUEUED: waits for ACCEPT, in order; if others of his origin
  * fail too often meanwhile, he goes to the box like one who comes now, and is announced again
  * when he is back. He may be sent away in any state; hanging up does it.
