@@ -39,8 +39,8 @@
  *		and the payload of SEND travel in a ring of shared memory.
  *	verbs	direct = true. On MOVE an RDMA WRITE or READ is posted and answered at its
  *		work completion. Frames and payloads of SEND travel in slots, SENDs on the
- *		same queue pair. Ending the connection moves the queue pair to
- *		the error state; CUT is answered once it has flushed.
+ *		same queue pair. CUT is answered once the queue pair is destroyed: the
+ *		device touches no memory of the connection from then on.
  */
 #ifndef DMP_CORE_ENDPOINT_H
 #define DMP_CORE_ENDPOINT_H

@@ -450,6 +450,8 @@ void dmp_channel_free(struct dmp_plane *plane, struct dmp_embedded_channel *chan
 	mapping = dmp_mapping_find_locked(plane, channel->rings);
 	if (mapping)
 		mapping->object = NULL;	/* the rings are the mapping's from here on */
+	/* Until here a peer may have been touching; who looks for that follows the endpoint to us. */
+	dmp_endpoint_leave_channel_locked(plane, channel);
 	free_memory(channel, mapping == NULL);
 	pthread_mutex_unlock(&plane->lock);
 }

@@ -17,6 +17,7 @@
 
 #include "door.h"
 #include "listener.h"
+#include "process.h"
 #include "shm.h"
 #include "tcp.h"
 #include "verbs.h"
@@ -217,6 +218,11 @@ static struct {
 	unsigned int next;
 } silent = { .lock = PTHREAD_MUTEX_INITIALIZER };
 
+__attribute__((constructor)) static void guard_silent(void)
+{
+	dmp_process_guard(&silent.lock);
+}
+
 static bool is_silent(const struct dmp_address *address)
 {
 	__u64 now_ns = dmp_now_ns();
@@ -241,7 +247,10 @@ static void note_silence(const struct dmp_address *address)
 	pthread_mutex_unlock(&silent.lock);
 }
 
-/* -ENODEV: no RDMA from here to there. Where there is no rdma_cm this costs a system call. */
+/*
+ * -ENODEV: no RDMA from here to there, -EINTR: a signal came. Where there is no rdma_cm this costs
+ * a system call.
+ */
 static int try_verbs(struct dmp_plane *plane, const struct dmp_address *address,
 		     __u64 deadline_ns, struct dmp_fabric **fabric)
 {
@@ -255,7 +264,7 @@ static int try_verbs(struct dmp_plane *plane, const struct dmp_address *address,
 			       fabric);
 	if (error == -ETIMEDOUT || error == -EHOSTUNREACH)
 		note_silence(address);
-	return error ? -ENODEV : 0;
+	return error && error != -EINTR ? -ENODEV : error;
 }
 
 /* There is no door. Is there a listener at all? Who waits for one to start asks us that. */

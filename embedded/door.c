@@ -209,7 +209,7 @@ static int open_verbs(struct dmp_doors *doors, bool required, __u32 backlog)
 }
 
 int dmp_doors_open(struct dmp_doors *doors, const struct dmp_address *address, __u32 require,
-		   __u32 backlog)
+		   bool encrypt, __u32 backlog)
 {
 	int error;
 
@@ -220,12 +220,14 @@ int dmp_doors_open(struct dmp_doors *doors, const struct dmp_address *address, _
 	if (require != 0 && require != DMP_PATH_SHM && require != DMP_PATH_TCP &&
 	    require != DMP_PATH_VERBS)
 		return -ENODEV;
+	if (require == DMP_PATH_VERBS && encrypt)
+		return -EOPNOTSUPP;
 	if (address->is_unix)
 		return require != 0 && require != DMP_PATH_SHM ? -ENODEV : open_path(doors, backlog);
 	error = open_tcp(doors, require == 0 || require == DMP_PATH_TCP, backlog);
 	if (!error && (require == 0 || require == DMP_PATH_SHM))
 		error = open_door(doors, require == DMP_PATH_SHM, backlog);
-	if (!error && (require == 0 || require == DMP_PATH_VERBS))
+	if (!error && !encrypt && (require == 0 || require == DMP_PATH_VERBS))
 		error = open_verbs(doors, require == DMP_PATH_VERBS, backlog);
 	if (error)
 		dmp_doors_close(doors);

@@ -26,11 +26,12 @@ struct dmp_doors {
 };
 
 /*
- * @require is a DMP_PATH_* or 0. -EADDRINUSE, -EPERM, -ENODEV, -EHOSTUNREACH (the address
- * is not ours), -EINVAL (no such directory), -EMFILE.
+ * @require is a DMP_PATH_* or 0. @encrypt: no door over verbs, where nobody encrypts; who knocks
+ * there is told so (EOPNOTSUPP) on tcp. -EADDRINUSE, -EPERM, -ENODEV, -EHOSTUNREACH (the
+ * address is not ours), -EINVAL (no such directory), -EMFILE, -EOPNOTSUPP (verbs, encrypted).
  */
 int dmp_doors_open(struct dmp_doors *doors, const struct dmp_address *address, __u32 require,
-		   __u32 backlog);
+		   bool encrypt, __u32 backlog);
 void dmp_doors_close(struct dmp_doors *doors);
 
 /* A socket that is connected to a unix address, or -errno; does not block (-EAGAIN: full). */

@@ -7,8 +7,8 @@
  *	SILENT -> QUEUED -> (taken by ACCEPT)
  *	   \-----> BOXED <-> QUEUED
  *
- * SILENT: no whole HELLO yet; a second to say it. BOXED: his origin has failed too often
- * (origin.h); waits for his time. QUEUED: waits for ACCEPT, in order; if others of his origin
+ * SILENT: no HELLO yet (tcp: no whole one; else: not a byte); a second to say it. BOXED: his
+ * origin has failed too often (origin.h); waits for his time. QUEUED: waits for ACCEPT, in order; if others of his origin
  * fail too often meanwhile, he goes to the box like one who comes now, and is announced again
  * when he is back. He may be sent away in any state; hanging up does it.
  *
@@ -47,7 +47,7 @@ struct dmp_visitor {
 	__u32 serial;			/* of this use of the slot: an old event names another */
 	__u32 next;
 	__u32 previous;
-	int socket;			/* -1 once it is the fabric's */
+	int socket;			/* what is watched; the fabric's own once there is one */
 	bool local;			/* came through the unix door */
 	bool rests;			/* the fabric was told that we sleep */
 	bool announced;

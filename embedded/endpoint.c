@@ -19,7 +19,11 @@
 #include "traffic.h"
 #include "verbs.h"
 
-/* The endpoint and its channel, entered; *@channel is NULL if that has gone. plane->lock held. */
+/*
+ * The endpoint and its channel, entered; *@channel is NULL if that has gone. One that goes is
+ * waited for: until it has let go of the endpoint, or somebody has destroyed that, its worker
+ * may have it in hand. plane->lock held, given up and held again.
+ */
 static int enter_locked(struct dmp_plane *plane, uint32_t id,
 			struct dmp_embedded_endpoint **endpoint,
 			struct dmp_embedded_channel **channel)
@@ -30,6 +34,10 @@ static int enter_locked(struct dmp_plane *plane, uint32_t id,
 		return -ENOENT;
 	*endpoint = (struct dmp_embedded_endpoint *)object;
 	__atomic_add_fetch(&(*endpoint)->users, 1, __ATOMIC_SEQ_CST);
+	__atomic_add_fetch(&plane->drainers, 1, __ATOMIC_SEQ_CST);
+	while ((*endpoint)->orphaned && (*endpoint)->channel && object->state != DMP_STATE_DEAD)
+		dmp_plane_wait_released_locked(plane, 0);
+	__atomic_sub_fetch(&plane->drainers, 1, __ATOMIC_SEQ_CST);
 	*channel = (*endpoint)->orphaned ? NULL : (*endpoint)->channel;
 	if (*channel)
 		__atomic_add_fetch(&(*channel)->users, 1, __ATOMIC_SEQ_CST);
@@ -201,24 +209,26 @@ static bool was_answered(struct dmp_embedded_channel *channel, void *context)
 	return asking->result != -EAGAIN;
 }
 
-/* A WRITE or READ of no bytes: the peer looks at the key and the right, and answers. */
-static int probe_locked(struct dmp_embedded_endpoint *endpoint, const struct dmp_remote *remote,
-			uint64_t deadline_ns)
+/*
+ * A WRITE or READ of no bytes: the peer looks at the key and the right, and answers. The executor
+ * hands it to the machine, ahead of the operations that wait in lanes.
+ */
+static void probe_locked(struct dmp_embedded_endpoint *endpoint, const struct dmp_remote *remote,
+			 uint64_t deadline_ns)
 {
 	bool write = remote->access & DMP_ACCESS_REMOTE_WRITE;
-	struct dmp_endpoint_submission submission = {
+
+	endpoint->probe = (struct dmp_endpoint_submission){
 		.user_data = DMP_TRAFFIC_PROBE,
 		.local = DMP_TRAFFIC_PROBE,
 		.deadline_ns = deadline_ns,
 		.operation = write ? DMP_OP_WRITE : DMP_OP_READ,
 		.key_bytes = remote->key_bytes,
 	};
-	__u64 tag;
 
-	memcpy(submission.key, remote->key, remote->key_bytes);
+	memcpy(endpoint->probe.key, remote->key, remote->key_bytes);
 	endpoint->probe_result = 1;
-	return dmp_endpoint_submit(endpoint->machine, dmp_endpoint_time(endpoint, dmp_now_ns()),
-				   &submission, &tag);
+	endpoint->probe_waits = true;
 }
 
 /* Proves that the peer grants what the key says (L9). channel->lock held. */
@@ -235,11 +245,12 @@ static int prove_locked(struct dmp_embedded_endpoint *endpoint, struct dmp_remot
 	if (endpoint->ended || !endpoint->fabric)
 		return -ECONNRESET;
 	endpoint->importing = true;
-	error = endpoint->path == DMP_PATH_SHM ?
-			dmp_shm_ask(endpoint->fabric, remote->key, remote->key_bytes) :
-		endpoint->path == DMP_PATH_VERBS ?
-			dmp_verbs_ask(endpoint->fabric, remote->key, remote->key_bytes) :
-			probe_locked(endpoint, remote, deadline_ns);
+	if (endpoint->path == DMP_PATH_SHM)
+		error = dmp_shm_ask(endpoint->fabric, remote->key, remote->key_bytes);
+	else if (endpoint->path == DMP_PATH_VERBS)
+		error = dmp_verbs_ask(endpoint->fabric, remote->key, remote->key_bytes);
+	else
+		probe_locked(endpoint, remote, deadline_ns);
 	if (!error) {
 		dmp_network_mark_locked(channel, endpoint);
 		wake_executor_locked(channel);
@@ -249,6 +260,7 @@ static int prove_locked(struct dmp_embedded_endpoint *endpoint, struct dmp_remot
 		if (!error)
 			error = asking.result;
 	}
+	endpoint->probe_waits = false;
 	endpoint->importing = false;
 	dmp_channel_nudge_locked(channel);
 	return error;
@@ -256,11 +268,15 @@ static int prove_locked(struct dmp_embedded_endpoint *endpoint, struct dmp_remot
 
 static int publish_remote(struct dmp_plane *plane, struct dmp_remote *remote)
 {
-	int error = -ENOSPC;
+	int error;
 
 	remote->object.type = DMP_OBJECT_REMOTE;
 	pthread_mutex_lock(&plane->lock);
-	if (plane->regions < DMP_REGIONS_MAX)
+	/* Proving took its time: who destroys the endpoint has counted its regions already. */
+	error = dmp_lifetime_use(remote->endpoint->object.state);
+	if (!error && plane->regions >= DMP_REGIONS_MAX)
+		error = -ENOSPC;
+	if (!error)
 		error = dmp_table_insert(&plane->table, &remote->object);
 	if (!error) {
 		dmp_lifetime_move(&remote->object.state, DMP_STATE_LIVE);
@@ -449,6 +465,9 @@ int dmp_endpoint_destroy_command(struct dmp_plane *plane, void *argument)
 		pthread_mutex_lock(&channel->lock);
 		error = end_locked(channel, endpoint, drain, destroy->deadline_ns);
 		pthread_mutex_unlock(&channel->lock);
+		/* Who waits inside the endpoint for the channel to go must not wait for us. */
+		dmp_channel_put(channel);
+		channel = NULL;
 	}
 	pthread_mutex_lock(&plane->lock);
 	if (!error)
@@ -461,8 +480,6 @@ int dmp_endpoint_destroy_command(struct dmp_plane *plane, void *argument)
 	dmp_table_remove(&plane->table, &endpoint->object);
 	wait_for_users_locked(plane, endpoint);
 	pthread_mutex_unlock(&plane->lock);
-	if (channel)
-		dmp_channel_put(channel);
 	dmp_endpoint_free(plane, endpoint);
 	return 0;
 
@@ -472,18 +489,41 @@ out_unlock:
 	return error;
 }
 
+/* The next endpoint of @channel at or behind *@slot of the table, or NULL. */
+static struct dmp_embedded_endpoint *next_of_channel(struct dmp_plane *plane,
+						     const struct dmp_embedded_channel *channel,
+						     uint32_t *slot)
+{
+	while (*slot < plane->table.capacity && plane->endpoints != 0) {
+		struct dmp_embedded_endpoint *endpoint =
+			(struct dmp_embedded_endpoint *)dmp_table_at(&plane->table, (*slot)++);
+
+		if (endpoint && endpoint->object.type == DMP_OBJECT_ENDPOINT &&
+		    endpoint->channel == channel)
+			return endpoint;
+	}
+	return NULL;
+}
+
 void dmp_endpoint_forget_channel_locked(struct dmp_plane *plane,
 					const struct dmp_embedded_channel *channel)
 {
-	uint32_t slot;
+	struct dmp_embedded_endpoint *endpoint;
+	uint32_t slot = 0;
 
-	for (slot = 0; slot < plane->table.capacity && plane->endpoints != 0; slot++) {
-		struct dmp_object *object = dmp_table_at(&plane->table, slot);
+	while ((endpoint = next_of_channel(plane, channel, &slot)))
+		endpoint->orphaned = true;
+}
 
-		if (object && object->type == DMP_OBJECT_ENDPOINT &&
-		    ((struct dmp_embedded_endpoint *)object)->channel == channel)
-			((struct dmp_embedded_endpoint *)object)->orphaned = true;
-	}
+void dmp_endpoint_leave_channel_locked(struct dmp_plane *plane,
+				       const struct dmp_embedded_channel *channel)
+{
+	struct dmp_embedded_endpoint *endpoint;
+	uint32_t slot = 0;
+
+	while ((endpoint = next_of_channel(plane, channel, &slot)))
+		endpoint->channel = NULL;
+	pthread_cond_broadcast(&plane->released);
 }
 
 void dmp_endpoint_free(struct dmp_plane *plane, struct dmp_embedded_endpoint *endpoint)

@@ -68,7 +68,6 @@ struct dmp_embedded_endpoint {
 	struct dmp_object object;
 	/* immutable once attached */
 	struct dmp_plane *plane;
-	struct dmp_embedded_channel *channel;	/* not to be followed once `orphaned` */
 	struct dmp_fabric *fabric;		/* NULL once cut; channel->lock */
 	__u64 user_data;
 	__u64 detect_ns;
@@ -95,6 +94,8 @@ struct dmp_embedded_endpoint {
 	struct dmp_admitted admitted[DMP_ADMITTED_MAX];
 	struct dmp_queue admitted_free;
 	struct dmp_queue_link admitted_links[DMP_ADMITTED_MAX];
+	struct dmp_endpoint_submission probe;	/* of REGION_IMPORT on tcp */
+	bool probe_waits;			/* the machine had no slot for it: it is next */
 	__s32 probe_result;			/* 1: under way, else of the last one */
 	bool importing;				/* one REGION_IMPORT at a time */
 	bool has_event;				/* the fabric's descriptor had one */
@@ -115,6 +116,7 @@ struct dmp_embedded_endpoint {
 	__u64 timer_ns;
 
 	/* protected by plane->lock */
+	struct dmp_embedded_channel *channel;	/* NULL once it is gone; whoever is inside may read it */
 	__u32 remotes;				/* imported regions alive */
 	bool orphaned;				/* the channel has gone, or lets nobody in any more */
 	/* atomic; grow only under plane->lock */
@@ -147,6 +149,10 @@ int dmp_endpoint_histogram(struct dmp_plane *plane, struct dmp_histogram *histog
 /* The channel goes: nobody enters it through an endpoint any more. plane->lock held. */
 void dmp_endpoint_forget_channel_locked(struct dmp_plane *plane,
 					const struct dmp_embedded_channel *channel);
+
+/* It is gone: its endpoints are names, and nobody follows them to it. plane->lock held. */
+void dmp_endpoint_leave_channel_locked(struct dmp_plane *plane,
+				       const struct dmp_embedded_channel *channel);
 
 /* A buffer goes that a device knows: peers' fabrics let go of it. plane->lock held. */
 void dmp_endpoint_forget_buffer_locked(struct dmp_plane *plane, const struct dmp_buffer *buffer);

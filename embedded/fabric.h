@@ -8,8 +8,9 @@
  *
  * Who calls. All functions belong to the executor of the endpoint's channel (one thread
  * at a time); during the handshake to the thread that connects or accepts. `send`,
- * `receive`, `move`, `post` and `reap` run without a lock, `ready`, `rest` and `drain` with channel->lock
- * held and therefore never block. Nothing here ever blocks.
+ * `receive`, `move`, `post` and `reap` run without a lock, `rest`, `drain`, `finish` and
+ * `close` with channel->lock held, `ready` with it or without. Nothing here waits for the
+ * peer but `finish`; `post` may take as long as a device needs to register a buffer.
  *
  * Who owns what. A fabric owns its sockets and its mappings of the peer's memory, and
  * lets go of all of them in close(): that is what answering CUT rests on.
@@ -66,7 +67,8 @@ struct dmp_fabric_type {
 
 	/*
 	 * `fd` had an event (edge-triggered: EPOLLIN, EPOLLRDHUP and, where there is no `ready`,
-	 * EPOLLOUT), or some time has passed: take what is on it besides the stream. -errno: the peer is gone. May be NULL.
+	 * EPOLLOUT), or some time has passed: take what is on it besides the stream. -errno: the
+	 * peer is gone. May be NULL.
 	 */
 	int (*drain)(struct dmp_fabric *fabric);
 
@@ -84,6 +86,12 @@ struct dmp_fabric_type {
 	ssize_t (*post)(struct dmp_fabric *fabric, const struct dmp_move *move, __u64 tag);
 	void (*push)(struct dmp_fabric *fabric);
 	bool (*reap)(struct dmp_fabric *fabric, __u64 *tag, __u64 *length);
+
+	/*
+	 * The last frame was sent, close() comes next: waits for a moment, 50 ms at most, until
+	 * the peer's side has it. Not called where a connection just ends. May be NULL.
+	 */
+	void (*finish)(struct dmp_fabric *fabric);
 
 	/* Lets go of everything and frees the fabric. */
 	void (*close)(struct dmp_fabric *fabric);

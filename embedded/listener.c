@@ -110,7 +110,8 @@ int dmp_listener_create(struct dmp_plane *plane, void *argument)
 	listener->secret.count = listen->secret_bytes;
 	memcpy(listener->secret.bytes, listen->secret, listen->secret_bytes);
 	pthread_mutex_init(&listener->lock, NULL);
-	error = dmp_doors_open(&listener->doors, &address, listen->path, listener->backlog);
+	error = dmp_doors_open(&listener->doors, &address, listen->path, listener->encrypt,
+			       listener->backlog);
 	if (error)
 		goto err_free;
 	error = dmp_doorkeeper_start(listener);

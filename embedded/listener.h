@@ -3,8 +3,8 @@
  * listener.h - who waits at the door
  *
  * One thread per listener, the doorkeeper, accepts sockets (tcp, and the unix door for
- * shm), makes fabrics of them and keeps those who have said HELLO in a bounded queue until
- * ACCEPT takes them. Who says nothing within a second, or too many from one address who
+ * shm) and calls over RDMA, makes fabrics of them and keeps those who have said HELLO in a
+ * bounded queue until ACCEPT takes them. Who says nothing within a second, or too many from one address who
  * failed to prove the secret, are sent away; neither costs those who are connected already
  * anything. The doorkeeper reads nothing beyond what tells it that a HELLO is there.
  */
@@ -50,8 +50,8 @@ int dmp_listener_create(struct dmp_plane *plane, void *argument);
 int dmp_listener_destroy(struct dmp_plane *plane, void *argument);
 
 /*
- * The connector's side of the door: connects by the path that fits (shm where the address
- * is this machine's and the listener is of our user, else tcp) or by @require (DMP_PATH_*,
+ * The connector's side of the door: connects by the path that fits and encrypts (shm where the
+ * address is this machine's and the listener is of our user, else tcp) or by @require (DMP_PATH_*,
  * 0: any; -ENODEV if it cannot be had). -ECONNREFUSED, -EHOSTUNREACH, -ETIMEDOUT, -EPERM
  * (the socket of a path is not ours), -EAGAIN (no free port), -EINTR. 0 for @deadline_ns: 10 s.
  */

@@ -21,6 +21,8 @@
 #define MADV_WIPEONFORK 18
 #endif
 
+#define GUARDED_MAX 8u
+
 /* More than any process id, so that the two kinds of number do not meet. */
 #define FIRST_NUMBER (1ull << 32)
 
@@ -63,4 +65,35 @@ uint64_t dmp_process_number(void)
 					__ATOMIC_RELAXED))
 		return wanted;
 	return number;
+}
+
+/* ---- locks and fork */
+
+/* Filled by constructors, one after the other, before anybody forks. */
+static pthread_mutex_t *guarded[GUARDED_MAX];
+static unsigned int guarded_count;
+
+static void lock_all(void)
+{
+	unsigned int number;
+
+	for (number = 0; number < guarded_count; number++)
+		pthread_mutex_lock(guarded[number]);
+}
+
+static void unlock_all(void)
+{
+	unsigned int number;
+
+	for (number = guarded_count; number-- != 0;)
+		pthread_mutex_unlock(guarded[number]);
+}
+
+void dmp_process_guard(pthread_mutex_t *lock)
+{
+	if (guarded_count == GUARDED_MAX)
+		return;
+	if (guarded_count == 0 && pthread_atfork(lock_all, unlock_all, unlock_all) != 0)
+		return;
+	guarded[guarded_count++] = lock;
 }

@@ -9,6 +9,7 @@
 #ifndef DMP_PROCESS_H
 #define DMP_PROCESS_H
 
+#include <pthread.h>
 #include <stdint.h>
 
 /*
@@ -16,5 +17,12 @@
  * same for as long as the process lives. Any thread; the first call may take memory.
  */
 uint64_t dmp_process_number(void);
+
+/*
+ * @lock is static and a leaf: fork() waits until nobody has it, so that a child, which has a
+ * plane of its own one day, finds it free and what it protects whole. Called from a
+ * constructor, a few times in all.
+ */
+void dmp_process_guard(pthread_mutex_t *lock);
 
 #endif /* DMP_PROCESS_H */

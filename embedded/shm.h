@@ -56,7 +56,8 @@ int dmp_shm_ask(struct dmp_fabric *fabric, const __u8 *key, __u32 key_bytes);
 
 /*
  * Has the answer come? -EAGAIN not yet; 0 with the mapping in @remote (address, mapping,
- * mapping_bytes, length), which owns it; -errno as the peer refused, -ECONNRESET it is gone.
+ * mapping_bytes), which owns it; -errno as the peer refused, -EACCES it grants another length
+ * than remote->length, -ECONNRESET it is gone.
  * Writable if @remote->access has REMOTE_WRITE. Whole pages are mapped: what else of the
  * owner's buffer lies in the first and the last page (of the buffer's size) is seen too.
  * channel->lock held.

@@ -21,6 +21,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "process.h"
 #include "shm_segment.h"
 
 #ifndef SO_PEERPIDFD
@@ -33,6 +34,11 @@ static pthread_mutex_t left_lock = PTHREAD_MUTEX_INITIALIZER;
 /* protected by left_lock */
 static struct dmp_shm *left_first;
 static uint32_t left_count;
+
+__attribute__((constructor)) static void guard_left(void)
+{
+	dmp_process_guard(&left_lock);
+}
 
 int dmp_shm_peer_check(int socket)
 {

@@ -467,6 +467,9 @@ static int map_grant(const struct dmp_shm_exchange *grant, struct dmp_remote *re
 	if (!grant->length || __builtin_add_overflow(grant->offset, grant->length, &end) ||
 	    end > bytes)
 		return -EPROTO;
+	/* All of it is mapped, and made to be there: no more than the key names. */
+	if (grant->length != remote->length)
+		return -EACCES;
 	first = grant->offset & ~(page_bytes - 1);
 	end = (end + page_bytes - 1) & ~(page_bytes - 1);
 	address = mmap(NULL, (size_t)(end - first), protection, MAP_SHARED, grant->fd,
@@ -476,7 +479,6 @@ static int map_grant(const struct dmp_shm_exchange *grant, struct dmp_remote *re
 	remote->mapping = address;
 	remote->mapping_bytes = (size_t)(end - first);
 	remote->address = (char *)address + (grant->offset - first);
-	remote->length = grant->length;
 	return 0;
 }
 

@@ -84,6 +84,7 @@ struct dmp_stream {
 	__u64 out_bytes;	/* that wait */
 	__u64 held_bytes;	/* received since answers began to wait for company */
 	bool out_full;		/* the fabric had no room for more */
+	bool out_farewell;	/* the last frame of all is loaded */
 	int out_error;		/* nothing can be sent; what has come is still received */
 
 	/* in */

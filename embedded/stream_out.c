@@ -48,6 +48,13 @@ static bool is_prompt(const struct dmp_stream_piece *piece)
 	}
 }
 
+/* Nothing of ours follows it. */
+static bool is_farewell(const struct dmp_stream_piece *piece)
+{
+	return piece->frame.bytes[DMP_STREAM_TYPE_OFFSET] == DMP_FRAME_GOODBYE ||
+	       piece->frame.bytes[DMP_STREAM_TYPE_OFFSET] == DMP_FRAME_REFUSE;
+}
+
 bool dmp_stream_load_locked(struct dmp_stream *stream, struct dmp_endpoint *machine, __u64 now_ns)
 {
 	struct dmp_stream_piece *piece;
@@ -67,6 +74,7 @@ bool dmp_stream_load_locked(struct dmp_stream *stream, struct dmp_endpoint *mach
 				stream->out_error = -EFAULT;
 		}
 		stream->last_out.reached = piece->frame.bytes[DMP_STREAM_TYPE_OFFSET] == stream->last_out.type;
+		stream->out_farewell |= is_farewell(piece);
 		stream->out_prompt += is_prompt(piece);
 		stream->out_bytes += piece_bytes(piece);
 		stream->out_count += 1;

@@ -141,6 +141,25 @@ void dmp_traffic_start_locked(struct dmp_embedded_endpoint *endpoint, uint32_t i
 	dmp_network_mark_locked(channel, endpoint);
 }
 
+/* True: it still waits for a slot, and operations that came later do too. */
+static bool probe_waits_locked(struct dmp_embedded_endpoint *endpoint)
+{
+	__u64 tag;
+	int error;
+
+	if (!endpoint->probe_waits)
+		return false;
+	error = dmp_endpoint_submit(endpoint->machine, endpoint->now_ns, &endpoint->probe, &tag);
+	if (error == -EAGAIN)
+		return true;
+	endpoint->probe_waits = false;
+	if (error) {
+		endpoint->probe_result = error;
+		dmp_channel_nudge_locked(endpoint->channel);
+	}
+	return false;
+}
+
 /* The machine may have slots again: those that waited longest first. */
 static void unpark_locked(struct dmp_embedded_endpoint *endpoint)
 {
@@ -149,7 +168,8 @@ static void unpark_locked(struct dmp_embedded_endpoint *endpoint)
 	uint32_t index;
 	int error;
 
-	for (which = 0; which < 2; which++) {
+	/* A RECV has slots of its own. */
+	for (which = probe_waits_locked(endpoint); which < 2; which++) {
 		struct dmp_lane *lane = &endpoint->lanes[which];
 
 		while (lane->count != 0) {
@@ -305,6 +325,9 @@ static void cut(struct dmp_embedded_endpoint *endpoint,
 	/* The last word is small and mostly fits; who does not get it sees the end all the same. */
 	if (endpoint->fabric && !endpoint->stream.error)
 		dmp_stream_move(&endpoint->stream);
+	if (endpoint->fabric && endpoint->stream.out_farewell && !endpoint->stream.out_bytes &&
+	    endpoint->fabric->type->finish)
+		endpoint->fabric->type->finish(endpoint->fabric);
 	let_go(endpoint);
 	dmp_traffic_answer(endpoint, &reply);
 }
@@ -454,6 +477,7 @@ bool dmp_traffic_round_locked(struct dmp_embedded_endpoint *endpoint, uint64_t n
 			dmp_channel_nudge_locked(channel);
 	}
 	endpoint->has_event = false;
+	probe_waits_locked(endpoint);
 	answer_requests_locked(endpoint);
 	if (endpoint->fabric) {
 		endpoint->stream.unwritable =

@@ -233,10 +233,8 @@ static int ring_slots(struct dmp_verbs *verbs)
 
 int dmp_verbs_say(struct dmp_verbs *verbs, __u8 kind, const struct dmp_rdma_message *message)
 {
-	if (!room(verbs)) {
-		verbs->wants_room = true;
+	if (!room(verbs))
 		return -EAGAIN;
-	}
 	chain_slot(verbs, kind, dmp_rdma_put_message(kind, message, next_slot(verbs) +
 						     DMP_RDMA_HEADER_BYTES));
 	return ring_slots(verbs);
@@ -311,6 +309,7 @@ static void completed(struct dmp_verbs *verbs, const struct ibv_wc *completion)
 	case DMP_VERBS_MOVED:
 		verbs->pieces_done += index - verbs->moved;
 		verbs->moved = index;
+		verbs->letter_waits |= verbs->owed_count != 0;
 		break;
 	default:
 		if (completion->opcode == IBV_WC_RECV_RDMA_WITH_IMM) {
@@ -342,10 +341,14 @@ void dmp_verbs_poll(struct dmp_verbs *verbs)
 
 /* ---- sleep */
 
+/* What waits for a slot is no work until there is one: a peer that repays nothing costs nothing. */
 static bool has_work(struct dmp_verbs *verbs)
 {
-	return verbs->lost || verbs->stream.count || (verbs->mail.count && verbs->trusted) ||
-	       verbs->pieces_done || (verbs->wants_room && room(verbs));
+	bool letters = verbs->trusted && (verbs->letter_waits || verbs->mail_waits);
+
+	return verbs->lost || verbs->stream.count || verbs->pieces_done ||
+	       (verbs->mail.count && verbs->trusted && !verbs->mail_waits) ||
+	       ((verbs->wants_room || letters) && room(verbs));
 }
 
 static bool verbs_ready(struct dmp_fabric *fabric)
@@ -359,6 +362,10 @@ static bool verbs_ready(struct dmp_fabric *fabric)
 /* Letters that came, in order, and those of ours that wait for a slot. */
 static void handle_mail(struct dmp_verbs *verbs)
 {
+	verbs->mail_waits = false;
+	/* What is revoked is said before anything is granted. */
+	if (verbs->untold != 0 && is_set_up(verbs))
+		dmp_verbs_write_letters(verbs);
 	while (verbs->mail.count && !verbs->lost) {
 		const struct dmp_verbs_arrived *front = &verbs->mail.entries[verbs->mail.first];
 		struct dmp_rdma_message message;
@@ -374,13 +381,15 @@ static void handle_mail(struct dmp_verbs *verbs)
 			verbs->word_rkey = message.rkey;
 			verbs->word_offset = message.offset;
 			verbs->word_known = true;
-		} else if (!verbs->trusted || !dmp_verbs_serve(verbs, front->kind, &message)) {
+		} else if (!verbs->trusted) {
+			break;
+		} else if (!dmp_verbs_serve(verbs, front->kind, &message)) {
+			verbs->mail_waits = true;
 			break;
 		}
 		empty_slot(verbs, &verbs->mail);
 	}
-	if (is_set_up(verbs))
-		dmp_verbs_write_letters(verbs);
+	verbs->letter_waits = !is_set_up(verbs) || dmp_verbs_write_letters(verbs);
 }
 
 /* The bell has rung, or may have: it is emptied, and rings again only when armed again. */
@@ -441,6 +450,7 @@ const struct dmp_fabric_type dmp_verbs_type = {
 	.post = dmp_verbs_post,
 	.push = dmp_verbs_push,
 	.reap = dmp_verbs_reap,
+	.finish = dmp_verbs_finish,
 	.close = dmp_verbs_close,
 };
 

@@ -182,12 +182,13 @@ static int make_queues(struct dmp_verbs *verbs)
 	return error ? error : watch(verbs, verbs->events->fd);
 }
 
-/* What is said last should arrive; nothing else is waited for. */
-static void finish_sending(struct dmp_verbs *verbs)
+/* Nobody waits for a host that died: its connections end without a last word. */
+void dmp_verbs_finish(struct dmp_fabric *fabric)
 {
+	struct dmp_verbs *verbs = dmp_verbs_of(fabric);
 	__u64 until_ns = dmp_now_ns() + LAST_WORD_NS;
 
-	if (!verbs->connected || verbs->piece_count != 0)
+	if (!verbs->connected || !verbs->id->qp || verbs->piece_count != 0)
 		return;
 	while (verbs->sends_out != 0 && !verbs->lost && dmp_now_ns() < until_ns)
 		dmp_verbs_poll(verbs);
@@ -199,7 +200,6 @@ void dmp_verbs_close(struct dmp_fabric *fabric)
 	const struct dmp_verbs_library *library = verbs->library;
 
 	if (verbs->id && verbs->id->qp) {
-		finish_sending(verbs);
 		library->disconnect(verbs->id);
 		/* From here on the device touches no memory of this connection. */
 		library->destroy_qp(verbs->id);

@@ -4,8 +4,12 @@
  *
  * A region that is larger than the device registers at once goes in parts, which lie on a grid
  * of ours: whatever bytes a peer asks from, it cannot make more registrations than the grid
- * has. Nothing new is registered under an rkey that was revoked before REVOKED came or the
- * registration was dropped. The importer's half is verbs_remote.c.
+ * has.
+ *
+ * The device may give the rkey of a registration that was dropped to the next one. So what was
+ * revoked stays in the list until REVOKE is sent, even if its time is over and the device has
+ * forgotten it, and no question is answered before: in the order of the slots, REVOKE is ahead
+ * of any GRANT of the same rkey. The importer's half is verbs_remote.c.
  */
 #ifdef DMP_VERBS
 #define _GNU_SOURCE
@@ -25,11 +29,19 @@ void dmp_verbs_limit_parts(__u64 bytes)
 
 /* ---- what is granted */
 
+/* From here on the device touches none of it. */
+static void deregister(struct dmp_verbs *verbs, struct dmp_verbs_grant *grant)
+{
+	if (grant->mr)
+		verbs->library->dereg_mr(grant->mr);
+	grant->mr = NULL;
+}
+
 static void drop_grant(struct dmp_verbs *verbs, __u32 number)
 {
 	if (verbs->grants[number].revoked && !verbs->grants[number].told)
 		verbs->untold--;
-	verbs->library->dereg_mr(verbs->grants[number].mr);
+	deregister(verbs, &verbs->grants[number]);
 	verbs->grants[number] = verbs->grants[--verbs->grant_count];
 }
 
@@ -102,6 +114,7 @@ static int add_grant(struct dmp_verbs *verbs, struct dmp_region *region, char *a
 	*grant = &verbs->grants[verbs->grant_count++];
 	**grant = (struct dmp_verbs_grant){
 		.mr = mr,
+		.rkey = mr->rkey,
 		.from = first,
 		.length = range.length,
 		.base = base,
@@ -119,6 +132,8 @@ static bool answer(struct dmp_verbs *verbs, const struct dmp_rdma_message *quest
 	struct dmp_region *region;
 	char *address;
 
+	if (verbs->untold != 0)
+		return false;
 	message.result = dmp_region_admit(verbs->plane, question->key, question->key_bytes, from,
 					  1, 0, &region, &address);
 	if (!message.result) {
@@ -130,7 +145,7 @@ static bool answer(struct dmp_verbs *verbs, const struct dmp_rdma_message *quest
 		dmp_region_release(verbs->plane, region);
 	}
 	if (grant) {
-		message.rkey = grant->mr->rkey;
+		message.rkey = grant->rkey;
 		message.offset = grant->base + (from - grant->from);
 		message.covered = grant->length - (from - grant->from);
 	}
@@ -167,10 +182,12 @@ bool dmp_verbs_is_registered(struct dmp_fabric *fabric, __u32 slot, __u64 now_ns
 
 		if (grant->slot != slot || !grant->revoked)
 			continue;
-		if (verbs->lost || now_ns >= grant->due_ns)
+		if (!verbs->lost && now_ns < grant->due_ns)
+			any = any || grant->mr;
+		else if (verbs->lost || grant->told)
 			drop_grant(verbs, number);
 		else
-			any = true;
+			deregister(verbs, grant);
 	}
 	return any;
 }
@@ -180,7 +197,7 @@ static void let_go(struct dmp_verbs *verbs, __u32 rkey)
 	__u32 number;
 
 	for (number = verbs->grant_count; number-- != 0;)
-		if (verbs->grants[number].told && verbs->grants[number].mr->rkey == rkey)
+		if (verbs->grants[number].told && verbs->grants[number].rkey == rkey)
 			drop_grant(verbs, number);
 	/* channel->lock is held: no plane->lock. Who misses this looks again in milliseconds. */
 	if (__atomic_load_n(&verbs->plane->drainers, __ATOMIC_SEQ_CST) != 0)
@@ -196,22 +213,25 @@ bool dmp_verbs_serve(struct dmp_verbs *verbs, __u8 kind, const struct dmp_rdma_m
 		dmp_verbs_note_answer(verbs, message);
 		return true;
 	case DMP_RDMA_REVOKE:
-		return dmp_verbs_obey(verbs, message->rkey);
+		dmp_verbs_obey(verbs, message->rkey);
+		return true;
 	default:
 		let_go(verbs, message->rkey);
 		return true;
 	}
 }
 
-void dmp_verbs_write_letters(struct dmp_verbs *verbs)
+bool dmp_verbs_write_letters(struct dmp_verbs *verbs)
 {
+	bool revoked_waits = dmp_verbs_write_revoked(verbs);
 	__u32 number;
 
 	if (verbs->ask_waits && !dmp_verbs_say(verbs, DMP_RDMA_ASK, &verbs->ask))
 		verbs->ask_waits = false;
-	for (number = 0; verbs->untold != 0 && number < verbs->grant_count; number++) {
+	/* From the last to the first: dropping one puts the last in its place. */
+	for (number = verbs->grant_count; verbs->untold != 0 && number-- != 0;) {
 		struct dmp_verbs_grant *grant = &verbs->grants[number];
-		struct dmp_rdma_message message = { .rkey = grant->mr->rkey };
+		struct dmp_rdma_message message = { .rkey = grant->rkey };
 
 		if (!grant->revoked || grant->told)
 			continue;
@@ -219,7 +239,10 @@ void dmp_verbs_write_letters(struct dmp_verbs *verbs)
 			break;
 		grant->told = true;
 		verbs->untold--;
+		if (!grant->mr)
+			drop_grant(verbs, number);
 	}
+	return revoked_waits || verbs->ask_waits || verbs->untold != 0;
 }
 
 void dmp_verbs_trust(struct dmp_fabric *fabric)
@@ -233,6 +256,7 @@ void dmp_verbs_free_grants(struct dmp_verbs *verbs)
 		drop_grant(verbs, verbs->grant_count - 1);
 	free(verbs->grants);
 	free(verbs->granted);
+	free(verbs->owed);
 	free(verbs->parts);
 }
 

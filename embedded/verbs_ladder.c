@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "libdmaplane.h"
+#include "process.h"
 #include "verbs_layout.h"
 
 #define RUNGS		2
@@ -22,6 +23,11 @@
 static pthread_mutex_t refused_lock = PTHREAD_MUTEX_INITIALIZER;	/* a leaf */
 static char refused[REASON_BYTES];
 static int refused_error;
+
+__attribute__((constructor)) static void guard_refused(void)
+{
+	dmp_process_guard(&refused_lock);
+}
 
 /* What came of one rung: 0 it holds; -errno; NOT_THERE: it was not tried. */
 #define NOT_THERE	1

@@ -81,7 +81,8 @@ struct dmp_verbs_local {
 
 /* A region of ours that the peer was granted, or a part of one. */
 struct dmp_verbs_grant {
-	struct ibv_mr *mr;
+	struct ibv_mr *mr;	/* NULL: revoked and deregistered, and the peer is not told yet */
+	__u32 rkey;
 	__u64 from;		/* in the region */
 	__u64 length;
 	__u64 base;		/* what the rkey calls `from` */
@@ -125,7 +126,9 @@ struct dmp_verbs {
 	__u32 inline_max;		/* bytes that go without a slot */
 	bool set_up;			/* our SETUP is sent */
 	bool wake_out;			/* a slot with WAKE is not answered */
-	bool wants_room;
+	bool wants_room;		/* verbs_send's: bytes of the stream wait */
+	bool letter_waits;		/* handle_mail's: a letter of ours does */
+	bool mail_waits;		/* the answer to the first letter that came does */
 
 	/* receiving */
 	struct dmp_verbs_inbox stream;
@@ -162,6 +165,10 @@ struct dmp_verbs {
 	struct dmp_verbs_granted *granted;	/* by rkey */
 	__u32 granted_count;
 	__u32 granted_room;
+	__u32 *owed;			/* rkeys that were revoked, and REVOKED is not said: in order */
+	__u32 owed_first;
+	__u32 owed_count;
+	__u32 owed_room;
 	struct dmp_remote_part *parts;	/* of what is being imported */
 	__u32 part_count;
 	__u32 asked;			/* the number of the last question */
@@ -208,18 +215,21 @@ void dmp_verbs_free_locals(struct dmp_verbs *verbs);
 
 /* verbs_grant.c. serve: false, the message has to wait. channel->lock held. */
 bool dmp_verbs_serve(struct dmp_verbs *verbs, __u8 kind, const struct dmp_rdma_message *message);
-void dmp_verbs_write_letters(struct dmp_verbs *verbs);
+/* True: one waits for a slot. */
+bool dmp_verbs_write_letters(struct dmp_verbs *verbs);
 void dmp_verbs_free_grants(struct dmp_verbs *verbs);
 
-/* verbs_remote.c. obey: false, the message has to wait. channel->lock held. */
+/* verbs_remote.c. write_revoked: as write_letters, of what obey left owed. channel->lock held. */
 void dmp_verbs_note_answer(struct dmp_verbs *verbs, const struct dmp_rdma_message *grant);
-bool dmp_verbs_obey(struct dmp_verbs *verbs, __u32 rkey);
+void dmp_verbs_obey(struct dmp_verbs *verbs, __u32 rkey);
+bool dmp_verbs_write_revoked(struct dmp_verbs *verbs);
 /* The part that has the byte @offset of the region; the executor's. */
 const struct dmp_remote_part *dmp_verbs_part(const struct dmp_remote *remote, __u64 offset);
 bool dmp_verbs_is_void(const struct dmp_verbs *verbs, const struct dmp_remote_part *part);
 
 /* verbs_connect.c */
 int dmp_verbs_hear_manager(struct dmp_verbs *verbs);
+void dmp_verbs_finish(struct dmp_fabric *fabric);
 void dmp_verbs_close(struct dmp_fabric *fabric);
 
 #endif /* DMP_VERBS */

@@ -77,7 +77,6 @@ static const struct {
 	SYMBOL(destroy_cq, "ibv_destroy_cq"),
 	SYMBOL(get_cq_event, "ibv_get_cq_event"),
 	SYMBOL(ack_cq_events, "ibv_ack_cq_events"),
-	SYMBOL(modify_qp, "ibv_modify_qp"),
 	SYMBOL(create_event_channel, "rdma_create_event_channel"),
 	SYMBOL(destroy_event_channel, "rdma_destroy_event_channel"),
 	SYMBOL(create_id, "rdma_create_id"),

@@ -57,7 +57,6 @@ struct dmp_verbs_library {
 	int (*destroy_cq)(struct ibv_cq *cq);
 	int (*get_cq_event)(struct ibv_comp_channel *channel, struct ibv_cq **cq, void **owner);
 	void (*ack_cq_events)(struct ibv_cq *cq, unsigned int count);
-	int (*modify_qp)(struct ibv_qp *qp, struct ibv_qp_attr *attributes, int mask);
 
 	struct rdma_event_channel *(*create_event_channel)(void);
 	void (*destroy_event_channel)(struct rdma_event_channel *channel);

@@ -8,8 +8,12 @@
  *
  * An rkey may come back with a later registration. So what is held of an rkey is the number
  * of the answer that first brought it, and REVOKE drops it: a part is void if its rkey is not
- * held, or is held since after the part was granted. The owner registers nothing new under an
- * rkey it has revoked before REVOKED came or the registration was dropped.
+ * held, or is held since after the part was granted. The owner answers no question while a
+ * REVOKE of its is unsaid, so that one is always ahead of a new GRANT of the same rkey.
+ *
+ * A REVOKE is obeyed at once and its slot emptied; that it was, REVOKED, is owed until nothing
+ * that was posted uses the rkey, and until there is a slot. So two sides that revoke at the
+ * same time, with all their slots, do not wait for each other.
  */
 #ifdef DMP_VERBS
 #define _GNU_SOURCE
@@ -21,6 +25,8 @@
 
 /* Of one region: 2 MiB each, as a kernel registers small pages, make 1 TiB. */
 #define PARTS_MAX	(1u << 19)
+/* REVOKED owed at once: an owner has one outstanding for each part it granted. */
+#define OWED_MAX	(1u << 20)
 
 /* ---- what is held */
 
@@ -86,16 +92,57 @@ static bool is_moving(const struct dmp_verbs *verbs, __u32 rkey)
 	return false;
 }
 
-bool dmp_verbs_obey(struct dmp_verbs *verbs, __u32 rkey)
+/* Behind those that are owed already. */
+static int owe(struct dmp_verbs *verbs, __u32 rkey)
 {
-	struct dmp_rdma_message message = { .rkey = rkey };
+	__u32 *more;
+
+	if (verbs->owed_first + verbs->owed_count == verbs->owed_room &&
+	    verbs->owed_first != 0 && verbs->owed_first >= verbs->owed_room / 2) {
+		memmove(verbs->owed, verbs->owed + verbs->owed_first,
+			verbs->owed_count * sizeof(*verbs->owed));
+		verbs->owed_first = 0;
+	}
+	if (verbs->owed_first + verbs->owed_count == verbs->owed_room) {
+		__u32 room = verbs->owed_room ? 2 * verbs->owed_room : 16;
+
+		more = room > OWED_MAX ? NULL : realloc(verbs->owed, room * sizeof(*more));
+		if (!more)
+			return -ENOMEM;
+		verbs->owed = more;
+		verbs->owed_room = room;
+	}
+	verbs->owed[verbs->owed_first + verbs->owed_count++] = rkey;
+	return 0;
+}
+
+void dmp_verbs_obey(struct dmp_verbs *verbs, __u32 rkey)
+{
 	__u32 place = place_of(verbs, rkey);
 
 	if (is_held_at(verbs, place, rkey))
 		memmove(&verbs->granted[place], &verbs->granted[place + 1],
 			(--verbs->granted_count - place) * sizeof(*verbs->granted));
-	return !is_moving(verbs, rkey) &&
-	       dmp_verbs_say(verbs, DMP_RDMA_REVOKED, &message) != -EAGAIN;
+	/* Then the end of the connection says it. */
+	if (owe(verbs, rkey))
+		dmp_verbs_lose(verbs, -ENOMEM);
+}
+
+bool dmp_verbs_write_revoked(struct dmp_verbs *verbs)
+{
+	while (verbs->owed_count != 0) {
+		struct dmp_rdma_message message = { .rkey = verbs->owed[verbs->owed_first] };
+
+		/* Its completion makes this a letter that waits. */
+		if (is_moving(verbs, message.rkey))
+			return false;
+		if (dmp_verbs_say(verbs, DMP_RDMA_REVOKED, &message))
+			return true;
+		verbs->owed_first++;
+		verbs->owed_count--;
+	}
+	verbs->owed_first = 0;
+	return false;
 }
 
 /* ---- questions and answers */

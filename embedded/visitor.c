@@ -147,7 +147,10 @@ static int sort_locked(struct dmp_listener *listener, struct dmp_visitor *visito
 	return listener->boxed.count > listener->half_open_max / 2 ? -EAGAIN : 0;
 }
 
-/* He has said HELLO: to the queue, or into the box. From here on only hanging up matters. */
+/*
+ * He has said HELLO, or something: ACCEPT reads it. To the queue, or into the box. From here on
+ * only hanging up matters.
+ */
 static void admit(struct dmp_listener *listener, struct dmp_visitor *visitor, __u64 now_ns)
 {
 	__u64 until_ns = 0;

@@ -9,6 +9,7 @@
 #include "core/check.h"
 #include "libdmaplane.h"
 #include "process.h"
+#include "shm_segment.h"
 
 static void *ask(void *number)
 {
@@ -92,10 +93,41 @@ static void test_a_forked_child_is_refused_the_plane_and_may_have_its_own(void)
 	CHECK(!dmp_close(plane));
 }
 
+static uint32_t forked;
+
+/* Has the lock of the segments that were left most of the time. */
+static void *keep_busy(void *unused)
+{
+	(void)unused;
+	while (!__atomic_load_n(&forked, __ATOMIC_ACQUIRE))
+		CHECK(!dmp_shm_may_join());
+	return NULL;
+}
+
+static int may_join(uint64_t unused)
+{
+	(void)unused;
+	alarm(60);	/* only a lock that nobody gives back gets there */
+	return !dmp_shm_may_join();
+}
+
+static void test_a_lock_of_another_thread_is_free_in_a_child(void)
+{
+	pthread_t busy;
+	int child;
+
+	CHECK(!pthread_create(&busy, NULL, keep_busy, NULL));
+	for (child = 0; child < 300; child++)
+		in_child(may_join, 0);
+	__atomic_store_n(&forked, 1, __ATOMIC_RELEASE);
+	CHECK(!pthread_join(busy, NULL));
+}
+
 int main(void)
 {
 	test_all_threads_of_a_process_have_one_number();
 	test_no_descendant_has_the_number_of_an_ancestor();
 	test_a_forked_child_is_refused_the_plane_and_may_have_its_own();
+	test_a_lock_of_another_thread_is_free_in_a_child();
 	return 0;
 }

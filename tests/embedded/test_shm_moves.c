@@ -53,6 +53,7 @@ static struct dmp_remote named(const __u8 *bytes, __u32 count)
 	CHECK(!dmp_region_key_decode(bytes, count, &key));
 	memcpy(remote.key, bytes, count);
 	remote.access = key.access;
+	remote.length = key.length;
 	remote.slot = key.slot;
 	remote.generation = key.generation;
 	return remote;

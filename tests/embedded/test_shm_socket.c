@@ -269,12 +269,16 @@ static void test_random_messages_do_no_harm(void)
 	CHECK(count_descriptors() == descriptors);
 }
 
-/* The connector asks, the test replies in the acceptor's place: what granted() says. */
+/*
+ * The connector asks with a key of two pages, the test replies in the acceptor's place: what
+ * granted() says.
+ */
 static int granted(struct message message, const int *fds, int count, __u32 access)
 {
 	struct pair pair = pair_open();
 	struct dmp_fabric *asker = pair.connector.fabric;
-	struct dmp_remote remote = { .access = access };
+	struct dmp_remote remote = { .access = access,
+				     .length = 2 * (__u64)sysconf(_SC_PAGESIZE) };
 	const __u8 key[DMP_KEY_BYTES] = { 0 };
 	int ret;
 
@@ -313,6 +317,10 @@ static void test_a_grant_is_looked_at_before_it_is_mapped(void)
 	CHECK(granted(message, &wire[0], 1, rights) == -EPROTO);
 	CHECK(granted(message, two, 2, rights) == -EPROTO);
 	CHECK(granted(message, NULL, 0, rights) == -EPROTO);
+	message.length = page;		/* there, but not what the key names */
+	CHECK(granted(message, &sound, 1, rights) == -EACCES);
+	message.length = 2 * page + 8;
+	CHECK(granted(message, &sound, 1, rights) == -EACCES);
 	message.length = 3 * page;
 	CHECK(granted(message, &sound, 1, rights) == -EPROTO);
 	message.length = 0;
