@@ -293,6 +293,15 @@ static int wait_unheld_locked(struct dmp_kernel_endpoint *endpoint, u64 deadline
 	return is_held_locked(endpoint) ? error : 0;
 }
 
+/* Its channel goes, without us in it: the executor takes the endpoint apart, and lets go last. */
+static int wait_detached(struct dmp_kernel_endpoint *endpoint)
+{
+	int error = wait_event_killable(dmp_released_wait,
+					!smp_load_acquire(&endpoint->attached));
+
+	return error ? -EINTR : 0;
+}
+
 /* Refuses new use and enters; -EBUSY and unchanged if it is held and is not to drain. */
 static int close_for_use(struct dmp_plane *plane, u32 id, bool drain,
 			 struct dmp_kernel_endpoint **found, struct dmp_kernel_channel **channel)
@@ -333,6 +342,8 @@ int dmp_endpoint_destroy_command(struct dmp_plane *plane, void *argument)
 		mutex_lock(&channel->lock);
 		error = end_locked(channel, endpoint, drain, destroy->deadline_ns);
 		mutex_unlock(&channel->lock);
+	} else {
+		error = wait_detached(endpoint);
 	}
 	down_write(&plane->lock);
 	if (!error)

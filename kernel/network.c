@@ -192,8 +192,10 @@ static void detach_locked(struct dmp_kernel_channel *channel,
 	network->free_first = endpoint->slot;
 	network->count--;
 	dmp_channel_reserve_events(&channel->machine, -1);
-	endpoint->attached = false;
 	dmp_channel_nudge_locked(channel);
+	/* Last, and pairs with dmp_endpoint_destroy_command(): who sees it may free the endpoint. */
+	smp_store_release(&endpoint->attached, false);
+	dmp_released();
 }
 
 static void end_all_locked(struct dmp_kernel_channel *channel)
