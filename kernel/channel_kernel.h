@@ -88,6 +88,7 @@ struct dmp_kernel_channel {
 	u32 waiters_any;		/* of CANCEL and DESTROY: want every completion */
 	u32 wake_at;			/* earliest completion index a waiter wants */
 	bool wake_at_valid;
+	u64 worker_until_ns;		/* while it sleeps: ~0 for no timer */
 	bool worker_sleeps;
 	bool executing;			/* somebody takes and runs operations */
 	bool closing;			/* waiters go home */
