@@ -142,8 +142,8 @@ void dmp_channel_kick(struct dmp_kernel_channel *channel);
 
 /*
  * Waits, woken by every completion and every nudge, until @met says so: 0, -ETIMEDOUT or
- * -EINTR. The lock is given up meanwhile. @state: TASK_INTERRUPTIBLE, or TASK_UNINTERRUPTIBLE
- * for no -EINTR.
+ * -EINTR. The lock is given up meanwhile. @state: TASK_INTERRUPTIBLE; TASK_KILLABLE for -EINTR
+ * only when the thread is killed; or TASK_UNINTERRUPTIBLE for no -EINTR.
  */
 typedef bool (*dmp_channel_condition)(struct dmp_kernel_channel *channel, const void *context);
 int dmp_channel_wait_locked(struct dmp_kernel_channel *channel, dmp_channel_condition met,

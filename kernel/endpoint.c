@@ -55,6 +55,13 @@ void dmp_endpoint_kick_locked(struct dmp_kernel_endpoint *endpoint)
 		dmp_channel_kick(channel);
 }
 
+void dmp_endpoint_give_up_locked(struct dmp_kernel_endpoint *endpoint)
+{
+	lockdep_assert_held(&endpoint->channel->lock);
+	endpoint->given_up = true;
+	dmp_endpoint_kick_locked(endpoint);
+}
+
 /* Of one in any state: its channel's lock, where there is a channel. */
 static struct dmp_kernel_endpoint *enter_and_lock(struct dmp_plane *plane, u32 id,
 						  struct dmp_kernel_channel **channel)
@@ -258,7 +265,10 @@ static int end_locked(struct dmp_kernel_channel *channel, struct dmp_kernel_endp
 	endpoint->drop = true;
 	dmp_endpoint_goodbye(endpoint->machine, dmp_endpoint_time(endpoint, ktime_get_ns()));
 	dmp_endpoint_kick_locked(endpoint);
-	/* The executor is bound by the machine's own time for a last word. */
+	/* What was sent goes first: the machine waits detect_ns for it, a killed caller does not. */
+	if (!dmp_channel_wait_locked(channel, has_ended, endpoint, 0, TASK_KILLABLE))
+		return 0;
+	dmp_endpoint_give_up_locked(endpoint);
 	return dmp_channel_wait_locked(channel, has_ended, endpoint, 0, TASK_UNINTERRUPTIBLE);
 }
 
