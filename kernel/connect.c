@@ -166,12 +166,24 @@ static int wait_for_pair_locked(struct dmp_kernel_endpoint *endpoint)
 	return left < 0 ? -EINTR : 0;
 }
 
+/* Who stalls or talks nonsense costs others as much as who guesses the secret. */
+static bool is_judged(int error)
+{
+	return error == -EACCES || error == -ETIMEDOUT || error == -EPROTO;
+}
+
+/*
+ * As the machine says it; it may have been the peer who did. One who calls has proved nothing yet:
+ * whatever he says of the reason, only he is concerned.
+ */
 static int why_ended(const struct dmp_kernel_endpoint *endpoint)
 {
 	struct dmp_endpoint_status status;
 
 	dmp_endpoint_query(endpoint->machine, &status);
-	return status.reason ?: -ECONNRESET;
+	if (!status.reason || (!endpoint->connector && !is_judged(status.reason)))
+		return -ECONNRESET;
+	return dmp_pair_reason(status.reason);
 }
 
 /* Until both sides are in: 0, or why not. */
@@ -414,8 +426,7 @@ static int accept_one(struct wishes *wishes, struct dmp_accept *accept,
 		error = establish_in(wishes, accept->channel_id, arrival.pair,
 				     arrival.peer_address, ktime_get_ns() + GREETING_NS,
 				     established);
-		/* Who stalls or talks nonsense costs others as much as who guesses. */
-		if (!error || error == -EACCES || error == -ETIMEDOUT || error == -EPROTO)
+		if (!error || is_judged(error))
 			dmp_listener_judge(listener, arrival.origin, !error);
 		dmp_listener_put(listener);
 	} while (error && !is_ours(error));

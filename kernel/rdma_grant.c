@@ -319,7 +319,7 @@ static int gather(struct dmp_pair *pair, const struct dmp_rdma_message *message)
 static void note_answer(struct dmp_pair *pair, const struct dmp_rdma_message *message)
 {
 	u64 until = pair->ask.from + message->covered;
-	int error = message->result;
+	int error = dmp_pair_reason(message->result);
 
 	if (message->number != pair->asked || pair->ask_waits || pair->answered)
 		return;		/* nobody waits for it any more */

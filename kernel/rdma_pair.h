@@ -25,6 +25,7 @@
 #ifndef DMP_KERNEL_RDMA_PAIR_H
 #define DMP_KERNEL_RDMA_PAIR_H
 
+#include <linux/errno.h>
 #include <linux/socket.h>
 #include <linux/types.h>
 
@@ -75,6 +76,15 @@ struct dmp_pair_move {
 	u64 length;		/* in, out: what was posted of it, at least a byte */
 	bool write;		/* towards the peer */
 };
+
+/*
+ * A peer says why, in numbers of errno.h. What is none of them, and what the callers of ours take
+ * for something of their own (a signal, "not yet"), is nonsense.
+ */
+static inline int dmp_pair_reason(int said)
+{
+	return said >= -EHWPOISON && said != -EINTR && said != -EAGAIN ? said : -EPROTO;
+}
 
 /* ---- its life */
 
