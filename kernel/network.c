@@ -8,6 +8,7 @@
 #include "trace.h"
 
 #define EVENT_RETRY_NS	NSEC_PER_MSEC	/* an event waits for the user to take completions */
+#define LAST_WORDS_NS	(50 * NSEC_PER_MSEC)	/* of all endpoints of a channel that goes */
 #define NOBODY		U32_MAX
 #define RUNG		0		/* bit of endpoint->rung */
 
@@ -198,9 +199,11 @@ static void detach_locked(struct dmp_kernel_channel *channel,
 	dmp_released();
 }
 
+/* Each pair would give what was sent last its time; where nobody answers that adds up. */
 static void end_all_locked(struct dmp_kernel_channel *channel)
 {
 	struct dmp_network *network = channel->network;
+	u64 until_ns = ktime_get_ns() + LAST_WORDS_NS;
 	u32 slot;
 
 	lockdep_assert_held(&channel->lock);
@@ -210,6 +213,8 @@ static void end_all_locked(struct dmp_kernel_channel *channel)
 		if (!endpoint)
 			continue;
 		endpoint->drop = true;
+		if (endpoint->pair && ktime_get_ns() >= until_ns)
+			dmp_pair_give_up(endpoint->pair);
 		dmp_traffic_abort_locked(endpoint, -ECONNRESET);
 		detach_locked(channel, endpoint);
 	}

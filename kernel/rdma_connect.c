@@ -347,6 +347,11 @@ static void end_queue_pair(struct dmp_pair *pair)
 	rdma_destroy_qp(pair->id);
 }
 
+void dmp_pair_give_up(struct dmp_pair *pair)
+{
+	dmp_pair_lose(pair, -ECONNRESET);
+}
+
 /* Context: may sleep. Nobody else is in the pair. */
 void dmp_pair_close(struct dmp_pair *pair)
 {

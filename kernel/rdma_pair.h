@@ -97,6 +97,9 @@ int dmp_pair_dial(const struct sockaddr_storage *to, u64 deadline_ns, struct dmp
 /* From here on @ringer is rung; before that nobody. NULL: nobody any more, and none is in it. */
 void dmp_pair_watch(struct dmp_pair *pair, struct dmp_pair_ringer *ringer);
 
+/* What was said last is not waited for by close(). The executor, or who has it alone. */
+void dmp_pair_give_up(struct dmp_pair *pair);
+
 /* The queue pair flushed and gone, nothing of the device touches memory, all let go. */
 void dmp_pair_close(struct dmp_pair *pair);
 

@@ -519,8 +519,10 @@ bool dmp_traffic_round_locked(struct dmp_kernel_endpoint *endpoint, u64 now_ns)
 
 	lockdep_assert_held(&endpoint->channel->lock);
 	dmp_endpoint_time(endpoint, now_ns);
-	if (endpoint->pair && endpoint->given_up)
+	if (endpoint->pair && endpoint->given_up) {
+		dmp_pair_give_up(endpoint->pair);
 		dmp_traffic_abort_locked(endpoint, -ECONNRESET);
+	}
 	dmp_endpoint_tick(endpoint->machine, endpoint->now_ns);
 	serve_pair_locked(endpoint);
 	answer_requests_locked(endpoint);
