@@ -539,6 +539,9 @@ bool dmp_traffic_round_locked(struct dmp_kernel_endpoint *endpoint, u64 now_ns)
 	do
 		answer_requests_locked(endpoint);
 	while (deliver_locked(endpoint));
+	/* A canary may have come back with the errands, and nothing rings for it any more. */
+	if (endpoint->pair && endpoint->ask.state == DMP_ASK_PROBING)
+		dmp_ask_serve_locked(endpoint);
 	if (endpoint->pair)
 		more = dmp_kernel_stream_load_locked(endpoint) ||
 		       dmp_kernel_stream_is_hungry(stream);
