@@ -516,6 +516,7 @@ bool dmp_traffic_round_locked(struct dmp_kernel_endpoint *endpoint, u64 now_ns)
 {
 	struct dmp_kernel_stream *stream = &endpoint->stream;
 	bool more = false;
+	u32 canaries_back;
 
 	lockdep_assert_held(&endpoint->channel->lock);
 	dmp_endpoint_time(endpoint, now_ns);
@@ -525,6 +526,7 @@ bool dmp_traffic_round_locked(struct dmp_kernel_endpoint *endpoint, u64 now_ns)
 	}
 	dmp_endpoint_tick(endpoint->machine, endpoint->now_ns);
 	serve_pair_locked(endpoint);
+	canaries_back = endpoint->ask.canaries_back;
 	answer_requests_locked(endpoint);
 	if (endpoint->pair)
 		move_bytes_locked(endpoint);
@@ -539,15 +541,15 @@ bool dmp_traffic_round_locked(struct dmp_kernel_endpoint *endpoint, u64 now_ns)
 	do
 		answer_requests_locked(endpoint);
 	while (deliver_locked(endpoint));
-	/* A canary may have come back with the errands, and nothing rings for it any more. */
-	if (endpoint->pair && endpoint->ask.state == DMP_ASK_PROBING)
-		dmp_ask_serve_locked(endpoint);
 	if (endpoint->pair)
 		more = dmp_kernel_stream_load_locked(endpoint) ||
 		       dmp_kernel_stream_is_hungry(stream);
 	settle_end_locked(endpoint);
 	trace_credit_locked(endpoint);
 	if (endpoint->errands.count != 0 && !endpoint->errands.wait)
+		more = true;
+	/* A canary came back with the errands: the ask is served again, nothing rings for it. */
+	if (endpoint->ask.canaries_back != canaries_back)
 		more = true;
 	return more && !endpoint->ended;
 }
