@@ -457,6 +457,12 @@ static int failed(int error)
 	}
 }
 
+/* The address was good for rdma_cm: now EINVAL says that the device went between two steps. */
+static int failed_later(int error)
+{
+	return error == -EINVAL ? -ENODEV : failed(error);
+}
+
 static int dial(struct dmp_pair *pair, struct sockaddr *to, u64 deadline_ns)
 {
 	int patience_ms = jiffies_to_msecs(min(dmp_pair_ticks_until(deadline_ns), 3600L * HZ));
@@ -467,17 +473,18 @@ static int dial(struct dmp_pair *pair, struct sockaddr *to, u64 deadline_ns)
 	error = rdma_resolve_addr(pair->id, NULL, to, patience_ms);
 	if (!error)
 		error = wait_for(pair, STEP_ADDRESS, deadline_ns);
-	if (!error)
-		error = rdma_resolve_route(pair->id, patience_ms);
+	if (error)
+		return failed(error);
+	error = rdma_resolve_route(pair->id, patience_ms);
 	if (!error)
 		error = wait_for(pair, STEP_ROUTE, deadline_ns);
 	if (!error)
 		error = dmp_pair_make_queues(pair);
 	if (error)
-		return failed(error);
+		return failed_later(error);
 	dmp_pair_fill_parameters(pair, &param, bytes);
 	error = rdma_connect(pair->id, &param);
-	return error ? failed(error) : wait_for(pair, DMP_PAIR_ESTABLISHED, deadline_ns);
+	return error ? failed_later(error) : wait_for(pair, DMP_PAIR_ESTABLISHED, deadline_ns);
 }
 
 int dmp_pair_dial(const struct sockaddr_storage *to, u64 deadline_ns, struct dmp_pair **opened)
