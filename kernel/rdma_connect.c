@@ -169,6 +169,7 @@ struct dmp_pair *dmp_pair_make(void)
 	}
 	pair->ear.hear = hear;
 	pair->moving_max = DMP_PAIR_PIECE_BYTES;
+	pair->answered = true;		/* nothing has been asked */
 	spin_lock_init(&pair->bell_lock);
 	INIT_DELAYED_WORK(&pair->due, due);
 	init_waitqueue_head(&pair->heard);
