@@ -177,7 +177,7 @@ struct dmp_pair *dmp_pair_make(void)
 	INIT_LIST_HEAD(&pair->mappings);
 	mutex_init(&pair->grants_lock);
 	INIT_LIST_HEAD(&pair->grants);
-	xa_init(&pair->granted);
+	xa_init_flags(&pair->granted, XA_FLAGS_ACCOUNT);
 	return pair;
 }
 
@@ -373,7 +373,7 @@ void dmp_pair_close(struct dmp_pair *pair)
 	if (pair->id)
 		rdma_destroy_id(pair->id);
 	dmp_pair_remote_free(&pair->gathered);
-	xa_destroy(&pair->granted);
+	dmp_pair_free_granted(pair);
 	dmp_uncharge(CHARGED_BYTES);
 	kvfree(pair);
 }

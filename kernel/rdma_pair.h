@@ -63,6 +63,7 @@ struct dmp_pair_part {
 struct dmp_pair_remote {
 	struct dmp_pair_part *parts;	/* kvmalloc'ed */
 	u32 count;
+	u64 charged;		/* against dmp_bytes_max: the parts */
 	u64 length;		/* of the whole region */
 	u32 access;
 };
