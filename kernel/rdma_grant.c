@@ -273,17 +273,6 @@ bool dmp_pair_is_void(const struct dmp_pair *pair, const struct dmp_pair_part *p
 	return !entry || part->grant <= xa_to_value(entry);
 }
 
-/* False: pieces of ours are still on their way there, or there is no slot for the answer. */
-static bool obey(struct dmp_pair *pair, u32 rkey)
-{
-	struct dmp_rdma_message message = { .rkey = rkey };
-
-	/* Answers come in order with this: one that brings the same rkey again means it anew. */
-	forget_granted(pair, rkey);
-	return !dmp_pair_is_moving(pair, rkey) &&
-	       dmp_pair_say(pair, DMP_RDMA_REVOKED, &message) != -EAGAIN;
-}
-
 static void ask_from(struct dmp_pair *pair, u64 from)
 {
 	pair->ask.number = ++pair->asked;
@@ -348,6 +337,17 @@ static void forget_granted(struct dmp_pair *pair, u32 rkey)
 		return;
 	pair->granted_count--;
 	dmp_uncharge(GRANTED_BYTES);
+}
+
+/* False: pieces of ours are still on their way there, or there is no slot for the answer. */
+static bool obey(struct dmp_pair *pair, u32 rkey)
+{
+	struct dmp_rdma_message message = { .rkey = rkey };
+
+	/* Answers come in order with this: one that brings the same rkey again means it anew. */
+	forget_granted(pair, rkey);
+	return !dmp_pair_is_moving(pair, rkey) &&
+	       dmp_pair_say(pair, DMP_RDMA_REVOKED, &message) != -EAGAIN;
 }
 
 void dmp_pair_free_granted(struct dmp_pair *pair)
