@@ -265,7 +265,7 @@ static int end_locked(struct dmp_kernel_channel *channel, struct dmp_kernel_endp
 	endpoint->drop = true;
 	dmp_endpoint_goodbye(endpoint->machine, dmp_endpoint_time(endpoint, ktime_get_ns()));
 	dmp_endpoint_kick_locked(endpoint);
-	/* What was sent goes first: the machine waits detect_ns for it, a killed caller does not. */
+	/* What was sent goes first: the machine waits detect_ns for it, who is killed does not. */
 	if (!dmp_channel_wait_locked(channel, has_ended, endpoint, 0, TASK_KILLABLE))
 		return 0;
 	dmp_endpoint_give_up_locked(endpoint);
@@ -306,6 +306,7 @@ static int wait_unheld_locked(struct dmp_kernel_endpoint *endpoint, u64 deadline
 /* Its channel goes, without us in it: the executor takes the endpoint apart, and lets go last. */
 static int wait_detached(struct dmp_kernel_endpoint *endpoint)
 {
+	/* Pairs with detach_locked(). */
 	int error = wait_event_killable(dmp_released_wait,
 					!smp_load_acquire(&endpoint->attached));
 

@@ -3,8 +3,8 @@
  * rdma_memory.c - a memory as a device sees it, and fast registrations; see rdma_pair.h
  *
  * A memory is mapped for the device once per pair, when it is first used, and until it or the
- * pair goes; a mapping holds its memory, and is charged. Moves are posted from it with the domain's local key,
- * registrations are made of parts of it.
+ * pair goes; a mapping holds its memory, and is charged. Moves are posted from it with the domain's
+ * local key, registrations are made of parts of it.
  *
  * Which memories: those that have pages of their own as long as they live (pages, huge,
  * coherent, the caller's, and imports of these). What can be revoked is refused with
