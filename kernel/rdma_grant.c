@@ -10,8 +10,9 @@
  *  - What is asked is registered, or known to be, before it is answered; the registration is
  *    ahead of the answer in the send queue.
  *  - A part that is revoked is never granted again. It is registered until the peer has let
- *    go or its time is over, then until its invalidation has completed; only then is the
- *    registration freed. If the connection is lost first: until the queue pair is gone.
+ *    go or its time is over, then until its invalidation has completed. The registration, and
+ *    with it the rkey, is freed when the peer has been told, too. If the connection is lost
+ *    first: when the queue pair is gone.
  *  - An rkey may come back with a later registration. So what is void is said with a number:
  *    all grants of the rkey that were answered before the REVOKE.
  */
@@ -37,7 +38,8 @@ static void free_grant(struct dmp_pair *pair, struct dmp_pair_grant *grant)
 {
 	list_del(&grant->grants);
 	ib_dereg_mr(grant->mr);
-	dmp_pair_unmap(pair, grant->mapping);
+	if (grant->mapping)
+		dmp_pair_unmap(pair, grant->mapping);
 	dmp_uncharge(bytes_of(grant));
 	kfree(grant);
 }
@@ -211,7 +213,7 @@ bool dmp_pair_is_registered(struct dmp_pair *pair, u32 slot)
 
 	mutex_lock(&pair->grants_lock);
 	list_for_each_entry(grant, &pair->grants, grants)
-		any |= grant->slot == slot && grant->revoked;
+		any |= grant->slot == slot && grant->revoked && grant->mapping;
 	mutex_unlock(&pair->grants_lock);
 	return any;
 }
@@ -233,11 +235,15 @@ static void end_grant_locked(struct dmp_pair *pair, struct dmp_pair_grant *grant
 	struct dmp_rdma_message message = { .rkey = grant->mr->rkey };
 
 	lockdep_assert_held(&pair->grants_lock);
-	if (!grant->told && !grant->ending &&
-	    !dmp_pair_say(pair, DMP_RDMA_REVOKE, &message))
+	if (!grant->told && !dmp_pair_say(pair, DMP_RDMA_REVOKE, &message))
 		grant->told = true;
 	if (!grant->ending && (grant->let_go || now_ns >= grant->due_ns))
 		grant->ending = !dmp_pair_post_invalidation(pair, grant);
+	/* No device reaches it any more. The rkey is kept: a peer not told takes it for good. */
+	if (grant->ended && grant->mapping && !pair->lost) {
+		dmp_pair_unmap(pair, grant->mapping);
+		grant->mapping = NULL;
+	}
 }
 
 static void end_grants(struct dmp_pair *pair)
@@ -248,14 +254,15 @@ static void end_grants(struct dmp_pair *pair)
 
 	mutex_lock(&pair->grants_lock);
 	list_for_each_entry_safe(grant, next, &pair->grants, grants) {
-		if (grant->revoked && !grant->ended)
+		bool mapped = grant->mapping;
+
+		if (grant->revoked)
 			end_grant_locked(pair, grant, now_ns);
-		if (grant->ended && !pair->lost) {
+		freed |= mapped && !grant->mapping;
+		if (grant->ended && grant->told && !pair->lost)
 			free_grant(pair, grant);
-			freed = true;
-		} else if (grant->revoked && !grant->ending && grant->due_ns > now_ns) {
+		else if (grant->revoked && !grant->ending && grant->due_ns > now_ns)
 			due_ns = due_ns ? min(due_ns, grant->due_ns) : grant->due_ns;
-		}
 	}
 	mutex_unlock(&pair->grants_lock);
 	if (due_ns)

@@ -117,7 +117,7 @@ struct dmp_pair_mapping {
 /* A part of a region of ours that the peer was granted. */
 struct dmp_pair_grant {
 	struct list_head grants;
-	struct dmp_pair_mapping *mapping;	/* a user */
+	struct dmp_pair_mapping *mapping;	/* a user; NULL: let go, only the rkey is kept */
 	struct ib_mr *mr;
 	u64 from;		/* in the region */
 	u64 length;
