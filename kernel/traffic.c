@@ -114,6 +114,10 @@ static int submit(struct dmp_kernel_endpoint *endpoint, u32 index)
 	};
 	int error;
 
+	/* Once its frame is out, bytes that cannot be read cost the connection. */
+	if (submission->operation == DMP_OP_SEND && holds->source &&
+	    !dmp_memory_alive(holds->source->memory))
+		return -ESTALE;
 	if (submission->operation == DMP_OP_WRITE_IMM)
 		own.immediate = submission->immediate;
 	if (holds->checksum_known && holds->source) {
