@@ -303,14 +303,16 @@ static int wait_unheld_locked(struct dmp_kernel_endpoint *endpoint, u64 deadline
 	return is_held_locked(endpoint) ? error : 0;
 }
 
-/* Its channel goes, without us in it: the executor takes the endpoint apart, and lets go last. */
-static int wait_detached(struct dmp_kernel_endpoint *endpoint)
+static bool is_detached(const struct dmp_kernel_endpoint *endpoint)
 {
 	/* Pairs with detach_locked(). */
-	int error = wait_event_killable(dmp_released_wait,
-					!smp_load_acquire(&endpoint->attached));
+	return !smp_load_acquire(&endpoint->attached);
+}
 
-	return error ? -EINTR : 0;
+/* Its channel goes, without us in it: the executor takes the endpoint apart, and lets go last. */
+static int wait_detached(const struct dmp_kernel_endpoint *endpoint)
+{
+	return wait_event_killable(dmp_released_wait, is_detached(endpoint)) ? -EINTR : 0;
 }
 
 /* Refuses new use and enters; -EBUSY and unchanged if it is held and is not to drain. */

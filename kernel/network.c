@@ -194,7 +194,7 @@ static void detach_locked(struct dmp_kernel_channel *channel,
 	network->count--;
 	dmp_channel_reserve_events(&channel->machine, -1);
 	dmp_channel_nudge_locked(channel);
-	/* Last. Pairs with wait_detached(): who sees it may free the endpoint. */
+	/* Last. Pairs with is_detached(): who sees it may free the endpoint. */
 	smp_store_release(&endpoint->attached, false);
 	dmp_released();
 }
