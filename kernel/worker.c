@@ -431,7 +431,7 @@ static int work(void *argument)
 		if (!channel->executing) {
 			channel->executing = true;
 			while (round_locked(channel))
-				;
+				cond_resched();
 			channel->executing = false;
 			/* A network that was told to end is taken apart first. */
 			if (kthread_should_stop() && !is_stirring_locked(channel))
