@@ -3,8 +3,9 @@
  * channel_kernel.h - a channel of the kernel plane: core's machine, a lock, a worker
  *
  * Whoever enters accepts; the worker executes and completes. `lock` serialises the machine
- * and is never held while bytes move or a thread sleeps for long. `executing` is the place
- * of the one who takes and runs operations: the worker, or a caller who waits anyway.
+ * and is not held while a thread sleeps for long, or while bytes move; but for what a STOP takes
+ * away in the middle of a message, which is copied aside under it, up to 2 GiB. `executing` is the
+ * place of the one who takes and runs operations: the worker, or a caller who waits anyway.
  *
  * Who wakes whom
  *  - The worker says under the lock that it sleeps, after it has seen there that nothing is

@@ -164,7 +164,10 @@ void dmp_landing_finish_locked(struct dmp_kernel_endpoint *endpoint)
 	dmp_traffic_answer(endpoint, &reply);
 }
 
-/* What of the payload has come is copied into the stage, and the rest goes there. */
+/*
+ * What of the payload has come is copied into the stage, and the rest goes there. Under the lock: a
+ * stage is at most 2 GiB.
+ */
 static int move_to_stage(struct dmp_kernel_endpoint *endpoint, u32 number, struct dmp_run *place)
 {
 	struct dmp_kernel_stream *stream = &endpoint->stream;

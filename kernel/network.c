@@ -129,7 +129,7 @@ bool dmp_network_stirs(struct dmp_kernel_channel *channel)
 	return false;
 }
 
-/* ---- timers: an entry may be early, never late */
+/* ---- timers: an entry may be early, never late; it is set after each turn */
 
 static void set_timer(struct dmp_network *network, struct dmp_kernel_endpoint *endpoint)
 {

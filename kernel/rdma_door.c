@@ -44,8 +44,8 @@ struct dmp_pair_caller {
 	struct rdma_cm_id *id;
 	struct sockaddr_storage from;
 	struct dmp_rdma_hello hello;
-	u8 reads;			/* what it can answer, */
-	u8 depth;			/* and will have under way */
+	u8 reads;			/* what it will have under way, */
+	u8 depth;			/* and can answer */
 	bool listed;
 	bool left;
 };

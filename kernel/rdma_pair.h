@@ -190,8 +190,8 @@ void dmp_pair_remote_free(struct dmp_pair_remote *remote);
 
 /*
  * Our region @slot has ended: the peer is told and has half a second to let go, then the
- * registrations are invalidated. True: something is registered still, and settles within that
- * time (it rings). Not of the executor only: any thread.
+ * registrations are invalidated (it rings). True: one was good until now; is_registered() says
+ * whether all are gone. Not of the executor only: any thread.
  */
 bool dmp_pair_revoke(struct dmp_pair *pair, u32 slot);
 bool dmp_pair_is_registered(struct dmp_pair *pair, u32 slot);

@@ -330,7 +330,6 @@ static void close_pair_locked(struct dmp_kernel_endpoint *endpoint)
 	smp_wmb();	/* pairs with smp_rmb() of is_being_cut() */
 	WRITE_ONCE(endpoint->pair, NULL);
 	mutex_unlock(&endpoint->channel->lock);
-	dmp_pair_watch(pair, NULL);
 	dmp_pair_close(pair);
 	mutex_lock(&endpoint->channel->lock);
 	WRITE_ONCE(endpoint->cutting, false);
