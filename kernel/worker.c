@@ -19,6 +19,7 @@
 #include <linux/ktime.h>
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
+#include <linux/sched/stat.h>
 #include <linux/slab.h>
 #include <linux/topology.h>
 #include <linux/workqueue.h>
@@ -476,7 +477,9 @@ void dmp_worker_help_locked(struct dmp_kernel_channel *channel, u32 wanted, u64 
 	       (deadline_ns == 0 || ktime_get_ns() < deadline_ns)) {
 		if (round_locked(channel))
 			continue;
-		if (channel->spin_us == 0 || channel->closing || ktime_get_ns() >= end_ns)
+		/* A device that works in software wants a processor too. */
+		if (channel->spin_us == 0 || channel->closing || !single_task_running() ||
+		    ktime_get_ns() >= end_ns)
 			break;
 		mutex_unlock(&channel->lock);
 		cond_resched();
