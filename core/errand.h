@@ -23,6 +23,7 @@ struct dmp_errand {
 	__u64 length;
 	__u64 done;
 	__u64 posted;		/* to a device that moves by itself; done or under way */
+	__u64 summed;		/* bytes that `checksum` covers, where it is made in parts */
 	__u32 kind;		/* DMP_REQUEST_MOVE or COPY */
 	__u32 index;		/* of the channel's operation: the low half of `local` */
 	__u32 stage;		/* COPY */

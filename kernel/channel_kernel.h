@@ -3,8 +3,9 @@
  * channel_kernel.h - a channel of the kernel plane: core's machine, a lock, a worker
  *
  * Whoever enters accepts; the worker executes and completes. `lock` serialises the machine
- * and is never held while bytes move or a thread sleeps for long. `executing` is the place
- * of the one who takes and runs operations: the worker, or a caller who waits anyway.
+ * and is not held while a thread sleeps for long, or while bytes move; but for what a STOP takes
+ * away in the middle of a message, which is copied aside under it, up to 2 GiB. `executing` is the
+ * place of the one who takes and runs operations: the worker, or a caller who waits anyway.
  *
  * Who wakes whom
  *  - The worker says under the lock that it sleeps, after it has seen there that nothing is
@@ -88,6 +89,7 @@ struct dmp_kernel_channel {
 	u32 waiters_any;		/* of CANCEL and DESTROY: want every completion */
 	u32 wake_at;			/* earliest completion index a waiter wants */
 	bool wake_at_valid;
+	u64 worker_until_ns;		/* while it sleeps: ~0 for no timer */
 	bool worker_sleeps;
 	bool executing;			/* somebody takes and runs operations */
 	bool closing;			/* waiters go home */
@@ -141,8 +143,8 @@ void dmp_channel_kick(struct dmp_kernel_channel *channel);
 
 /*
  * Waits, woken by every completion and every nudge, until @met says so: 0, -ETIMEDOUT or
- * -EINTR. The lock is given up meanwhile. @state: TASK_INTERRUPTIBLE, or TASK_UNINTERRUPTIBLE
- * for no -EINTR.
+ * -EINTR. The lock is given up meanwhile. @state: TASK_INTERRUPTIBLE; TASK_KILLABLE for -EINTR
+ * only when the thread is killed; or TASK_UNINTERRUPTIBLE for no -EINTR.
  */
 typedef bool (*dmp_channel_condition)(struct dmp_kernel_channel *channel, const void *context);
 int dmp_channel_wait_locked(struct dmp_kernel_channel *channel, dmp_channel_condition met,

@@ -4,7 +4,8 @@
  *
  * The handshake runs in the caller's thread, on an endpoint nobody else knows: it is published,
  * and handed to the executor of its channel, when both sides have proved the secret. Until
- * then the channel only lends its lock.
+ * then the channel only lends its lock. It is entered when there is a pair: before, the peer is
+ * waited for, as long as the caller likes, and who destroys a channel waits for those inside.
  */
 #include <linux/ktime.h>
 #include <linux/random.h>
@@ -165,12 +166,24 @@ static int wait_for_pair_locked(struct dmp_kernel_endpoint *endpoint)
 	return left < 0 ? -EINTR : 0;
 }
 
+/* Who stalls or talks nonsense costs others as much as who guesses the secret. */
+static bool is_judged(int error)
+{
+	return error == -EACCES || error == -ETIMEDOUT || error == -EPROTO;
+}
+
+/*
+ * As the machine says it; it may have been the peer who did. One who calls has proved nothing yet:
+ * whatever he says of the reason, only he is concerned.
+ */
 static int why_ended(const struct dmp_kernel_endpoint *endpoint)
 {
 	struct dmp_endpoint_status status;
 
 	dmp_endpoint_query(endpoint->machine, &status);
-	return status.reason ?: -ECONNRESET;
+	if (!status.reason || (!endpoint->connector && !is_judged(status.reason)))
+		return -ECONNRESET;
+	return dmp_pair_reason(status.reason);
 }
 
 /* Until both sides are in: 0, or why not. */
@@ -301,6 +314,32 @@ static int enter_channel(struct dmp_plane *plane, u32 id, struct dmp_kernel_chan
 	return error;
 }
 
+/* Before the peer is waited for, which is done outside: who destroys a channel waits for us. */
+static int check_channel(struct dmp_plane *plane, u32 id)
+{
+	struct dmp_kernel_channel *channel;
+	int error = enter_channel(plane, id, &channel);
+
+	if (!error)
+		dmp_channel_put(channel);
+	return error;
+}
+
+/* As establish(), in the channel @id, if it is still there. */
+static int establish_in(struct wishes *wishes, u32 id, struct dmp_pair *pair,
+			const u8 *peer_address, u64 deadline_ns, struct established *established)
+{
+	int error = enter_channel(wishes->plane, id, &wishes->channel);
+
+	if (error) {
+		dmp_pair_close(pair);
+		return error;
+	}
+	error = establish(wishes, pair, peer_address, deadline_ns, established);
+	dmp_channel_put(wishes->channel);
+	return error;
+}
+
 static int check_connect(const struct dmp_connect *connect, struct sockaddr_storage *address)
 {
 	bool required = connect->flags & DMP_REQUIRE_PATH;
@@ -344,7 +383,7 @@ int dmp_endpoint_connect_command(struct dmp_plane *plane, void *argument)
 	int error = check_connect(connect, &address);
 
 	if (!error)
-		error = enter_channel(plane, connect->channel_id, &wishes.channel);
+		error = check_channel(plane, connect->channel_id);
 	if (error)
 		return error;
 	secret.count = connect->secret_bytes;
@@ -352,14 +391,14 @@ int dmp_endpoint_connect_command(struct dmp_plane *plane, void *argument)
 	error = deadline_ns <= ktime_get_ns() ? -ETIMEDOUT :
 						 dmp_pair_dial(&address, deadline_ns, &pair);
 	if (!error)
-		error = establish(&wishes, pair, connect->address, deadline_ns, &established);
+		error = establish_in(&wishes, connect->channel_id, pair, connect->address,
+				     deadline_ns, &established);
 	dmp_secret_forget(&secret);
 	if (!error) {
 		connect->endpoint_id = established.id;
 		connect->path_taken = DMP_PATH_VERBS;
 		connect->epoch = established.epoch;
 	}
-	dmp_channel_put(wishes.channel);
 	return error;
 }
 
@@ -367,7 +406,7 @@ int dmp_endpoint_connect_command(struct dmp_plane *plane, void *argument)
 static bool is_ours(int error)
 {
 	return error == -ENOMEM || error == -ENOSPC || error == -ESTALE || error == -EINVAL ||
-	       error == -EINTR;
+	       error == -EINTR || error == -ENOENT;
 }
 
 /* One arrival after the other, until one is let in. */
@@ -384,10 +423,10 @@ static int accept_one(struct wishes *wishes, struct dmp_accept *accept,
 		if (error)
 			return error;
 		wishes->secret = dmp_listener_secret(listener);
-		error = establish(wishes, arrival.pair, arrival.peer_address,
-				  ktime_get_ns() + GREETING_NS, established);
-		/* Who stalls or talks nonsense costs others as much as who guesses. */
-		if (!error || error == -EACCES || error == -ETIMEDOUT || error == -EPROTO)
+		error = establish_in(wishes, accept->channel_id, arrival.pair,
+				     arrival.peer_address, ktime_get_ns() + GREETING_NS,
+				     established);
+		if (!error || is_judged(error))
 			dmp_listener_judge(listener, arrival.origin, !error);
 		dmp_listener_put(listener);
 	} while (error && !is_ours(error));
@@ -410,7 +449,7 @@ int dmp_endpoint_accept_command(struct dmp_plane *plane, void *argument)
 	int error = check_wishes(accept->detect_ms, accept->window_slots, accept->window_bytes);
 
 	if (!error)
-		error = enter_channel(plane, accept->channel_id, &wishes.channel);
+		error = check_channel(plane, accept->channel_id);
 	if (error)
 		return error;
 	error = accept_one(&wishes, accept, &established);
@@ -419,6 +458,5 @@ int dmp_endpoint_accept_command(struct dmp_plane *plane, void *argument)
 		accept->path_taken = DMP_PATH_VERBS;
 		accept->epoch = established.epoch;
 	}
-	dmp_channel_put(wishes.channel);
 	return error;
 }

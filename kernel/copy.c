@@ -10,6 +10,7 @@
 #include <linux/crc32c.h>
 #include <linux/io.h>
 #include <linux/minmax.h>
+#include <linux/sched.h>
 #include <linux/string.h>
 
 #include "channel_kernel.h"
@@ -177,8 +178,7 @@ static void checksum_span(const struct dmp_span *span, u64 length, u32 *checksum
 	}
 }
 
-/* Goes on with *@checksum over what is there. Context: may sleep. -ESTALE, as above. */
-int dmp_copy_checksum(struct dmp_memory *memory, u64 offset, u64 length, u32 *checksum)
+static int checksum_slice(struct dmp_memory *memory, u64 offset, u64 length, u32 *checksum)
 {
 	struct walk walk = { .memory = memory, .offset = offset };
 	int error = 0, section = dmp_memory_enter();
@@ -197,6 +197,23 @@ int dmp_copy_checksum(struct dmp_memory *memory, u64 offset, u64 length, u32 *ch
 		length -= piece;
 	}
 	dmp_memory_leave(section);
+	return error;
+}
+
+/*
+ * Goes on with *@checksum over what is there; in slices, so that nobody waits long for a section.
+ * Context: may sleep. -ESTALE, as above.
+ */
+int dmp_copy_checksum(struct dmp_memory *memory, u64 offset, u64 length, u32 *checksum)
+{
+	u64 done, part;
+	int error = 0;
+
+	for (done = 0; done < length && !error; done += part) {
+		part = min_t(u64, length - done, DMP_BATCH_BYTES);
+		error = checksum_slice(memory, offset + done, part, checksum);
+		cond_resched();
+	}
 	return error;
 }
 

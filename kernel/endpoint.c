@@ -55,6 +55,13 @@ void dmp_endpoint_kick_locked(struct dmp_kernel_endpoint *endpoint)
 		dmp_channel_kick(channel);
 }
 
+void dmp_endpoint_give_up_locked(struct dmp_kernel_endpoint *endpoint)
+{
+	lockdep_assert_held(&endpoint->channel->lock);
+	endpoint->given_up = true;
+	dmp_endpoint_kick_locked(endpoint);
+}
+
 /* Of one in any state: its channel's lock, where there is a channel. */
 static struct dmp_kernel_endpoint *enter_and_lock(struct dmp_plane *plane, u32 id,
 						  struct dmp_kernel_channel **channel)
@@ -258,7 +265,10 @@ static int end_locked(struct dmp_kernel_channel *channel, struct dmp_kernel_endp
 	endpoint->drop = true;
 	dmp_endpoint_goodbye(endpoint->machine, dmp_endpoint_time(endpoint, ktime_get_ns()));
 	dmp_endpoint_kick_locked(endpoint);
-	/* The executor is bound by the machine's own time for a last word. */
+	/* What was sent goes first: the machine waits detect_ns for it, who is killed does not. */
+	if (!dmp_channel_wait_locked(channel, has_ended, endpoint, 0, TASK_KILLABLE))
+		return 0;
+	dmp_endpoint_give_up_locked(endpoint);
 	return dmp_channel_wait_locked(channel, has_ended, endpoint, 0, TASK_UNINTERRUPTIBLE);
 }
 
@@ -291,6 +301,18 @@ static int wait_unheld_locked(struct dmp_kernel_endpoint *endpoint, u64 deadline
 	}
 	remove_wait_queue(&dmp_released_wait, &wait);
 	return is_held_locked(endpoint) ? error : 0;
+}
+
+static bool is_detached(const struct dmp_kernel_endpoint *endpoint)
+{
+	/* Pairs with detach_locked(). */
+	return !smp_load_acquire(&endpoint->attached);
+}
+
+/* Its channel goes, without us in it: the executor takes the endpoint apart, and lets go last. */
+static int wait_detached(const struct dmp_kernel_endpoint *endpoint)
+{
+	return wait_event_killable(dmp_released_wait, is_detached(endpoint)) ? -EINTR : 0;
 }
 
 /* Refuses new use and enters; -EBUSY and unchanged if it is held and is not to drain. */
@@ -333,6 +355,8 @@ int dmp_endpoint_destroy_command(struct dmp_plane *plane, void *argument)
 		mutex_lock(&channel->lock);
 		error = end_locked(channel, endpoint, drain, destroy->deadline_ns);
 		mutex_unlock(&channel->lock);
+	} else {
+		error = wait_detached(endpoint);
 	}
 	down_write(&plane->lock);
 	if (!error)

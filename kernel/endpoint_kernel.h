@@ -180,6 +180,7 @@ struct dmp_kernel_endpoint {
 	bool cutting;			/* the pair is being closed: it may still touch memory */
 	bool event_waits;		/* the channel has no slot for one of the machine's */
 	bool drop;			/* destroyed: to be detached once it has ended */
+	bool given_up;			/* the executor is to abort it: nobody waits for its peer */
 	bool attached;			/* it is in the channel's network */
 	bool ended;			/* machine DEAD, pair closed, all completed */
 
@@ -239,6 +240,9 @@ struct dmp_kernel_channel *dmp_endpoint_enter_locked(struct dmp_plane *plane,
 						     struct dmp_kernel_endpoint *endpoint);
 void dmp_endpoint_leave(struct dmp_kernel_endpoint *endpoint,
 			struct dmp_kernel_channel *channel);
+
+/* The executor ends the connection without a word, at once. */
+void dmp_endpoint_give_up_locked(struct dmp_kernel_endpoint *endpoint);
 
 /* It has something to do, and somebody looks. */
 void dmp_endpoint_kick_locked(struct dmp_kernel_endpoint *endpoint);

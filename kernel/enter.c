@@ -17,6 +17,7 @@
 #include "channel_kernel.h"
 #include "compat.h"
 #include "endpoint_kernel.h"
+#include "network.h"
 #include "trace.h"
 
 #define EVENTS_AT_ONCE 16
@@ -416,7 +417,15 @@ void dmp_channel_cancel_begin(struct dmp_kernel_channel *channel)
 
 void dmp_channel_cancel_everything(struct dmp_kernel_channel *channel)
 {
+	int error;
+
 	dmp_channel_cancel_begin(channel);
+	mutex_lock(&channel->lock);
+	error = dmp_channel_wait_locked(channel, is_quiet, NULL, 0, TASK_KILLABLE);
+	mutex_unlock(&channel->lock);
+	/* Who is killed waits for no peer: without a connection what was cancelled has ended. */
+	if (error)
+		dmp_network_end(channel);
 	mutex_lock(&channel->lock);
 	dmp_channel_wait_locked(channel, is_quiet, NULL, 0, TASK_UNINTERRUPTIBLE);
 	mutex_unlock(&channel->lock);

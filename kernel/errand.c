@@ -10,6 +10,7 @@
 #include "trace.h"
 
 #define POSTED_BYTES	(1U << 20)	/* a slice, so that STOP waits for few */
+#define SUMMED_BYTES	(16U << 20)	/* of checksums, in a round: PONGs and STOPs wait for it */
 #define STOP_NS		(500 * NSEC_PER_MSEC)
 
 static struct dmp_errand *errand_at(struct dmp_kernel_endpoint *endpoint, u32 number)
@@ -57,21 +58,32 @@ static struct dmp_pair_move next_move(struct dmp_kernel_endpoint *endpoint,
 	};
 }
 
-static int checksum(struct dmp_kernel_endpoint *endpoint, struct dmp_errand *errand)
+/*
+ * Goes on with the checksum of a MOVE, *@left bytes at most, and for as long as it takes where a
+ * STOP waits for it. False: it is not whole yet, and a later round goes on.
+ */
+static bool sum(struct dmp_kernel_endpoint *endpoint, struct dmp_errand *errand, u64 *left)
 {
 	struct dmp_run local = dmp_traffic_local(endpoint->channel, errand->index);
+	u64 length = errand->length - errand->summed;
 
-	errand->checksum = 0;
-	return dmp_copy_checksum(local.memory, local.offset, errand->length, &errand->checksum);
+	if (!errand->stopped)
+		length = min(length, *left);
+	errand->result = dmp_copy_checksum(local.memory, local.offset + errand->summed, length,
+					   &errand->checksum);
+	errand->summed += length;
+	*left -= min(length, *left);
+	return errand->result || errand->summed == errand->length;
 }
 
-static bool is_checked_move(struct dmp_kernel_endpoint *endpoint, const struct dmp_errand *errand,
-			    bool write)
+/* Is there a checksum to be made, before a WRITE or behind a READ? */
+static bool wants_sum(struct dmp_kernel_endpoint *endpoint, const struct dmp_errand *errand,
+		      bool write)
 {
 	const struct dmp_operation *operation =
 		&endpoint->channel->machine.operations[errand->index];
 
-	return errand->kind == DMP_REQUEST_MOVE &&
+	return errand->kind == DMP_REQUEST_MOVE && errand->summed != errand->length &&
 	       dmp_traffic_is_checked(endpoint->channel, errand->index) &&
 	       (operation->submission.operation != DMP_OP_READ) == write;
 }
@@ -79,8 +91,6 @@ static bool is_checked_move(struct dmp_kernel_endpoint *endpoint, const struct d
 /* Posts what is left of a MOVE; false: no more goes in now. */
 static bool post_rest(struct dmp_kernel_endpoint *endpoint, struct dmp_errand *errand)
 {
-	if (errand->posted == 0 && !errand->result && is_checked_move(endpoint, errand, true))
-		errand->result = checksum(endpoint, errand);
 	while (errand->posted < errand->length && !errand->result && !errand->stopped) {
 		struct dmp_pair_move move = next_move(endpoint, errand);
 		int error = dmp_pair_post(endpoint->pair, &move, errand->tag);
@@ -113,6 +123,8 @@ void dmp_errand_reap(struct dmp_kernel_endpoint *endpoint)
 
 u32 dmp_errand_run(struct dmp_kernel_endpoint *endpoint)
 {
+	u64 left = SUMMED_BYTES;
+	bool summing = false;
 	u32 number, over = 0;
 
 	dmp_errand_reap(endpoint);
@@ -121,7 +133,9 @@ u32 dmp_errand_run(struct dmp_kernel_endpoint *endpoint)
 
 		if (errand->kind == DMP_REQUEST_COPY)
 			copy(endpoint, errand);
-		else if (!post_rest(endpoint, errand))
+		else if (!errand->result && wants_sum(endpoint, errand, true))
+			summing = !sum(endpoint, errand, &left);
+		if (summing || (errand->kind == DMP_REQUEST_MOVE && !post_rest(endpoint, errand)))
 			break;
 	}
 	for (; over < endpoint->errands.count; over++) {
@@ -130,10 +144,12 @@ u32 dmp_errand_run(struct dmp_kernel_endpoint *endpoint)
 		if (!dmp_errand_is_over(errand))
 			break;
 		if (errand->done == errand->length && !errand->result &&
-		    is_checked_move(endpoint, errand, false))
-			errand->result = checksum(endpoint, errand);
+		    wants_sum(endpoint, errand, false) && !sum(endpoint, errand, &left)) {
+			summing = true;
+			break;
+		}
 	}
-	endpoint->errands.wait = over < endpoint->errands.count;
+	endpoint->errands.wait = over < endpoint->errands.count && !summing;
 	return over;
 }
 

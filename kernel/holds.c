@@ -88,6 +88,24 @@ static int find_remote_locked(struct dmp_plane *plane, const struct dmp_submissi
 	return 0;
 }
 
+/* SEND and RECV go through slots of ours: the CPU copies. */
+static int check_copied(const struct dmp_submission *submission, struct dmp_memory *memory,
+			u64 offset)
+{
+	struct dmp_span span;
+	int section, error;
+
+	if (TOUCHES_REMOTE & 1U << submission->operation || submission->length_bytes == 0)
+		return 0;
+	if (!memory->operations->span)
+		return -EOPNOTSUPP;
+	section = dmp_memory_enter();
+	error = dmp_memory_alive(memory) ? memory->operations->span(memory, offset, &span) :
+					   -ESTALE;
+	dmp_memory_leave(section);
+	return error;
+}
+
 /* For what goes over an endpoint. */
 static int take_transfer_locked(struct dmp_kernel_channel *channel,
 				const struct dmp_submission *submission, struct dmp_holds *holds,
@@ -122,6 +140,10 @@ static int take_transfer_locked(struct dmp_kernel_channel *channel,
 		return -EINVAL;
 	if (inwards && local->memory->read_only)
 		return -EPERM;
+	error = check_copied(submission, local->memory,
+			     inwards ? submission->target_offset : submission->source_offset);
+	if (error)
+		return error;
 	error = find_remote_locked(plane, submission, endpoint, &recent[RECENT_REMOTE], &remote);
 	if (error)
 		return error;

@@ -109,6 +109,20 @@ void dmp_landing_place_locked(struct dmp_kernel_endpoint *endpoint,
 	dmp_kernel_stream_place(&endpoint->stream, &place, request->length_bytes);
 }
 
+/* Of bytes of ours: a message may be long. */
+static u32 checksum_of(const u8 *bytes, u64 length)
+{
+	u32 checksum = ~0U;
+	u64 done, part;
+
+	for (done = 0; done < length; done += part) {
+		part = min_t(u64, length - done, DMP_BATCH_BYTES);
+		checksum = crc32c(checksum, bytes + done, part);
+		cond_resched();
+	}
+	return ~checksum;
+}
+
 void dmp_landing_check(struct dmp_kernel_endpoint *endpoint)
 {
 	struct dmp_landing *landing = &endpoint->landing;
@@ -122,7 +136,7 @@ void dmp_landing_check(struct dmp_kernel_endpoint *endpoint)
 		landing->error = dmp_copy_checksum(landing->place.memory, landing->place.offset,
 						   landing->length, &checksum);
 	else
-		checksum = ~crc32c(~0U, landing->place.address, landing->length);
+		checksum = checksum_of(landing->place.address, landing->length);
 	if (!landing->error && landing->compare && checksum != landing->checksum)
 		landing->error = -EBADMSG;
 	landing->checksum = checksum;
@@ -150,7 +164,10 @@ void dmp_landing_finish_locked(struct dmp_kernel_endpoint *endpoint)
 	dmp_traffic_answer(endpoint, &reply);
 }
 
-/* What of the payload has come is copied into the stage, and the rest goes there. */
+/*
+ * What of the payload has come is copied into the stage, and the rest goes there. Under the lock: a
+ * stage is at most 2 GiB.
+ */
 static int move_to_stage(struct dmp_kernel_endpoint *endpoint, u32 number, struct dmp_run *place)
 {
 	struct dmp_kernel_stream *stream = &endpoint->stream;

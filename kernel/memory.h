@@ -6,7 +6,8 @@
  * coherent (coherent.c), the caller's (user.c), a foreign dma-buf (import.c), a BAR or
  * accelerator memory (peer.c).
  *
- * References (`references`): the buffer that was made with it, and each exported dma-buf.
+ * References (`references`): the buffer that was made with it, each exported dma-buf, and each
+ * pair's mapping of it (rdma_memory.c).
  * The last one frees it, in any context that may sleep.
  *
  * Revocation. Somebody outside may take the memory away: a device goes, an exporter moves

@@ -8,6 +8,7 @@
 #include "trace.h"
 
 #define EVENT_RETRY_NS	NSEC_PER_MSEC	/* an event waits for the user to take completions */
+#define LAST_WORDS_NS	(50 * NSEC_PER_MSEC)	/* of all endpoints of a channel that goes */
 #define NOBODY		U32_MAX
 #define RUNG		0		/* bit of endpoint->rung */
 
@@ -128,7 +129,7 @@ bool dmp_network_stirs(struct dmp_kernel_channel *channel)
 	return false;
 }
 
-/* ---- timers: an entry may be early, never late */
+/* ---- timers: an entry may be early, never late; it is set after each turn */
 
 static void set_timer(struct dmp_network *network, struct dmp_kernel_endpoint *endpoint)
 {
@@ -192,13 +193,17 @@ static void detach_locked(struct dmp_kernel_channel *channel,
 	network->free_first = endpoint->slot;
 	network->count--;
 	dmp_channel_reserve_events(&channel->machine, -1);
-	endpoint->attached = false;
 	dmp_channel_nudge_locked(channel);
+	/* Last. Pairs with is_detached(): who sees it may free the endpoint. */
+	smp_store_release(&endpoint->attached, false);
+	dmp_released();
 }
 
+/* Each pair would give what was sent last its time; where nobody answers that adds up. */
 static void end_all_locked(struct dmp_kernel_channel *channel)
 {
 	struct dmp_network *network = channel->network;
+	u64 until_ns = ktime_get_ns() + LAST_WORDS_NS;
 	u32 slot;
 
 	lockdep_assert_held(&channel->lock);
@@ -208,6 +213,8 @@ static void end_all_locked(struct dmp_kernel_channel *channel)
 		if (!endpoint)
 			continue;
 		endpoint->drop = true;
+		if (endpoint->pair && ktime_get_ns() >= until_ns)
+			dmp_pair_give_up(endpoint->pair);
 		dmp_traffic_abort_locked(endpoint, -ECONNRESET);
 		detach_locked(channel, endpoint);
 	}

@@ -18,6 +18,10 @@ void dmp_pair_watch(struct dmp_pair *pair, struct dmp_pair_ringer *ringer)
 {
 }
 
+void dmp_pair_give_up(struct dmp_pair *pair)
+{
+}
+
 void dmp_pair_close(struct dmp_pair *pair)
 {
 }

@@ -169,6 +169,7 @@ struct dmp_pair *dmp_pair_make(void)
 	}
 	pair->ear.hear = hear;
 	pair->moving_max = DMP_PAIR_PIECE_BYTES;
+	pair->answered = true;		/* nothing has been asked */
 	spin_lock_init(&pair->bell_lock);
 	INIT_DELAYED_WORK(&pair->due, due);
 	init_waitqueue_head(&pair->heard);
@@ -176,7 +177,7 @@ struct dmp_pair *dmp_pair_make(void)
 	INIT_LIST_HEAD(&pair->mappings);
 	mutex_init(&pair->grants_lock);
 	INIT_LIST_HEAD(&pair->grants);
-	xa_init(&pair->granted);
+	xa_init_flags(&pair->granted, XA_FLAGS_ACCOUNT);
 	return pair;
 }
 
@@ -347,6 +348,11 @@ static void end_queue_pair(struct dmp_pair *pair)
 	rdma_destroy_qp(pair->id);
 }
 
+void dmp_pair_give_up(struct dmp_pair *pair)
+{
+	dmp_pair_lose(pair, -ECONNRESET);
+}
+
 /* Context: may sleep. Nobody else is in the pair. */
 void dmp_pair_close(struct dmp_pair *pair)
 {
@@ -367,7 +373,7 @@ void dmp_pair_close(struct dmp_pair *pair)
 	if (pair->id)
 		rdma_destroy_id(pair->id);
 	dmp_pair_remote_free(&pair->gathered);
-	xa_destroy(&pair->granted);
+	dmp_pair_free_granted(pair);
 	dmp_uncharge(CHARGED_BYTES);
 	kvfree(pair);
 }
@@ -452,6 +458,12 @@ static int failed(int error)
 	}
 }
 
+/* The address was good for rdma_cm: now EINVAL says that the device went between two steps. */
+static int failed_later(int error)
+{
+	return error == -EINVAL ? -ENODEV : failed(error);
+}
+
 static int dial(struct dmp_pair *pair, struct sockaddr *to, u64 deadline_ns)
 {
 	int patience_ms = jiffies_to_msecs(min(dmp_pair_ticks_until(deadline_ns), 3600L * HZ));
@@ -462,17 +474,18 @@ static int dial(struct dmp_pair *pair, struct sockaddr *to, u64 deadline_ns)
 	error = rdma_resolve_addr(pair->id, NULL, to, patience_ms);
 	if (!error)
 		error = wait_for(pair, STEP_ADDRESS, deadline_ns);
-	if (!error)
-		error = rdma_resolve_route(pair->id, patience_ms);
+	if (error)
+		return failed(error);
+	error = rdma_resolve_route(pair->id, patience_ms);
 	if (!error)
 		error = wait_for(pair, STEP_ROUTE, deadline_ns);
 	if (!error)
 		error = dmp_pair_make_queues(pair);
 	if (error)
-		return failed(error);
+		return failed_later(error);
 	dmp_pair_fill_parameters(pair, &param, bytes);
 	error = rdma_connect(pair->id, &param);
-	return error ? failed(error) : wait_for(pair, DMP_PAIR_ESTABLISHED, deadline_ns);
+	return error ? failed_later(error) : wait_for(pair, DMP_PAIR_ESTABLISHED, deadline_ns);
 }
 
 int dmp_pair_dial(const struct sockaddr_storage *to, u64 deadline_ns, struct dmp_pair **opened)

@@ -7,7 +7,7 @@
 
 static atomic_t devices = ATOMIC_INIT(0);
 
-/* As rdma_connect.c will look at it when it is to carry a connection. */
+/* Could be used: rdma_connect.c looks closer when it is to carry a connection. */
 static bool is_fit(struct ib_device *device)
 {
 	unsigned int port;

@@ -44,8 +44,8 @@ struct dmp_pair_caller {
 	struct rdma_cm_id *id;
 	struct sockaddr_storage from;
 	struct dmp_rdma_hello hello;
-	u8 reads;			/* what it can answer, */
-	u8 depth;			/* and will have under way */
+	u8 reads;			/* what it will have under way, */
+	u8 depth;			/* and can answer */
 	bool listed;
 	bool left;
 };
@@ -194,6 +194,21 @@ static void sweep(struct work_struct *work)
 
 /* ---- the door */
 
+/* What rdma_cm says of an address, or (-EINVAL) of a device that went between two steps. */
+static int listen_error(int error)
+{
+	switch (error) {
+	case -EADDRNOTAVAIL:
+		return -EHOSTUNREACH;
+	case -EACCES:
+		return -EPERM;
+	case -EINVAL:
+		return -ENODEV;
+	default:
+		return error;
+	}
+}
+
 static int listen(struct dmp_pair_door *door, struct sockaddr_storage *here)
 {
 	struct rdma_cm_id *id;
@@ -203,16 +218,21 @@ static int listen(struct dmp_pair_door *door, struct sockaddr_storage *here)
 			    IB_QPT_RC);
 	if (IS_ERR(id))
 		return PTR_ERR(id);
-	door->id = id;
 	error = rdma_bind_addr(id, (struct sockaddr *)here);
 	if (!error)
 		error = rdma_listen(id, door->backlog);
-	if (error == -EADDRNOTAVAIL)
-		return -EHOSTUNREACH;
+	if (!error)
+		*here = id->route.addr.src_addr;
+	/* Ours until here: the sweep would destroy it under us when the device goes. */
+	spin_lock(&door->lock);
+	if (door->shut)
+		error = -ENODEV;
+	if (!error)
+		door->id = id;
+	spin_unlock(&door->lock);
 	if (error)
-		return error == -EACCES ? -EPERM : error;
-	*here = id->route.addr.src_addr;
-	return 0;
+		rdma_destroy_id(id);
+	return listen_error(error);
 }
 
 int dmp_pair_door_open(struct sockaddr_storage *here, u32 backlog, struct dmp_pair_door **opened)

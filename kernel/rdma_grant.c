@@ -10,8 +10,9 @@
  *  - What is asked is registered, or known to be, before it is answered; the registration is
  *    ahead of the answer in the send queue.
  *  - A part that is revoked is never granted again. It is registered until the peer has let
- *    go or its time is over, then until its invalidation has completed; only then is the
- *    registration freed. If the connection is lost first: until the queue pair is gone.
+ *    go or its time is over, then until its invalidation has completed. The registration, and
+ *    with it the rkey, is freed when the peer has been told, too. If the connection is lost
+ *    first: when the queue pair is gone.
  *  - An rkey may come back with a later registration. So what is void is said with a number:
  *    all grants of the rkey that were answered before the REVOKE.
  */
@@ -23,13 +24,23 @@
 
 #define LET_GO_MS	500U	/* the peer has so long to stop using what was revoked */
 
+#define GRANTED_BYTES	640U	/* charged for a peer's rkey: it may fill a node of the array */
+
 /* ---- ours */
+
+/* What it takes: itself, and the registration's list of pages. */
+static u64 bytes_of(const struct dmp_pair_grant *grant)
+{
+	return sizeof(*grant) + (grant->length >> PAGE_SHIFT) * sizeof(u64);
+}
 
 static void free_grant(struct dmp_pair *pair, struct dmp_pair_grant *grant)
 {
 	list_del(&grant->grants);
 	ib_dereg_mr(grant->mr);
-	dmp_pair_unmap(pair, grant->mapping);
+	if (grant->mapping)
+		dmp_pair_unmap(pair, grant->mapping);
+	dmp_uncharge(bytes_of(grant));
 	kfree(grant);
 }
 
@@ -115,13 +126,20 @@ static struct dmp_pair_grant *add_grant_locked(struct dmp_pair *pair,
 		return ERR_PTR(-ENOMEM);
 	grant->slot = admitted->slot;
 	cut_part(pair, admitted, from, grant);
+	error = dmp_charge(bytes_of(grant));
+	if (error)
+		goto err_free;
 	error = register_part(pair, admitted, grant);
-	if (error) {
-		kfree(grant);
-		return ERR_PTR(error);
-	}
+	if (error)
+		goto err_charge;
 	list_add_tail(&grant->grants, &pair->grants);
 	return grant;
+
+err_charge:
+	dmp_uncharge(bytes_of(grant));
+err_free:
+	kfree(grant);
+	return ERR_PTR(error);
 }
 
 /* What the question is answered with; -EAGAIN: not now. */
@@ -195,7 +213,7 @@ bool dmp_pair_is_registered(struct dmp_pair *pair, u32 slot)
 
 	mutex_lock(&pair->grants_lock);
 	list_for_each_entry(grant, &pair->grants, grants)
-		any |= grant->slot == slot && grant->revoked;
+		any |= grant->slot == slot && grant->revoked && grant->mapping;
 	mutex_unlock(&pair->grants_lock);
 	return any;
 }
@@ -217,11 +235,15 @@ static void end_grant_locked(struct dmp_pair *pair, struct dmp_pair_grant *grant
 	struct dmp_rdma_message message = { .rkey = grant->mr->rkey };
 
 	lockdep_assert_held(&pair->grants_lock);
-	if (!grant->told && !grant->ending &&
-	    !dmp_pair_say(pair, DMP_RDMA_REVOKE, &message))
+	if (!grant->told && !dmp_pair_say(pair, DMP_RDMA_REVOKE, &message))
 		grant->told = true;
 	if (!grant->ending && (grant->let_go || now_ns >= grant->due_ns))
 		grant->ending = !dmp_pair_post_invalidation(pair, grant);
+	/* No device reaches it any more. The rkey is kept: a peer not told takes it for good. */
+	if (grant->ended && grant->mapping && !pair->lost) {
+		dmp_pair_unmap(pair, grant->mapping);
+		grant->mapping = NULL;
+	}
 }
 
 static void end_grants(struct dmp_pair *pair)
@@ -232,14 +254,15 @@ static void end_grants(struct dmp_pair *pair)
 
 	mutex_lock(&pair->grants_lock);
 	list_for_each_entry_safe(grant, next, &pair->grants, grants) {
-		if (grant->revoked && !grant->ended)
+		bool mapped = grant->mapping;
+
+		if (grant->revoked)
 			end_grant_locked(pair, grant, now_ns);
-		if (grant->ended && !pair->lost) {
+		freed |= mapped && !grant->mapping;
+		if (grant->ended && grant->told && !pair->lost)
 			free_grant(pair, grant);
-			freed = true;
-		} else if (grant->revoked && !grant->ending && grant->due_ns > now_ns) {
+		else if (grant->revoked && !grant->ending && grant->due_ns > now_ns)
 			due_ns = due_ns ? min(due_ns, grant->due_ns) : grant->due_ns;
-		}
 	}
 	mutex_unlock(&pair->grants_lock);
 	if (due_ns)
@@ -257,20 +280,6 @@ bool dmp_pair_is_void(const struct dmp_pair *pair, const struct dmp_pair_part *p
 	return !entry || part->grant <= xa_to_value(entry);
 }
 
-/* False: pieces of ours are still on their way there, or there is no slot for the answer. */
-static bool obey(struct dmp_pair *pair, u32 rkey)
-{
-	struct dmp_rdma_message message = { .rkey = rkey };
-	/* A question that is not sent yet may well be granted the same rkey, anew. */
-	u32 until = pair->ask_waits ? pair->asked - 1 : pair->asked;
-
-	/* In the place of one that is there: needs no memory. */
-	if (xa_load(&pair->granted, rkey))
-		xa_store(&pair->granted, rkey, xa_mk_value(until), GFP_KERNEL);
-	return !dmp_pair_is_moving(pair, rkey) &&
-	       dmp_pair_say(pair, DMP_RDMA_REVOKED, &message) != -EAGAIN;
-}
-
 static void ask_from(struct dmp_pair *pair, u64 from)
 {
 	pair->ask.number = ++pair->asked;
@@ -278,32 +287,96 @@ static void ask_from(struct dmp_pair *pair, u64 from)
 	pair->ask_waits = true;
 }
 
+/* Room for twice as many parts. */
+static int grow(struct dmp_pair *pair)
+{
+	u32 most = max(2 * pair->gathered_max, 4U);
+	struct dmp_pair_remote *gathered = &pair->gathered;
+	u64 bytes = most * sizeof(struct dmp_pair_part);
+	struct dmp_pair_part *parts;
+	int error;
+
+	if (most > DMP_PAIR_PARTS_MAX)
+		return -ENOSPC;
+	error = dmp_charge(bytes);
+	if (error)
+		return error;
+	parts = kvmalloc(bytes, GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
+	if (!parts) {
+		dmp_uncharge(bytes);
+		return -ENOMEM;
+	}
+	if (gathered->count)
+		memcpy(parts, gathered->parts, gathered->count * sizeof(*parts));
+	kvfree(gathered->parts);
+	dmp_uncharge(gathered->charged);
+	gathered->parts = parts;
+	gathered->charged = bytes;
+	pair->gathered_max = most;
+	return 0;
+}
+
+/* From the answer @number on the rkey is good. One that is known is so already. */
+static int note_granted(struct dmp_pair *pair, u32 rkey, u32 number)
+{
+	int error;
+
+	if (xa_load(&pair->granted, rkey))
+		return 0;
+	if (pair->granted_count == DMP_PAIR_GRANTED_MAX)
+		return -ENOSPC;
+	error = dmp_charge(GRANTED_BYTES);
+	if (error)
+		return error;
+	error = xa_err(xa_store(&pair->granted, rkey, xa_mk_value(number - 1), GFP_KERNEL));
+	if (error) {
+		dmp_uncharge(GRANTED_BYTES);
+		return error;
+	}
+	pair->granted_count++;
+	return 0;
+}
+
+/* All that was granted of the rkey is void; a grant to come is not. */
+static void forget_granted(struct dmp_pair *pair, u32 rkey)
+{
+	if (!xa_erase(&pair->granted, rkey))
+		return;
+	pair->granted_count--;
+	dmp_uncharge(GRANTED_BYTES);
+}
+
+/* False: pieces of ours are still on their way there, or there is no slot for the answer. */
+static bool obey(struct dmp_pair *pair, u32 rkey)
+{
+	struct dmp_rdma_message message = { .rkey = rkey };
+
+	/* Answers come in order with this: one that brings the same rkey again means it anew. */
+	forget_granted(pair, rkey);
+	return !dmp_pair_is_moving(pair, rkey) &&
+	       dmp_pair_say(pair, DMP_RDMA_REVOKED, &message) != -EAGAIN;
+}
+
+void dmp_pair_free_granted(struct dmp_pair *pair)
+{
+	dmp_uncharge((u64)pair->granted_count * GRANTED_BYTES);
+	xa_destroy(&pair->granted);
+}
+
 static int gather(struct dmp_pair *pair, const struct dmp_rdma_message *message)
 {
 	struct dmp_pair_remote *gathered = &pair->gathered;
-	struct dmp_pair_part *parts;
-	u32 most;
+	int error = 0;
 
 	if (gathered->count && (message->length != gathered->length ||
 				message->access != gathered->access))
 		return -ESTALE;
-	if (gathered->count == pair->gathered_max) {
-		most = max(2 * pair->gathered_max, 4U);
-		if (most > DMP_PAIR_PARTS_MAX)
-			return -ENOSPC;
-		parts = kvmalloc_array(most, sizeof(*parts), GFP_KERNEL_ACCOUNT);
-		if (!parts)
-			return -ENOMEM;
-		if (gathered->count)
-			memcpy(parts, gathered->parts, gathered->count * sizeof(*parts));
-		kvfree(gathered->parts);
-		gathered->parts = parts;
-		pair->gathered_max = most;
-	}
-	/* One that is void from an older grant stays so for that one. */
-	if (!xa_load(&pair->granted, message->rkey) &&
-	    xa_is_err(xa_store(&pair->granted, message->rkey, xa_mk_value(0), GFP_KERNEL)))
-		return -ENOMEM;
+	if (gathered->count == pair->gathered_max)
+		error = grow(pair);
+	if (!error)
+		error = note_granted(pair, message->rkey, message->number);
+	if (error)
+		return error;
 	gathered->length = message->length;
 	gathered->access = message->access;
 	gathered->parts[gathered->count++] = (struct dmp_pair_part){
@@ -319,7 +392,7 @@ static int gather(struct dmp_pair *pair, const struct dmp_rdma_message *message)
 static void note_answer(struct dmp_pair *pair, const struct dmp_rdma_message *message)
 {
 	u64 until = pair->ask.from + message->covered;
-	int error = message->result;
+	int error = dmp_pair_reason(message->result);
 
 	if (message->number != pair->asked || pair->ask_waits || pair->answered)
 		return;		/* nobody waits for it any more */
@@ -371,6 +444,7 @@ void dmp_pair_trust(struct dmp_pair *pair, struct dmp_pair_admission *admission)
 void dmp_pair_remote_free(struct dmp_pair_remote *remote)
 {
 	kvfree(remote->parts);
+	dmp_uncharge(remote->charged);
 	*remote = (struct dmp_pair_remote){ 0 };
 }
 

@@ -46,6 +46,7 @@
 #define DMP_PAIR_PLACES		16U
 #define DMP_PAIR_PART_PAGES	4096U
 #define DMP_PAIR_PARTS_MAX	(1U << 17)	/* of a peer's region that we go on asking for */
+#define DMP_PAIR_GRANTED_MAX	(2 * DMP_PAIR_PARTS_MAX)	/* rkeys of a peer known at once */
 #define DMP_PAIR_SEND_MAX	(DMP_PAIR_SLOTS + DMP_PAIR_MOVES + DMP_PAIR_WORDS + DMP_PAIR_CHORES)
 #define DMP_PAIR_RECEIVE_MAX	(DMP_PAIR_SLOTS + 1U)
 #define DMP_PAIR_POLLED		16
@@ -108,6 +109,7 @@ struct dmp_pair_mapping {
 	struct sg_table *table;
 	struct dmp_pair_segment *segments;
 	u32 segment_count;
+	u64 charged;		/* against dmp_bytes_max: the lists */
 	u32 users;			/* protected by mappings_lock */
 	enum dma_data_direction direction;
 };
@@ -115,7 +117,7 @@ struct dmp_pair_mapping {
 /* A part of a region of ours that the peer was granted. */
 struct dmp_pair_grant {
 	struct list_head grants;
-	struct dmp_pair_mapping *mapping;	/* a user */
+	struct dmp_pair_mapping *mapping;	/* a user; NULL: let go, only the rkey is kept */
 	struct ib_mr *mr;
 	u64 from;		/* in the region */
 	u64 length;
@@ -210,7 +212,8 @@ struct dmp_pair {
 	bool chores_done;		/* some completed since letters were last written */
 
 	/* the peer's */
-	struct xarray granted;		/* rkey: all grants of it up to that number are void */
+	struct xarray granted;		/* rkey: what came of it after that answer is good */
+	u32 granted_count;
 	struct dmp_pair_remote gathered;	/* parts that came so far */
 	u32 gathered_max;
 	u32 asked;			/* the number of the last question */
@@ -252,6 +255,7 @@ void dmp_pair_write_letters(struct dmp_pair *pair);
 void dmp_pair_chore_done(struct dmp_pair *pair);
 bool dmp_pair_is_void(const struct dmp_pair *pair, const struct dmp_pair_part *part);
 void dmp_pair_free_grants(struct dmp_pair *pair);
+void dmp_pair_free_granted(struct dmp_pair *pair);
 
 /* rdma_memory.c */
 /* What is there of @memory, or made: with one more user; or ERR_PTR. */

@@ -3,8 +3,8 @@
  * rdma_memory.c - a memory as a device sees it, and fast registrations; see rdma_pair.h
  *
  * A memory is mapped for the device once per pair, when it is first used, and until it or the
- * pair goes; a mapping holds its memory. Moves are posted from it with the domain's local key,
- * registrations are made of parts of it.
+ * pair goes; a mapping holds its memory, and is charged. Moves are posted from it with the domain's
+ * local key, registrations are made of parts of it.
  *
  * Which memories: those that have pages of their own as long as they live (pages, huge,
  * coherent, the caller's, and imports of these). What can be revoked is refused with
@@ -30,6 +30,7 @@ static void free_mapping(struct dmp_pair *pair, struct dmp_pair_mapping *mapping
 	sg_free_table(mapping->table);
 	kfree(mapping->table);
 	kvfree(mapping->segments);
+	dmp_uncharge(mapping->charged);
 	dmp_memory_put(mapping->memory);
 	kfree(mapping);
 }
@@ -58,12 +59,19 @@ static struct sg_table *map_table(struct ib_device *device, struct dmp_memory *m
 /* The list as an array, so that a place in it is found by halving. */
 static int list_segments(struct dmp_pair_mapping *mapping)
 {
+	u32 count = mapping->table->nents;
 	struct dmp_pair_segment *segments;
 	struct scatterlist *entry;
-	u64 offset = 0;
-	int number;
+	u64 offset = 0, bytes;
+	int number, error;
 
-	segments = kvmalloc_array(mapping->table->nents, sizeof(*segments), GFP_KERNEL_ACCOUNT);
+	bytes = sizeof(*mapping) + (u64)mapping->table->orig_nents * sizeof(*entry) +
+		(u64)count * sizeof(*segments);
+	error = dmp_charge(bytes);
+	if (error)
+		return error;
+	mapping->charged = bytes;
+	segments = kvmalloc_array(count, sizeof(*segments), GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
 	if (!segments)
 		return -ENOMEM;
 	for_each_sgtable_dma_sg(mapping->table, entry, number) {
@@ -73,7 +81,7 @@ static int list_segments(struct dmp_pair_mapping *mapping)
 		offset += sg_dma_len(entry);
 	}
 	mapping->segments = segments;
-	mapping->segment_count = mapping->table->nents;
+	mapping->segment_count = count;
 	return 0;
 }
 

@@ -25,6 +25,7 @@
 #ifndef DMP_KERNEL_RDMA_PAIR_H
 #define DMP_KERNEL_RDMA_PAIR_H
 
+#include <linux/errno.h>
 #include <linux/socket.h>
 #include <linux/types.h>
 
@@ -62,6 +63,7 @@ struct dmp_pair_part {
 struct dmp_pair_remote {
 	struct dmp_pair_part *parts;	/* kvmalloc'ed */
 	u32 count;
+	u64 charged;		/* against dmp_bytes_max: the parts */
 	u64 length;		/* of the whole region */
 	u32 access;
 };
@@ -76,6 +78,15 @@ struct dmp_pair_move {
 	bool write;		/* towards the peer */
 };
 
+/*
+ * A peer says why, in numbers of errno.h. What is none of them, and what the callers of ours take
+ * for something of their own (a signal, "not yet"), is nonsense.
+ */
+static inline int dmp_pair_reason(int said)
+{
+	return said >= -EHWPOISON && said != -EINTR && said != -EAGAIN ? said : -EPROTO;
+}
+
 /* ---- its life */
 
 /*
@@ -86,6 +97,9 @@ int dmp_pair_dial(const struct sockaddr_storage *to, u64 deadline_ns, struct dmp
 
 /* From here on @ringer is rung; before that nobody. NULL: nobody any more, and none is in it. */
 void dmp_pair_watch(struct dmp_pair *pair, struct dmp_pair_ringer *ringer);
+
+/* What was said last is not waited for by close(). The executor, or who has it alone. */
+void dmp_pair_give_up(struct dmp_pair *pair);
 
 /* The queue pair flushed and gone, nothing of the device touches memory, all let go. */
 void dmp_pair_close(struct dmp_pair *pair);
@@ -176,8 +190,8 @@ void dmp_pair_remote_free(struct dmp_pair_remote *remote);
 
 /*
  * Our region @slot has ended: the peer is told and has half a second to let go, then the
- * registrations are invalidated. True: something is registered still, and settles within that
- * time (it rings). Not of the executor only: any thread.
+ * registrations are invalidated (it rings). True: one was good until now; is_registered() says
+ * whether all are gone. Not of the executor only: any thread.
  */
 bool dmp_pair_revoke(struct dmp_pair *pair, u32 slot);
 bool dmp_pair_is_registered(struct dmp_pair *pair, u32 slot);

@@ -213,11 +213,15 @@ err_buffer:
 
 int dmp_remote_publish(struct dmp_plane *plane, struct dmp_remote *remote)
 {
-	int error = -ENOSPC;
+	int error;
 
 	remote->object.type = DMP_OBJECT_REMOTE;
 	down_write(&plane->lock);
-	if (plane->regions < DMP_REGIONS_MAX)
+	/* The endpoint may have been destroyed while its peer was asked. */
+	error = dmp_lifetime_use(remote->endpoint->object.state);
+	if (!error && plane->regions >= DMP_REGIONS_MAX)
+		error = -ENOSPC;
+	if (!error)
 		error = dmp_plane_insert_locked(plane, &remote->object);
 	if (!error) {
 		dmp_lifetime_move(&remote->object.state, DMP_STATE_LIVE);

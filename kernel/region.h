@@ -70,7 +70,7 @@ int dmp_remote_publish(struct dmp_plane *plane, struct dmp_remote *remote);
 void dmp_region_free(struct dmp_plane *plane, struct dmp_region *region);
 void dmp_remote_free(struct dmp_remote *remote);
 
-/* Commands. QUERY and DESTROY serve both kinds; REGION_IMPORT is endpoint.c's. */
+/* Commands. QUERY and DESTROY serve both kinds; REGION_IMPORT is remote.c's. */
 int dmp_region_create(struct dmp_plane *plane, void *argument);
 int dmp_region_query(struct dmp_plane *plane, void *argument);
 int dmp_region_destroy(struct dmp_plane *plane, void *argument);

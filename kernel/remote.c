@@ -122,15 +122,14 @@ static int ask_locked(struct dmp_kernel_channel *channel, struct dmp_kernel_endp
 	ask->state = DMP_ASK_WANTED;
 	dmp_endpoint_kick_locked(endpoint);
 	/*
-	 * Answered, or the connection is lost, before long: not interruptible, so that no answer is
-	 * left over. A peer who keeps the connection up and never answers is not waited for.
+	 * Answered, or the connection is lost: not interruptible, so that no answer is left over. A
+	 * peer who keeps the connection up and never answers is given up, and so is any peer of a
+	 * caller who is killed; then the answer comes from the executor.
 	 */
 	error = dmp_channel_wait_locked(channel, was_answered, endpoint,
-					deadline_ns + endpoint->detect_ns, TASK_UNINTERRUPTIBLE);
+					deadline_ns + endpoint->detect_ns, TASK_KILLABLE);
 	if (error) {
-		dmp_endpoint_goodbye(endpoint->machine,
-				     dmp_endpoint_time(endpoint, ktime_get_ns()));
-		dmp_endpoint_kick_locked(endpoint);
+		dmp_endpoint_give_up_locked(endpoint);
 		dmp_channel_wait_locked(channel, was_answered, endpoint, 0, TASK_UNINTERRUPTIBLE);
 	}
 	if (!ask->result)

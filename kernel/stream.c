@@ -7,7 +7,7 @@
  * machine one by one; the payload that follows a frame goes straight into the place that
  * was named for it. No byte is read behind a frame with payload until that place is known.
  *
- * Two halves, so that no byte moves under the lock:
+ * Two halves, so that no byte moves under the lock (but what a STOP has copied aside):
  *	load, feed, place, redirect, stop	channel->lock held; they touch the machine
  *	move					no lock; it touches the pair
  * All belong to the executor of the endpoint, one thread at a time.

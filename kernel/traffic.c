@@ -114,6 +114,10 @@ static int submit(struct dmp_kernel_endpoint *endpoint, u32 index)
 	};
 	int error;
 
+	/* Once its frame is out, bytes that cannot be read cost the connection. */
+	if (submission->operation == DMP_OP_SEND && holds->source &&
+	    !dmp_memory_alive(holds->source->memory))
+		return -ESTALE;
 	if (submission->operation == DMP_OP_WRITE_IMM)
 		own.immediate = submission->immediate;
 	if (holds->checksum_known && holds->source) {
@@ -326,7 +330,6 @@ static void close_pair_locked(struct dmp_kernel_endpoint *endpoint)
 	smp_wmb();	/* pairs with smp_rmb() of is_being_cut() */
 	WRITE_ONCE(endpoint->pair, NULL);
 	mutex_unlock(&endpoint->channel->lock);
-	dmp_pair_watch(pair, NULL);
 	dmp_pair_close(pair);
 	mutex_lock(&endpoint->channel->lock);
 	WRITE_ONCE(endpoint->cutting, false);
@@ -516,11 +519,17 @@ bool dmp_traffic_round_locked(struct dmp_kernel_endpoint *endpoint, u64 now_ns)
 {
 	struct dmp_kernel_stream *stream = &endpoint->stream;
 	bool more = false;
+	u32 canaries_back;
 
 	lockdep_assert_held(&endpoint->channel->lock);
 	dmp_endpoint_time(endpoint, now_ns);
+	if (endpoint->pair && endpoint->given_up) {
+		dmp_pair_give_up(endpoint->pair);
+		dmp_traffic_abort_locked(endpoint, -ECONNRESET);
+	}
 	dmp_endpoint_tick(endpoint->machine, endpoint->now_ns);
 	serve_pair_locked(endpoint);
+	canaries_back = endpoint->ask.canaries_back;
 	answer_requests_locked(endpoint);
 	if (endpoint->pair)
 		move_bytes_locked(endpoint);
@@ -541,6 +550,9 @@ bool dmp_traffic_round_locked(struct dmp_kernel_endpoint *endpoint, u64 now_ns)
 	settle_end_locked(endpoint);
 	trace_credit_locked(endpoint);
 	if (endpoint->errands.count != 0 && !endpoint->errands.wait)
+		more = true;
+	/* A canary came back with the errands: the ask is served again, nothing rings for it. */
+	if (endpoint->ask.canaries_back != canaries_back)
 		more = true;
 	return more && !endpoint->ended;
 }

@@ -19,6 +19,7 @@
 #include <linux/ktime.h>
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
+#include <linux/sched/stat.h>
 #include <linux/slab.h>
 #include <linux/topology.h>
 #include <linux/workqueue.h>
@@ -375,12 +376,23 @@ static bool is_stirring_locked(struct dmp_kernel_channel *channel)
 	return DMP_KERNEL_RDMA && dmp_network_is_wanted_locked(channel);
 }
 
+/* When somebody has to look although nothing has come; ~0: never. */
+static u64 due_locked(struct dmp_kernel_channel *channel)
+{
+	u64 deadline_ns, due_ns = U64_MAX;
+
+	lockdep_assert_held(&channel->lock);
+	if (dmp_channel_deadline(&channel->machine, &deadline_ns))
+		due_ns = deadline_ns;
+	if (DMP_KERNEL_RDMA && dmp_network_deadline_locked(channel, &deadline_ns))
+		due_ns = min(due_ns, deadline_ns);
+	return due_ns;
+}
+
 /* Sleeps until there is something to look at. The lock is given up, and held again. */
 static void rest_locked(struct dmp_kernel_channel *channel)
 {
-	u64 deadline_ns, due_ns;
 	ktime_t until;
-	bool timed;
 
 	lockdep_assert_held(&channel->lock);
 	if (channel->spin_us != 0 && !dmp_worker_is_relieved_locked(channel)) {
@@ -389,7 +401,7 @@ static void rest_locked(struct dmp_kernel_channel *channel)
 		dmp_channel_spin(channel, has_work, 1);
 		mutex_lock(&channel->lock);
 	}
-	/* Who executes instead of us sees to this himself when he leaves. */
+	/* Who executes instead of us sees to this himself when he leaves, and to our timer. */
 	if (DMP_KERNEL_RDMA && channel->network && !channel->executing &&
 	    !dmp_network_settle_locked(channel))
 		return;
@@ -399,18 +411,13 @@ static void rest_locked(struct dmp_kernel_channel *channel)
 		__set_current_state(TASK_RUNNING);
 		return;
 	}
-	timed = dmp_channel_deadline(&channel->machine, &deadline_ns);
-	if (DMP_KERNEL_RDMA && dmp_network_deadline_locked(channel, &due_ns)) {
-		deadline_ns = timed ? min(deadline_ns, due_ns) : due_ns;
-		timed = true;
-	}
-	if (timed)
-		until = dmp_deadline_time(deadline_ns);
+	channel->worker_until_ns = due_locked(channel);
+	until = dmp_deadline_time(channel->worker_until_ns);
 	channel->worker_sleeps = true;
 	mutex_unlock(&channel->lock);
 	/* Drainers of buffers count holders: the last operations have let go. */
 	dmp_released();
-	schedule_hrtimeout_range(timed ? &until : NULL, 0, HRTIMER_MODE_ABS);
+	schedule_hrtimeout_range(until == KTIME_MAX ? NULL : &until, 0, HRTIMER_MODE_ABS);
 	mutex_lock(&channel->lock);
 	channel->worker_sleeps = false;
 }
@@ -425,7 +432,7 @@ static int work(void *argument)
 		if (!channel->executing) {
 			channel->executing = true;
 			while (round_locked(channel))
-				;
+				cond_resched();
 			channel->executing = false;
 			/* A network that was told to end is taken apart first. */
 			if (kthread_should_stop() && !is_stirring_locked(channel))
@@ -470,7 +477,9 @@ void dmp_worker_help_locked(struct dmp_kernel_channel *channel, u32 wanted, u64 
 	       (deadline_ns == 0 || ktime_get_ns() < deadline_ns)) {
 		if (round_locked(channel))
 			continue;
-		if (channel->spin_us == 0 || channel->closing || ktime_get_ns() >= end_ns)
+		/* A device that works in software wants a processor too. */
+		if (channel->spin_us == 0 || channel->closing || !single_task_running() ||
+		    ktime_get_ns() >= end_ns)
 			break;
 		mutex_unlock(&channel->lock);
 		cond_resched();
@@ -482,7 +491,10 @@ void dmp_worker_help_locked(struct dmp_kernel_channel *channel, u32 wanted, u64 
 	if (DMP_KERNEL_RDMA && channel->network)
 		stirs = !dmp_network_settle_locked(channel);
 	channel->executing = false;
-	kick = (channel->machine.queued != 0 || stirs) && dmp_channel_claim_locked(channel);
+	/* The timers of what we started or took are the worker's, who sleeps for older ones. */
+	kick = (channel->machine.queued != 0 || stirs ||
+		due_locked(channel) < channel->worker_until_ns) &&
+	       dmp_channel_claim_locked(channel);
 	/* What was told let go of its buffers, and the caller may now sleep for long. */
 	dmp_released();
 	if (!wake && !kick)

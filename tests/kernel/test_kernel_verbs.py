@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import random
 import re
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +26,7 @@ from dmaplane.testing import _pair, _rig
 from dmaplane.testing._rig import MIB, Rings
 
 TREE = Path(__file__).resolve().parents[2]
+HERE = f"{soft_roce.ADDRESS}:0"
 GREETING = ("connecting", "messages", "strangers")
 TOUCHING = ("remote", "regions")
 GRANTING = ("credits", "revoking")
@@ -178,3 +182,109 @@ def test_a_user_without_rights_attacks_where_there_is_a_device(
             *("--within-ms", 5000 * attack.SLOWNESS),
         )
     _rig.wait_until(lambda: charged() == before, 10.0, "what was charged is given back")
+
+
+@pytest.mark.parametrize("spin_us", [0, 2000])
+def test_a_deadline_is_met_where_nothing_else_happens(clean: None, spin_us: int) -> None:
+    """L1. Who waits sets the timer, and the worker sleeps: the next PING is minutes away."""
+    with dmaplane.open(plane="kernel") as one, dmaplane.open(plane="kernel") as other:
+        spin = {"flags": _abi.CHANNEL_SPIN, "spin_us": spin_us} if spin_us else {}
+        near, far = Rings(one, **spin), Rings(other)
+        side, _ = _pair.join((one, near), (other, far), "verbs", address=HERE, secret=b"peer")
+        memory = side.memory(4096)
+        for _ in range(3):
+            time.sleep(0.1)
+            entry = _pair.recv(memory, 64, endpoint_id=side.endpoint, deadline_ns=_rig.later(0.02))
+            near.put(_rig.rows_of(entry))
+            near.enter(1, 1)
+            assert _rig.results(near.take_exactly(1)) == {1: -errno.ETIMEDOUT}
+
+
+def test_a_channel_is_destroyed_while_its_plane_waits_for_callers(clean: None) -> None:
+    """L4: ACCEPT waits for somebody to call, for ever, and keeps nobody else."""
+    with dmaplane.open(plane="kernel") as plane:
+        door, rings = Rings(plane), Rings(plane)
+        listener, _ = _pair.listen(plane, door.id, HERE, path="verbs", secret=b"peer")
+        with _pair.Meanwhile(
+            lambda: _pair.try_accept(plane, listener, rings.id, deadline_ns=0)
+        ) as accepting:
+            time.sleep(0.2)
+            with _pair.Meanwhile(rings.close) as closing:
+                closing.answer()
+            _rig.expect(_rig.destroy(plane, _abi.LISTENER_DESTROY, listener), 0)
+            assert accepting.answer()[0] == -errno.ESTALE
+
+
+def test_an_endpoint_is_destroyed_while_its_channel_goes(clean: None) -> None:
+    """And while a region is imported on it: one of them is first, and nothing is left over."""
+    before = charged()
+    for turn in range(8 if attack.IS_DEBUG else 40):
+        with dmaplane.open(plane="kernel") as one, dmaplane.open(plane="kernel") as other:
+            near, far = Rings(one), Rings(other)
+            side, peer = _pair.join(
+                (one, near), (other, far), "verbs", address=HERE, secret=b"peer"
+            )
+            key = _pair.key_of(peer.region(peer.memory(4096)))
+            pause = turn % 5 * 0.002
+
+            def end_endpoint(side: _pair.Side = side, pause: float = pause) -> int:
+                time.sleep(pause)
+                return side.destroy(drain_until=_rig.later())
+
+            with (
+                _pair.Meanwhile(functools.partial(side.try_import, key)) as importing,
+                _pair.Meanwhile(near.close if turn % 2 else end_endpoint) as first,
+                _pair.Meanwhile(end_endpoint) as second,
+            ):
+                answer, imported = importing.answer()
+                _rig.expect(answer, 0, errno.ECONNRESET, errno.ESTALE, errno.ENOENT)
+                if answer == 0:
+                    _rig.expect(side.destroy_region(imported.region_id), 0)
+                first.answer()
+                _rig.expect(second.answer(), 0, errno.ENOENT)
+    _rig.wait_until(lambda: charged() == before, 10.0, "what was charged is given back")
+
+
+def test_a_killed_importer_is_gone_at_once(clean: None) -> None:
+    """L4: its peer is stopped, and would be given half an hour to answer."""
+    program = TREE / "tests/kernel/verbs_peer.py"
+    peer = subprocess.Popen(
+        [sys.executable, program, HERE, "embedded"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert peer.stdout is not None
+    address = peer.stdout.readline().strip()
+
+    def body(parent: socket.socket) -> None:
+        plane = dmaplane.open(plane="kernel")
+        rings = Rings(plane)
+        answer, made = _pair.try_connect(plane, rings.id, address, path="verbs", secret=b"peer")
+        assert answer == 0, answer
+        side = _pair.Side(plane, rings, made)
+        parent.sendall(b"connected")
+        key = parent.recv(512)
+        parent.sendall(b"asking")
+        parent.sendall(f"!answered {side.try_import(key)[0]}".encode())
+
+    try:
+        with _rig.Child(body) as child:
+            assert child.hear() == b"connected"
+            key = bytes.fromhex(peer.stdout.readline().strip())
+            os.kill(peer.pid, signal.SIGSTOP)
+            child.socket.sendall(key)
+            assert child.hear() == b"asking"
+            time.sleep(0.5)
+            assert planes() == 1
+            began = time.monotonic()
+            child.kill()
+            took = time.monotonic() - began
+            assert took < 5 * _rig.SECOND, f"it was gone after {took:.1f} s"
+            _rig.wait_until(lambda: planes() == 0, 5 * _rig.SECOND, "its plane is gone")
+    finally:
+        peer.kill()
+        peer.wait(60)
+        for pipe in (peer.stdin, peer.stdout):
+            assert pipe is not None
+            pipe.close()
