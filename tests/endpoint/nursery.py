@@ -67,8 +67,10 @@ class Peer:
 
     def __exit__(self, *_: object) -> None:
         if self._talk.fileno() >= 0:
-            self.signal(signal.SIGCONT)
-            self.kill()
+            with contextlib.suppress(ProcessLookupError):  # it may have ended by itself
+                self.signal(signal.SIGCONT)
+                self.kill()
+            self._talk.close()
 
 
 class Nursery:
