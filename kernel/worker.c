@@ -19,7 +19,6 @@
 #include <linux/ktime.h>
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
-#include <linux/sched/stat.h>
 #include <linux/slab.h>
 #include <linux/topology.h>
 #include <linux/workqueue.h>
@@ -477,9 +476,7 @@ void dmp_worker_help_locked(struct dmp_kernel_channel *channel, u32 wanted, u64 
 	       (deadline_ns == 0 || ktime_get_ns() < deadline_ns)) {
 		if (round_locked(channel))
 			continue;
-		/* A device that works in software wants a processor too. */
-		if (channel->spin_us == 0 || channel->closing || !single_task_running() ||
-		    ktime_get_ns() >= end_ns)
+		if (channel->spin_us == 0 || channel->closing || ktime_get_ns() >= end_ns)
 			break;
 		mutex_unlock(&channel->lock);
 		cond_resched();
