@@ -190,12 +190,6 @@ void dmp_worker_stop(struct dmp_kernel_channel *channel);
 bool dmp_worker_can_help_locked(const struct dmp_kernel_channel *channel);
 void dmp_worker_help_locked(struct dmp_kernel_channel *channel, u32 wanted, u64 deadline_ns);
 
-/*
- * Is it for those who wait to spin, and not for the worker? With endpoints: polled by two threads
- * a channel, a message there and back would want four processors.
- */
-bool dmp_worker_is_relieved_locked(const struct dmp_kernel_channel *channel);
-
 /* Spins, as long as the user wished, until @met says so. No lock held. */
 void dmp_channel_spin(struct dmp_kernel_channel *channel,
 		      bool (*met)(struct dmp_kernel_channel *channel, u32 wanted), u32 wanted);

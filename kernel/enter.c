@@ -255,7 +255,7 @@ static int wait_for_unread_locked(struct dmp_kernel_channel *channel, u32 wanted
 {
 	DEFINE_WAIT(wait);
 	int error, slept = 0;
-	bool spun = channel->spin_us == 0 || dmp_worker_is_relieved_locked(channel);
+	bool spun = channel->spin_us == 0;
 
 	lockdep_assert_held(&channel->lock);
 	channel->waiters++;

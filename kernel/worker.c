@@ -354,18 +354,10 @@ void dmp_channel_spin(struct dmp_kernel_channel *channel,
 	}
 }
 
-/* A worker that is bound is where its user wants the work done. */
-static bool is_bound(const struct dmp_kernel_channel *channel)
-{
-	return channel->cpu >= 0 || channel->node >= 0 || channel->workers != 1;
-}
-
-/* Who is not the only one to execute leaves the network to others, its lists included. */
 static bool has_work(struct dmp_kernel_channel *channel, u32 wanted)
 {
 	return READ_ONCE(channel->machine.queued) >= wanted || kthread_should_stop() ||
-	       (DMP_KERNEL_RDMA && READ_ONCE(channel->network) &&
-		(!is_bound(channel) || dmp_network_stirs(channel)));
+	       (DMP_KERNEL_RDMA && dmp_network_stirs(channel));
 }
 
 /* Pairs with the ring of a pair: it is on the list before the worker is woken. */
@@ -394,7 +386,7 @@ static void rest_locked(struct dmp_kernel_channel *channel)
 	ktime_t until;
 
 	lockdep_assert_held(&channel->lock);
-	if (channel->spin_us != 0 && !dmp_worker_is_relieved_locked(channel)) {
+	if (channel->spin_us != 0) {
 		mutex_unlock(&channel->lock);
 		dmp_released();
 		dmp_channel_spin(channel, has_work, 1);
@@ -444,26 +436,16 @@ static int work(void *argument)
 	return 0;
 }
 
-bool dmp_worker_is_relieved_locked(const struct dmp_kernel_channel *channel)
-{
-	lockdep_assert_held(&channel->lock);
-	return DMP_KERNEL_RDMA && channel->network && channel->spin_us != 0 &&
-	       !is_bound(channel) && num_online_cpus() > 1;
-}
-
 bool dmp_worker_can_help_locked(const struct dmp_kernel_channel *channel)
 {
 	lockdep_assert_held(&channel->lock);
-	if (channel->executing || is_bound(channel))
-		return false;
-	/* One that was told to spin does so, where nobody relieves it. */
-	return dmp_worker_is_relieved_locked(channel) ||
-	       (channel->machine.queued != 0 && channel->spin_us == 0);
+	/* A worker that is bound, or told to spin, is where its user wants the work done. */
+	return channel->machine.queued != 0 && !channel->executing && channel->cpu < 0 &&
+	       channel->node < 0 && channel->workers == 1 && channel->spin_us == 0;
 }
 
 void dmp_worker_help_locked(struct dmp_kernel_channel *channel, u32 wanted, u64 deadline_ns)
 {
-	u64 end_ns = ktime_get_ns() + (u64)channel->spin_us * NSEC_PER_USEC;
 	bool wake, kick, stirs = false;
 	u32 unread;
 
@@ -473,16 +455,9 @@ void dmp_worker_help_locked(struct dmp_kernel_channel *channel, u32 wanted, u64 
 	       unread + channel->machine.written < wanted &&
 	       dmp_channel_next_bytes(&channel->machine) <= DMP_BATCH_BYTES &&
 	       !signal_pending(current) &&
-	       (deadline_ns == 0 || ktime_get_ns() < deadline_ns)) {
-		if (round_locked(channel))
-			continue;
-		if (channel->spin_us == 0 || channel->closing || ktime_get_ns() >= end_ns)
+	       (deadline_ns == 0 || ktime_get_ns() < deadline_ns))
+		if (!round_locked(channel))
 			break;
-		mutex_unlock(&channel->lock);
-		cond_resched();
-		cpu_relax();
-		mutex_lock(&channel->lock);
-	}
 	wake = dmp_channel_tell_locked(channel);
 	/* Pairs that were asked until now ring from here on. */
 	if (DMP_KERNEL_RDMA && channel->network)
