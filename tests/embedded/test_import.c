@@ -68,10 +68,13 @@ static struct dmp_embedded_endpoint *named(struct session *session, uint32_t end
 static bool is_full(struct session *session, uint32_t endpoint_id)
 {
 	struct dmp_embedded_endpoint *endpoint = named(session, endpoint_id);
+	struct dmp_endpoint_status status;
 	bool full;
 
 	pthread_mutex_lock(&endpoint->channel->lock);
-	full = endpoint->lanes[0].count != 0;
+	dmp_endpoint_query(endpoint->machine, &status);
+	/* All pass through the lane; only what finds no slot stays in it. */
+	full = endpoint->lanes[0].count != 0 && status.operations == DMP_OPERATIONS_MAX;
 	pthread_mutex_unlock(&endpoint->channel->lock);
 	return full;
 }
