@@ -134,6 +134,7 @@ static void test_import_waits_for_a_slot(void)
 	memcpy(importing.request.key, grant.create.key, sizeof(importing.request.key));
 	CHECK(!pthread_create(&thread, NULL, import_it, &importing));
 	while (!waits(&both.near, both.near_endpoint)) {
+		if (importing.result) fprintf(stderr, "result %d\n", importing.result);
 		CHECK(!__atomic_load_n(&importing.result, __ATOMIC_ACQUIRE));
 		usleep(1000);
 	}

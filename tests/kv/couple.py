@@ -16,6 +16,7 @@ from dmaplane.kv import Incoming, Layout, Outgoing, Pool, Receiver, Sender, comp
 
 T = TypeVar("T")
 SOON = 20.0
+SETTLED_S = 5.0
 LAYERS = 4
 NHD = Layout(
     layers=LAYERS, kv_heads=4, head_size=32, dtype="float16", block_tokens=16, model="tiny"
@@ -79,10 +80,18 @@ class Couple:
     async def next(self) -> Incoming:
         return await self.receiver.__anext__()
 
-    def balanced(self) -> bool:
-        """Nothing is leased, nothing in quarantine, at either side."""
-        accounts = self.sender.pool.audit(), self.receiver.pool.audit()
-        return all(each.free == each.allocated for each in accounts)
+    async def settles(self) -> None:
+        """Soon nothing is leased, nothing in quarantine, at either side.
+
+        Soon: who ended it knows at once, the other side when it has read that.
+        """
+        limit = asyncio.get_running_loop().time() + SETTLED_S
+        while True:
+            accounts = self.sender.pool.audit(), self.receiver.pool.audit()
+            if all(each.free == each.allocated for each in accounts):
+                return
+            assert asyncio.get_running_loop().time() < limit, accounts
+            await asyncio.sleep(0.01)
 
     async def moves(self, tokens: int = 100, request: str = "again") -> None:
         """A whole transfer, from the first lease to the last release."""

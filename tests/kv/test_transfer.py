@@ -58,7 +58,7 @@ def test_every_byte_arrives_in_its_place(
                     )
                     target_pool = both.receiver.pool
                     target_pool.check(lease.blocks, target_pool.stamp(lease.blocks))
-            assert both.balanced()
+            await both.settles()
 
     run(main())
 
@@ -91,7 +91,7 @@ def test_blocks_that_lie_anywhere_are_found() -> None:
             await both.moves(700)
             for lease in kept:
                 lease.release()
-            assert both.balanced()
+            await both.settles()
 
     run(main())
 
@@ -243,7 +243,7 @@ def test_more_transfers_than_may_be_open_all_arrive(path: str) -> None:
                 assert both.receiver.statistics().open <= 4
                 accepting.append(asyncio.ensure_future(accept(incoming)))
             await asyncio.gather(*sending, *accepting)
-            assert both.balanced()
+            await both.settles()
             assert both.sender.statistics().transfers == 40
             assert both.receiver.statistics().failed == 0
 
@@ -349,7 +349,7 @@ def test_what_cannot_be_sent_is_refused_before_anything_is(
                     both.sender.send(**{"request": "r", "lease": lease, "tokens": 20, **options})
                 assert refused.value.field == field
                 assert refused.value.fix
-            assert both.balanced()
+            await both.settles()
 
     run(main())
 

@@ -45,9 +45,9 @@ def test_abort_at_any_stage_frees_both_sides(path: str, who: str, ready: int) ->
                     assert failure.cause == "not wanted any more"
                 with pytest.raises(dmaplane.StaleEpochError):
                     lease.check()
-            assert both.balanced()
+            await both.settles()
             await both.moves()
-            assert both.balanced()
+            await both.settles()
 
     run(main())
 
@@ -66,7 +66,7 @@ def test_abort_before_it_was_accepted_or_even_announced() -> None:
                 with pytest.raises(dmaplane.TransferError, match="never mind"):
                     await incoming.accept(lease)
                 lease.check()
-            assert both.balanced()
+            await both.settles()
             await both.moves()
 
     run(main())
@@ -86,7 +86,7 @@ def test_abort_returns_when_nothing_reads_the_source_any_more(path: str) -> None
                 await outgoing.abort("enough")
                 assert not outgoing._postings
                 await failures(outgoing, incoming)
-            assert both.balanced()
+            await both.settles()
 
     run(main())
 
@@ -98,7 +98,7 @@ def test_refusal_has_its_reason_at_the_sender() -> None:
                 incoming.refuse("no room today")
                 with pytest.raises(dmaplane.TransferError, match="no room today"):
                     await outgoing.done()
-            assert both.balanced()
+            await both.settles()
             await both.moves()
 
     run(main())
@@ -117,7 +117,7 @@ def test_abort_of_one_leaves_the_others_alone() -> None:
                     await into[number].complete()
                     await out[number].done()
                     assert both.same(out[number], into[number])
-            assert both.balanced()
+            await both.settles()
 
     run(main())
 
@@ -139,7 +139,7 @@ def test_flipped_bit_in_the_senders_memory_is_found_and_named(path: str) -> None
                     both.sender.pool.buffer.numpy()[place + byte] ^= 1 << byte % 8
                     for failure in await failures(outgoing, incoming):
                         assert "layer 1 changed in the sender's memory" in failure.cause
-            assert both.balanced()
+            await both.settles()
 
     run(main())
 
@@ -169,7 +169,7 @@ def test_flipped_bit_in_the_receivers_memory_is_found_and_named(
                         assert failure.chunk is not None
             monkeypatch.setattr(sums, "of_memory", honest)
             await both.moves()
-            assert both.balanced()
+            await both.settles()
 
     run(main())
 
@@ -216,7 +216,7 @@ def test_flipped_bit_on_the_wire_is_found_and_named(after: int) -> None:
                             assert "on the way to" in failure.cause
                             assert failure.chunk is not None
                         await both.moves()
-            assert both.balanced()
+            await both.settles()
 
     run(main())
 
@@ -238,7 +238,7 @@ def test_lease_that_expires_under_a_transfer_ends_it(path: str) -> None:
                     for failure in await failures(outgoing, incoming):
                         assert "lease of its destination has expired" in failure.cause
                     assert target.account().quarantined == 8
-            assert both.balanced()
+            await both.settles()
             await both.moves()
 
     run(main())
@@ -257,7 +257,7 @@ def test_close_while_a_transfer_is_in_flight_releases_it(path: str, who: str) ->
                 for failure in await failures(outgoing, incoming):
                     assert failure.transfer == "under way"
                 assert isinstance(failure.__cause__, dmaplane.DmaplaneError)
-            assert both.balanced()
+            await both.settles()
             with pytest.raises(dmaplane.DmaplaneError):
                 await both.receiver.ask("more")
 
@@ -374,7 +374,7 @@ def test_whoever_ends_what_whenever_the_books_balance(path: str, seed: int) -> N
             accepting.cancel()
             await asyncio.gather(*receiving)
             assert 0 < len(storm.done) < 40
-            assert both.balanced()
+            await both.settles()
             assert both.sender.statistics().open == both.receiver.statistics().open == 0
             assert both.sender.statistics().chunks_under_way == 0
             await both.moves()

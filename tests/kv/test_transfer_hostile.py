@@ -141,7 +141,7 @@ def test_bad_word_to_a_receiver_ends_that_connection_alone(what: str) -> None:
                 await stranger.say(BAD_AT_ONCE[what](stranger))
             assert isinstance(await ends(receiver), dmaplane.ProtocolError)
             await others.moves()
-            assert others.balanced()
+            await others.settles()
 
     run(main())
 
@@ -184,7 +184,7 @@ def test_bad_chunk_or_sum_ends_that_connection_and_frees_its_blocks(what: str) -
                 with pytest.raises(dmaplane.TransferError):
                     await incoming.complete()
             await others.moves()
-            assert others.balanced()
+            await others.settles()
 
     run(main())
 
@@ -290,7 +290,7 @@ def test_bad_answer_to_a_sender_ends_that_connection_alone(what: str) -> None:
                 account = pool.audit()
                 assert account.free == account.allocated
             await others.moves()
-            assert others.balanced()
+            await others.settles()
 
     run(main())
 

@@ -167,8 +167,12 @@ def test_cancelled_accept_and_connect_leave_nothing_behind(
         connecting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await connecting
-        with await listener.accept_async() as unwanted:  # it was at the door already
-            with pytest.raises(dmaplane.PeerLostError):
+        try:
+            unwanted = await asyncio.wait_for(listener.accept_async(), SOON / 4)
+        except asyncio.TimeoutError:
+            pass  # on a busy machine it was called off before it got to the door
+        else:
+            with unwanted, pytest.raises(dmaplane.PeerLostError):
                 await unwanted.immediate()
         near, far = await joined(plane, listener)
         near.close()
