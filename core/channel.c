@@ -185,6 +185,7 @@ int dmp_channel_accept(struct dmp_channel *channel, __u32 count, __u64 now_ns, _
 		operation->accepted_ns = now_ns;
 		operation->cancellation = NULL;
 		operation->cancel = 0;
+		operation->handed_on = 0;
 		link_accepted(channel, index);
 		enqueue(channel, NULL, index);
 		if (number == 0)
@@ -207,6 +208,11 @@ static void start(struct dmp_channel *channel, __u32 index)
 	channel->running++;
 }
 
+static __u64 bytes_to_take(const struct dmp_operation *operation)
+{
+	return operation->handed_on ? 0 : operation->submission.length_bytes;
+}
+
 __u32 dmp_channel_take(struct dmp_channel *channel, __u32 *indices, __u32 count, __u64 bytes_max)
 {
 	__u64 bytes = 0;
@@ -221,7 +227,7 @@ __u32 dmp_channel_take(struct dmp_channel *channel, __u32 *indices, __u32 count,
 		operation = &channel->operations[index];
 		if (operation->leader != NONE)
 			break;
-		if (taken != 0 && operation->submission.length_bytes > bytes_max - bytes)
+		if (taken != 0 && bytes_to_take(operation) > bytes_max - bytes)
 			break;
 		if (operation->submission.operation == DMP_OP_FENCE) {
 			if (channel->running != 0 || channel->parked != 0)
@@ -229,7 +235,7 @@ __u32 dmp_channel_take(struct dmp_channel *channel, __u32 *indices, __u32 count,
 			channel->fenced = 1;
 		}
 		start(channel, index);
-		bytes += operation->submission.length_bytes;
+		bytes += bytes_to_take(operation);
 		indices[taken++] = index;
 	}
 	return taken;

@@ -77,7 +77,8 @@ struct dmp_operation {
 	__u32 cancel;		/* mark for the executor */
 	__u8 state;
 	__u8 linked;		/* has LINK, and its follower has not left the chain */
-	__u8 __reserved[2];
+	__u8 handed_on;		/* the plane's word, after accept: who takes it reads none of it */
+	__u8 __reserved;
 };
 
 struct dmp_channel_counters {
@@ -151,7 +152,8 @@ int dmp_channel_unread(const struct dmp_channel *channel, __u32 *unread);
 /*
  * Takes up to @count operations that may start now, in order; they are RUNNING then.
  * More than one only as long as they fit @bytes_max bytes together, so that what follows
- * can still be cancelled.
+ * can still be cancelled; what is handed on counts for nothing, since an endpoint moves it,
+ * and it can be stopped there.
  */
 __u32 dmp_channel_take(struct dmp_channel *channel, __u32 *indices, __u32 count, __u64 bytes_max);
 

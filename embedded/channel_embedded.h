@@ -121,6 +121,7 @@ struct dmp_embedded_channel {
 	bool worker_parked;		/* it sleeps, without a limit, while a caller executes */
 	bool place_offered;		/* by the worker, to one who waits */
 	bool handed_over;		/* a caller has left the place to it, and wants no lease */
+	uint64_t event_due_ns;		/* completions that wait for company are signalled; 0: none */
 	uint32_t place;			/* changes whenever a caller takes the executor's place */
 	uint32_t place_seen;		/* by the worker */
 	struct dmp_network *network;	/* NULL until the first endpoint */
@@ -173,6 +174,9 @@ int dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted, uint6
  * Lock held. True: wake done_sequence after the lock.
  */
 bool dmp_channel_tell_locked(struct dmp_embedded_channel *channel);
+
+/* Completions that have waited for company long enough: signals them. By each round. */
+void dmp_channel_signal_due_locked(struct dmp_embedded_channel *channel, uint64_t now_ns);
 
 /*
  * The worker has something new to look at: claim its wake-up under the lock, kick after

@@ -102,11 +102,11 @@ int dmp_client_exchange(struct dmp_client *client, const struct dmp_submission *
 	return error != 0 && *pushed == 0 && taken == 0 ? error : taken;
 }
 
-int dmp_client_arm(struct dmp_client *client)
+int dmp_client_arm(struct dmp_client *client, uint32_t count)
 {
 	struct dmp_ring_control *control = client->control;
 
-	__atomic_store_n(&control->event_armed, 1, __ATOMIC_RELAXED);
+	__atomic_store_n(&control->event_armed, count != 0 ? count : 1, __ATOMIC_RELAXED);
 	/* Pairs with the fence in dmp_channel_tell_locked: it sees it armed, or we see the tail. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	return (int)(__atomic_load_n(&control->complete_tail, __ATOMIC_ACQUIRE) -

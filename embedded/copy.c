@@ -2,8 +2,9 @@
 /*
  * copy.c - which loop moves the bytes
  *
- * The choice is one word of feature bits, written once by dmp_copy_init() and read
- * by every call: whoever sees an older value takes a slower way to the same bytes.
+ * The choice is one word of feature bits, written by dmp_copy_init() as the library is
+ * loaded and read by every call: whoever sees an older value takes a slower way to the
+ * same bytes.
  * The loops themselves are in copy_x86.c and copy_arm.c, behind copy_loops.h.
  *
  * Figures that decided (one core of an AMD EPYC of 2022, 4 KiB pages, DRAM to DRAM,
@@ -128,6 +129,22 @@ uint32_t dmp_crc32c(uint32_t seed, const void *bytes, size_t length_bytes)
 	if (have & DMP_LOOP_CRC)
 		return dmp_loop_crc32c(have, seed, bytes, length_bytes);
 	return dmp_checksum_crc32c(seed, bytes, length_bytes);
+}
+
+void dmp_crc32c_groups(const void *bytes, const uint64_t *offsets, const uint64_t *lengths,
+		       const uint64_t *starts, size_t count, uint32_t *checksums)
+{
+	size_t group;
+
+	for (group = 0; group < count; group++) {
+		uint32_t checksum = 0;
+		uint64_t run;
+
+		for (run = starts[group]; run < starts[group + 1]; run++)
+			checksum = dmp_crc32c(checksum, (const char *)bytes + offsets[run],
+					      lengths[run]);
+		checksums[group] = checksum;
+	}
 }
 
 void dmp_copy_fill(void *target, uint32_t pattern, size_t length, uint64_t phase)

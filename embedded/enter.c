@@ -17,6 +17,7 @@
 
 #define BRIEF_COUNT 16u
 #define BRIEF_BYTES (64u << 10)
+#define PATIENCE_NS 4000000u	/* so long a completion waits for company before it is signalled */
 
 bool dmp_channel_claim_wake_locked(struct dmp_embedded_channel *channel)
 {
@@ -64,9 +65,12 @@ static bool goes_out_briefly_locked(const struct dmp_embedded_channel *channel)
 	if (!channel->network || machine->queued > BRIEF_COUNT)
 		return false;
 	for (number = 0; index != DMP_OPERATION_NONE && number < BRIEF_COUNT; number++) {
+		const struct dmp_submission *submission = &machine->operations[index].submission;
+
 		if (!channel->holds[index].endpoint)
 			return false;
-		bytes += machine->operations[index].submission.length_bytes;
+		if (submission->operation != DMP_OP_RECV)	/* that moves nothing yet */
+			bytes += submission->length_bytes;
 		index = machine->operations[index].next;
 	}
 	return bytes <= BRIEF_BYTES;
@@ -92,6 +96,8 @@ static int accept_locked(struct dmp_embedded_channel *channel, uint32_t count, b
 
 			if (operation->error == 0)
 				operation->error = wrong;
+			operation->handed_on = channel->holds[index].endpoint &&
+					       !dmp_traffic_wants_checksum(channel, index);
 		}
 		/* At once, not when they complete: the difference is what is in flight. */
 		dmp_board_add(&channel->plane->board->statistics.submissions, *accepted);
@@ -182,15 +188,50 @@ static int wait_for_unread(struct dmp_embedded_channel *channel, uint32_t wanted
 	return error;
 }
 
-static void signal_eventfd(struct dmp_embedded_channel *channel)
+/*
+ * May what is about to be told wait until as many are there as its reader wants at once? Only
+ * what is one of many and went well; and only where an executor sleeps who sees to it in time.
+ */
+static bool is_patient_locked(const struct dmp_embedded_channel *channel)
+{
+	const struct dmp_channel *machine = &channel->machine;
+	uint32_t count = machine->written + machine->events_written, number;
+
+	if (!channel->network ||
+	    __atomic_load_n(&channel->control->event_armed, __ATOMIC_RELAXED) <= 1)
+		return false;
+	for (number = 0; number < count; number++) {
+		uint32_t slot = (machine->complete.own + number) & (machine->completion_slots - 1);
+		const struct dmp_completion *told = &machine->completions[slot];
+		bool plain = told->flags & DMP_COMPLETE_EVENT ?
+				     told->operation == DMP_EVENT_WRITE_IMM :
+				     told->operation == DMP_OP_WRITE ||
+					     told->operation == DMP_OP_WRITE_IMM ||
+					     told->operation == DMP_OP_SEND;
+
+		if (told->result != 0 || !plain)
+			return false;
+	}
+	return true;
+}
+
+static void signal_eventfd(struct dmp_embedded_channel *channel, bool patient)
 {
 	struct pollfd room = { .fd = channel->eventfd, .events = POLLOUT };
 	uint64_t one = 1;
+	uint32_t wanted;
 
 	/* Pairs with the fence in dmp_client_arm: it sees the tail, or we see it armed. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	if (__atomic_load_n(&channel->control->event_armed, __ATOMIC_RELAXED) == 0)
+	wanted = __atomic_load_n(&channel->control->event_armed, __ATOMIC_RELAXED);
+	if (wanted == 0)
 		return;
+	if (patient && told_unread(channel) < wanted) {
+		if (channel->event_due_ns == 0)
+			channel->event_due_ns = dmp_now_ns() + PATIENCE_NS;
+		return;
+	}
+	channel->event_due_ns = 0;
 	__atomic_store_n(&channel->control->event_armed, 0, __ATOMIC_RELAXED);
 	/* A full counter would block, and is readable already, which is all we want. */
 	if (poll(&room, 1, 0) == 1 && write(channel->eventfd, &one, sizeof(one)) < 0)
@@ -222,8 +263,8 @@ static void publish_counters(struct dmp_embedded_channel *channel)
 bool dmp_channel_tell_locked(struct dmp_embedded_channel *channel)
 {
 	struct dmp_channel *machine = &channel->machine;
+	bool wake, patient = channel->eventfd >= 0 && is_patient_locked(channel);
 	uint32_t index;
-	bool wake;
 
 	for (index = machine->written_first; index != DMP_OPERATION_NONE;
 	     index = machine->operations[index].next)
@@ -243,9 +284,18 @@ bool dmp_channel_tell_locked(struct dmp_embedded_channel *channel)
 		__atomic_add_fetch(&channel->done_sequence, 1, __ATOMIC_RELEASE);
 	}
 	if (channel->eventfd >= 0)
-		signal_eventfd(channel);
+		signal_eventfd(channel, patient);
 	dmp_plane_notify(channel->plane);
 	return wake;
+}
+
+void dmp_channel_signal_due_locked(struct dmp_embedded_channel *channel, uint64_t now_ns)
+{
+	if (channel->event_due_ns == 0 || now_ns < channel->event_due_ns)
+		return;
+	channel->event_due_ns = 0;
+	if (told_unread(channel) != 0)	/* else somebody has taken them unasked */
+		signal_eventfd(channel, false);
 }
 
 void dmp_channel_nudge_locked(struct dmp_embedded_channel *channel)

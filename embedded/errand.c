@@ -160,9 +160,8 @@ static void fetch_source(const struct dmp_embedded_endpoint *endpoint,
 				  errand->length);
 }
 
-uint32_t dmp_errand_run(struct dmp_embedded_endpoint *endpoint)
+uint32_t dmp_errand_run(struct dmp_embedded_endpoint *endpoint, uint64_t room)
 {
-	uint64_t room = DMP_TRAFFIC_BURST;
 	uint32_t number;
 
 	if (endpoint->fabric->type->post)

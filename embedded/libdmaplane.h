@@ -90,13 +90,23 @@ DMP_PUBLIC int dmp_client_exchange(struct dmp_client *client,
 				   uint32_t room, uint32_t wait_count, uint64_t deadline_ns);
 
 /*
- * Arms the channel's eventfd for the next completion. Returns the number of
- * completions unread now: if it is not 0, take them instead of waiting.
+ * Arms the channel's eventfd for the next @count completions, or fewer
+ * (dmp_ring_control.event_armed). Returns the number of completions unread now: if it is not
+ * 0, take them instead of waiting.
  */
-DMP_PUBLIC int dmp_client_arm(struct dmp_client *client);
+DMP_PUBLIC int dmp_client_arm(struct dmp_client *client, uint32_t count);
 
 /* CRC32C as in completions, over @length_bytes; @seed is 0 or the CRC of what came before. */
 DMP_PUBLIC uint32_t dmp_crc32c(uint32_t seed, const void *bytes, size_t length_bytes);
+
+/*
+ * The same for @count groups of runs, into @checksums. Group g is runs starts[g] up to
+ * starts[g + 1], which is there for the last one too; run r is lengths[r] bytes from
+ * @bytes + offsets[r] on, and goes on where the run before it in its group ended.
+ */
+DMP_PUBLIC void dmp_crc32c_groups(const void *bytes, const uint64_t *offsets,
+				  const uint64_t *lengths, const uint64_t *starts, size_t count,
+				  uint32_t *checksums);
 
 /* CLOCK_MONOTONIC in nanoseconds, the clock of every deadline. */
 DMP_PUBLIC uint64_t dmp_now_ns(void);

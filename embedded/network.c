@@ -227,6 +227,8 @@ int dmp_network_rest_locked(struct dmp_embedded_channel *channel, uint64_t until
 	if (dmp_deadline_next(&network->timers, &slot, &due_ns) &&
 	    (until_ns == 0 || due_ns < until_ns))
 		until_ns = due_ns;
+	if (channel->event_due_ns != 0 && (until_ns == 0 || channel->event_due_ns < until_ns))
+		until_ns = channel->event_due_ns;
 	now_ns = dmp_now_ns();
 	if (until_ns != 0) {
 		if (until_ns <= now_ns)
@@ -259,6 +261,8 @@ bool dmp_network_is_due_locked(const struct dmp_embedded_channel *channel, uint6
 	__u32 slot;
 
 	if (dmp_deadline_next(&channel->network->timers, &slot, &due_ns) && due_ns < until_ns)
+		return true;
+	if (channel->event_due_ns != 0 && channel->event_due_ns < until_ns)
 		return true;
 	return dmp_channel_deadline(&channel->machine, &due_ns) && due_ns < until_ns;
 }

@@ -33,6 +33,12 @@ static int open_locks(struct dmp_plane *plane)
 	return -error;
 }
 
+/* As soon as we are loaded: dmp_crc32c() is called without a plane, too. */
+__attribute__((constructor)) static void choose_loops(void)
+{
+	dmp_copy_init();
+}
+
 int dmp_open(struct dmp_plane **opened)
 {
 	struct dmp_plane *plane = calloc(1, sizeof(*plane));
@@ -40,7 +46,6 @@ int dmp_open(struct dmp_plane **opened)
 
 	if (!plane)
 		return -ENOMEM;
-	dmp_copy_init();
 	plane->owner = dmp_process_number();
 	dmp_table_init(&plane->table);
 	if (getrandom(&plane->incarnation, sizeof(plane->incarnation), 0) !=

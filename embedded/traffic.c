@@ -431,6 +431,14 @@ void dmp_traffic_abort_locked(struct dmp_embedded_endpoint *endpoint, int reason
 	settle_end_locked(endpoint);
 }
 
+/* So much in a row: little where others wait, more where each turn would only wake the peer. */
+static uint64_t burst_locked(const struct dmp_embedded_channel *channel)
+{
+	bool alone = !channel->network->dirty_first && channel->machine.queued == 0;
+
+	return alone ? DMP_TRAFFIC_BURST_ALONE : DMP_TRAFFIC_BURST;
+}
+
 /* Errands first: the frame that tells of one goes with the answers that wait. */
 static void move_bytes_locked(struct dmp_embedded_endpoint *endpoint)
 {
@@ -438,8 +446,10 @@ static void move_bytes_locked(struct dmp_embedded_endpoint *endpoint)
 	uint32_t finished;
 
 	if (endpoint->errands.count != 0) {
+		uint64_t room = burst_locked(channel);
+
 		pthread_mutex_unlock(&channel->lock);
-		finished = dmp_errand_run(endpoint);
+		finished = dmp_errand_run(endpoint, room);
 		pthread_mutex_lock(&channel->lock);
 		dmp_endpoint_time(endpoint, dmp_now_ns());
 		dmp_errand_finish_locked(endpoint, finished);

@@ -16,6 +16,7 @@
 
 /* Bytes one round moves at most, so that endpoints of one channel share fairly. */
 #define DMP_TRAFFIC_BURST (1u << 20)
+#define DMP_TRAFFIC_BURST_ALONE (4u << 20)	/* of an endpoint, while no other wants a turn */
 
 int dmp_traffic_init(struct dmp_embedded_endpoint *endpoint);
 void dmp_traffic_free(struct dmp_embedded_endpoint *endpoint);
@@ -36,7 +37,7 @@ bool dmp_traffic_round_locked(struct dmp_embedded_endpoint *endpoint, uint64_t n
  *	errand.c	MOVE and COPY: run (no lock held; how many are finished), finish
  *	landing.c	PLACE and ADMIT: where the peer's bytes go, what it may read
  */
-uint32_t dmp_errand_run(struct dmp_embedded_endpoint *endpoint);
+uint32_t dmp_errand_run(struct dmp_embedded_endpoint *endpoint, uint64_t room);
 void dmp_errand_finish_locked(struct dmp_embedded_endpoint *endpoint, uint32_t count);
 
 void dmp_landing_place(struct dmp_embedded_endpoint *endpoint,

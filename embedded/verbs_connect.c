@@ -22,6 +22,7 @@
 			 DMP_VERBS_PAGE)
 #define READS_MAX	16
 #define RETRIES		7
+#define NEIGHBOUR_MS	1000	/* rdma_cm asks for a neighbour once a try, see find() */
 #define ACK_TIMEOUT	16	/* 4.096 us << 16: a silence of two seconds is outlived, see wait_long() */
 #define LAST_WORD_NS	50000000u	/* what is said last has so long to arrive */
 
@@ -336,22 +337,47 @@ static void fill_parameters(const struct dmp_verbs *verbs, struct rdma_conn_para
 	};
 }
 
+static int left_ms(__u64 deadline_ns)
+{
+	__u64 now_ns = dmp_now_ns();
+
+	return now_ns < deadline_ns ? (int)((deadline_ns - now_ns) / 1000000u) + 1 : 0;
+}
+
+/*
+ * The neighbour of @to is asked for once a try, by a few probes within seconds. A peer that
+ * hears none of them, since its cable is just being put in, would not be asked again before
+ * the deadline: so tries are short, and there are many.
+ */
+static int find(struct dmp_verbs *verbs, struct sockaddr_storage *to, __u64 deadline_ns)
+{
+	int error, patience_ms;
+
+	do {
+		patience_ms = left_ms(deadline_ns);
+		if (patience_ms > NEIGHBOUR_MS)
+			patience_ms = NEIGHBOUR_MS;
+		if (verbs->library->resolve_addr(verbs->id, NULL, (struct sockaddr *)to, patience_ms))
+			return failed();
+		error = wait_for(verbs, RDMA_CM_EVENT_ADDR_RESOLVED, deadline_ns);
+	} while (error == -ETIMEDOUT && left_ms(deadline_ns));
+	return error;
+}
+
 static int dial(struct dmp_verbs *verbs, const struct dmp_address *address, __u64 deadline_ns)
 {
 	const struct dmp_verbs_library *library = verbs->library;
 	struct sockaddr_storage to = address->socket;
-	int left_ms = (int)((deadline_ns - dmp_now_ns()) / 1000000u) + 1, error;
 	__u8 bytes[DMP_RDMA_HELLO_BYTES];
 	struct rdma_conn_param param;
+	int error;
 
 	if (library->create_id(verbs->events, &verbs->id, NULL, RDMA_PS_TCP))
 		return failed();
-	if (library->resolve_addr(verbs->id, NULL, (struct sockaddr *)&to, left_ms))
-		return failed();
-	error = wait_for(verbs, RDMA_CM_EVENT_ADDR_RESOLVED, deadline_ns);
+	error = find(verbs, &to, deadline_ns);
 	if (error)
 		return error;
-	if (library->resolve_route(verbs->id, left_ms))
+	if (library->resolve_route(verbs->id, left_ms(deadline_ns)))
 		return failed();
 	error = wait_for(verbs, RDMA_CM_EVENT_ROUTE_RESOLVED, deadline_ns);
 	if (!error)

@@ -320,6 +320,7 @@ uint32_t dmp_executor_round_locked(struct dmp_embedded_channel *channel, bool *w
 	__u64 deadline_ns;
 
 	channel->news = false;
+	dmp_channel_signal_due_locked(channel, now_ns);
 	if (dmp_channel_deadline(&channel->machine, &deadline_ns))
 		dmp_channel_expire(&channel->machine, dmp_now_ns());
 	count = dmp_channel_take(&channel->machine, indices, BATCH, DMP_BATCH_BYTES);

@@ -42,6 +42,8 @@ static int accept_locked(struct dmp_kernel_channel *channel, u32 count, u32 *acc
 
 		if (operation->error == 0)
 			operation->error = wrong;
+		operation->handed_on = DMP_KERNEL_RDMA && channel->holds[index].endpoint &&
+				       !dmp_traffic_wants_checksum(channel, index);
 		index = operation->next;
 	}
 	if (*accepted != 0)

@@ -20,7 +20,9 @@
 
 #define READS_MAX	16
 #define RETRIES		7
+#define NEIGHBOUR_MS	1000	/* rdma_cm asks for a neighbour once a try, see find() */
 #define LAST_WORD_MS	50	/* what is said last has so long to arrive */
+#define ROUTE_MS	3600000	/* what a deadline that is none means here */
 #define FLUSH_MS	2000	/* a device that has not flushed by then is not waited for */
 #define CHARGED_BYTES	((DMP_PAIR_RECEIVE_MAX + DMP_PAIR_SLOTS) * DMP_PAIR_SLOT_BYTES + \
 			 2 * PAGE_SIZE)
@@ -464,19 +466,42 @@ static int failed_later(int error)
 	return error == -EINVAL ? -ENODEV : failed(error);
 }
 
-static int dial(struct dmp_pair *pair, struct sockaddr *to, u64 deadline_ns)
+static int patience_ms(u64 deadline_ns, unsigned int longest_ms)
 {
-	int patience_ms = jiffies_to_msecs(min(dmp_pair_ticks_until(deadline_ns), 3600L * HZ));
-	u8 bytes[DMP_RDMA_HELLO_BYTES];
-	struct rdma_conn_param param;
+	long ticks = min_t(long, dmp_pair_ticks_until(deadline_ns), msecs_to_jiffies(longest_ms));
+
+	return max(jiffies_to_msecs(ticks), 1U);
+}
+
+/*
+ * The neighbour of @to is asked for once a try, by a few probes within seconds. A peer that
+ * hears none of them, since its cable is just being put in, would not be asked again before
+ * the deadline: so tries are short, and there are many.
+ */
+static int find(struct dmp_pair *pair, struct sockaddr *to, u64 deadline_ns)
+{
 	int error;
 
-	error = rdma_resolve_addr(pair->id, NULL, to, patience_ms);
-	if (!error)
-		error = wait_for(pair, STEP_ADDRESS, deadline_ns);
+	do {
+		/* What ended the last try; rdma_cm says nothing more until it is asked again. */
+		WRITE_ONCE(pair->news, 0);
+		error = rdma_resolve_addr(pair->id, NULL, to,
+					  patience_ms(deadline_ns, NEIGHBOUR_MS));
+		if (!error)
+			error = wait_for(pair, STEP_ADDRESS, deadline_ns);
+	} while (error == -ETIMEDOUT && dmp_pair_ticks_until(deadline_ns));
+	return failed(error);
+}
+
+static int dial(struct dmp_pair *pair, struct sockaddr *to, u64 deadline_ns)
+{
+	u8 bytes[DMP_RDMA_HELLO_BYTES];
+	struct rdma_conn_param param;
+	int error = find(pair, to, deadline_ns);
+
 	if (error)
-		return failed(error);
-	error = rdma_resolve_route(pair->id, patience_ms);
+		return error;
+	error = rdma_resolve_route(pair->id, patience_ms(deadline_ns, ROUTE_MS));
 	if (!error)
 		error = wait_for(pair, STEP_ROUTE, deadline_ns);
 	if (!error)

@@ -19,6 +19,7 @@
 #include <linux/ktime.h>
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
+#include <linux/sched/stat.h>
 #include <linux/slab.h>
 #include <linux/topology.h>
 #include <linux/workqueue.h>
@@ -346,9 +347,12 @@ void dmp_channel_spin(struct dmp_kernel_channel *channel,
 {
 	u64 end_ns = ktime_get_ns() + (u64)channel->spin_us * NSEC_PER_USEC;
 
-	if (num_online_cpus() == 1)
-		return;		/* who would do it meanwhile? */
-	while (!met(channel, wanted) && !signal_pending(current) && ktime_get_ns() < end_ns) {
+	/*
+	 * Only while nobody else wants this CPU: it may be the one who does what is waited for, and
+	 * he would get it at the next tick. Who then sleeps is woken as soon as it is done.
+	 */
+	while (!met(channel, wanted) && !signal_pending(current) && single_task_running() &&
+	       ktime_get_ns() < end_ns) {
 		cond_resched();
 		cpu_relax();
 	}

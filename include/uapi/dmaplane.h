@@ -617,7 +617,7 @@ struct dmp_region_import {
  * @slots: submissions the ring holds, a power of two, 1 .. dmp_query.slots_max
  * @completion_slots: completions the ring holds, a power of two >= slots; 0 means twice slots
  * @workers: threads that share large copies, 0 means 1
- * @spin_us: with SPIN: how long worker and waiters poll before they sleep, <= 1000000
+ * @spin_us: with SPIN: so long worker and waiters poll at most before they sleep, <= 1000000
  * @cpu: with BIND_CPU, else 0
  * @node: with BIND_NODE, else 0
  * @eventfd: with EVENTFD, else 0; written once per armed wake-up (dmp_ring_control.event_armed)
@@ -680,8 +680,10 @@ struct dmp_channel_query {
  * struct dmp_ring_control - the first bytes of a channel's mapping
  * @submit_tail: user: submissions written so far
  * @complete_head: user: completions taken so far
- * @event_armed: user: set to 1 to have the eventfd written at the next completion; the
- *	plane clears it when it writes
+ * @event_armed: user: set to n to have the eventfd written when n completions are unread, 1:
+ *	at the next one; the plane clears it when it writes. It may do so before there are n, and
+ *	does after some milliseconds, for what failed, and for what is neither a WRITE, a WRITE_IMM
+ *	nor a SEND
  * @__reserved0: 0
  * @submit_head: plane: submissions accepted so far
  * @__reserved1: 0

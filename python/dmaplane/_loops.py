@@ -2,7 +2,8 @@
 """The asyncio side of a channel: event loops that watch its eventfd.
 
 A loop watches while one of its tasks awaits an operation, and takes completions when the
-eventfd is signalled; taking wakes the futures, whatever loop they are of. The Loops of a
+eventfd is signalled; taking wakes the futures, whatever loop they are of. Who is alone and
+handles many at a time may expect() several: that is one wake-up for all. The Loops of a
 channel own the readers they add; the eventfd is the plane's, since a loop of another
 thread may know its number longer than the channel lives.
 """
@@ -26,6 +27,7 @@ class Loops:
         self._taker = taker
         self._eventfd = eventfd
         self._watchers: dict[asyncio.AbstractEventLoop, int] = {}
+        self._expected = 1
 
     def __len__(self) -> int:
         return len(self._watchers)
@@ -34,6 +36,7 @@ class Loops:
         """One more task of @loop awaits; unwatch() when it does not any more."""
         watchers = self._watchers.get(loop, 0)
         self._watchers[loop] = watchers + 1
+        self._expected = 1
         if not watchers:
             loop.add_reader(self._eventfd, self._on_event)
         self._arm_or_take()
@@ -47,6 +50,16 @@ class Loops:
             del self._watchers[loop]
             loop.remove_reader(self._eventfd)
 
+    def expect(self, count: int) -> None:
+        """By the only one who watches: less than @count completions need not wake him at once.
+
+        They do after some milliseconds, and what failed or is a message does not wait. Whoever
+        else begins to watch is woken by each; so count is asked for again before every wait.
+        """
+        if count != self._expected and sum(self._watchers.values()) == 1:
+            self._expected = count
+            self._arm_or_take()
+
     def _on_event(self) -> None:
         try:
             os.read(self._eventfd, 8)
@@ -56,7 +69,7 @@ class Loops:
 
     def _arm_or_take(self) -> None:
         """Takes what is there; armed for the next completion when it returns."""
-        while not self._rings.arm():
+        while not self._rings.arm(self._expected):
             if not self._taker.take_now():
                 return  # another thread is taking: it wakes the futures
 

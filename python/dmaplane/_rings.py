@@ -123,10 +123,10 @@ class Rings:
         """Pushes as many of @rows as fit; `pushed` says how many. 0 or a negative errno."""
         return self._push(ctypes.c_void_p(rows.ctypes.data), len(rows), *self._push_rest)
 
-    def arm(self) -> bool:
-        """The next completion signals the eventfd; False if there is one already."""
+    def arm(self, count: int) -> bool:
+        """So many completions, or fewer, signal the eventfd; False if there are some already."""
         with self.push_lock:
-            return self.refusal is not None or self._arm() == 0
+            return self.refusal is not None or self._arm(count) == 0
 
     def check(self) -> None:
         """ClosedError, with the reason, if they may not be touched."""

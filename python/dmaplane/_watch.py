@@ -57,8 +57,13 @@ class Watch(Scope):
         self._event.clear()
         self._rung = False
 
-    async def wait(self) -> None:
-        """Until it rings, or has rung since clear()."""
+    async def wait(self, count: int = 1) -> None:
+        """Until it rings, or has rung since clear().
+
+        @count: so many rows or immediates at once are soon enough; see Loops.expect().
+        """
+        if not self._rung:
+            self._channel._loops.expect(count)
         await self._event.wait()
 
     def close(self) -> None:

@@ -71,6 +71,24 @@ static void test_L1_a_small_operation_is_not_told_behind_a_large_one(void)
 	CHECK(dmp_channel_take(&machine.channel, indices, SLOTS, BATCH_BYTES) == 1);
 }
 
+static void test_what_is_handed_on_is_taken_however_long_it_is(void)
+{
+	static struct machine machine;
+	__u32 indices[SLOTS];
+	int number;
+
+	machine_init(&machine);
+	for (number = 0; number < 4; number++) {
+		machine_accept(&machine, (struct dmp_submission){ .operation = DMP_OP_WRITE,
+								  .endpoint_id = 1,
+								  .length_bytes = 1ull << 40 });
+		/* The last one is summed here before it goes: alone, and after the others. */
+		machine.channel.operations[machine.channel.queue_last].handed_on = number < 3;
+	}
+	CHECK(dmp_channel_take(&machine.channel, indices, SLOTS, BATCH_BYTES) == 3);
+	CHECK(dmp_channel_take(&machine.channel, indices, SLOTS, BATCH_BYTES) == 1);
+}
+
 static void test_cancel_counts_every_operation_of_a_chain(void)
 {
 	static struct machine machine;
@@ -175,12 +193,12 @@ static void test_the_callers_eventfd_stays_as_it_was(void)
 	CHECK(fcntl(fd, F_GETFL) == flags);
 	/* And a full counter does not stop the worker. */
 	CHECK(write(fd, &value, sizeof(value)) == sizeof(value));
-	CHECK(dmp_client_arm(&session.client) == 0);
+	CHECK(dmp_client_arm(&session.client, 1) == 0);
 	CHECK(exchange(&session, &nop, 1, 1) == 1);
-	CHECK(dmp_client_arm(&session.client) == 0);
+	CHECK(dmp_client_arm(&session.client, 1) == 0);
 	CHECK(exchange(&session, &nop, 1, 1) == 1);
 	CHECK(read(fd, &value, sizeof(value)) == sizeof(value) && value == ~0ull - 1);
-	CHECK(dmp_client_arm(&session.client) == 0);
+	CHECK(dmp_client_arm(&session.client, 1) == 0);
 	CHECK(exchange(&session, &nop, 1, 1) == 1);
 	CHECK(read(fd, &value, sizeof(value)) == sizeof(value) && value == 1);
 	CHECK(!dmp_close(session.plane));
@@ -367,6 +385,7 @@ int main(int argc, char **argv)
 {
 	static void (*const tests[])(void) = {
 		test_L1_a_small_operation_is_not_told_behind_a_large_one,
+		test_what_is_handed_on_is_taken_however_long_it_is,
 		test_cancel_counts_every_operation_of_a_chain,
 		test_cancel_waits_only_for_what_it_found,
 		test_the_callers_eventfd_stays_as_it_was,

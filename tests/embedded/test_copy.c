@@ -114,6 +114,22 @@ static void test_sums_chain_at_every_cut(void)
 	}
 }
 
+static void test_groups_of_runs_are_summed_as_one_each(void)
+{
+	static const uint64_t offsets[] = { 100, 0, 500, 7, 600 };
+	static const uint64_t lengths[] = { 50, 100, 33, 0, 400 };
+	static const uint64_t starts[] = { 0, 1, 3, 3, 5 };
+	const char *bytes = (const char *)source_room;
+	uint32_t sums[4], second = dmp_crc32c(0, bytes, 100);
+
+	dmp_crc32c_groups(bytes, offsets, lengths, starts, 4, sums);
+	CHECK(sums[0] == dmp_crc32c(0, bytes + 100, 50));
+	CHECK(sums[1] == dmp_crc32c(second, bytes + 500, 33));
+	CHECK(sums[2] == 0);
+	CHECK(sums[3] == dmp_crc32c(0, bytes + 600, 400));
+	dmp_crc32c_groups(bytes, offsets, lengths, starts, 0, NULL);
+}
+
 static void test_fill_repeats_the_pattern_from_its_phase(void)
 {
 	static const uint32_t patterns[] = { 0, 0x5a5a5a5au, 0x01020304u, 0xdeadbeefu };
@@ -150,6 +166,7 @@ static void run_all(void)
 	test_every_alignment_copies_and_sums();
 	test_large_slices_copy_and_sum();
 	test_sums_chain_at_every_cut();
+	test_groups_of_runs_are_summed_as_one_each();
 	test_fill_repeats_the_pattern_from_its_phase();
 	test_prefetch_of_any_address_is_harmless();
 }

@@ -21,6 +21,8 @@ FINIT_MODULE = 313
 IS_DEBUG = Path("/sys/kernel/debug/failslab").is_dir()
 # The debug kernel under emulation does a tenth of the work in the same time.
 SLOWNESS = 10 if IS_DEBUG else 1
+CHILD_S = 1100 if IS_DEBUG else 280
+"""So long a child process of a test may take: less than pytest allows the test."""
 
 
 def seed() -> int:

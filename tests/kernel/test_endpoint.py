@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import attack
 import pytest
 
 from dmaplane.testing import _rig
@@ -43,7 +44,7 @@ def test_connections_on_this_kernel(name: str) -> None:
         env={**os.environ, _rig.SLOWNESS_VARIABLE: str(max(2.0, _rig.SLOWNESS))},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=attack.CHILD_S,
         check=False,
     )
     said = done.stdout[-6000:] + done.stderr[-2000:]

@@ -73,7 +73,7 @@ def test_conformance(clean: None, planes: str, groups: tuple[str, ...]) -> None:
         },
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=attack.CHILD_S,
         check=False,
     )
     said = done.stdout[-8000:] + done.stderr[-2000:]

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import attack
 import pytest
 
 import dmaplane
@@ -171,7 +172,7 @@ def test_the_tests_of_the_package_pass_on_it(name: str) -> None:
         env={**os.environ, "DMAPLANE_TEST_PLANE": "kernel"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=attack.CHILD_S,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

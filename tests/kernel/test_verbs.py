@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import attack
 import pytest
 from soft_roce import ADDRESS
 
@@ -22,7 +23,7 @@ def test_own_program_over_a_device(clean: None, program: Callable[[str], Path]) 
         [program("verbs"), "--require", ADDRESS],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=attack.CHILD_S,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -48,7 +49,7 @@ def test_conformance_over_a_device(clean: None, groups: tuple[str, ...]) -> None
         env={**os.environ, "DMAPLANE_CONFORMANCE_ADDRESS": f"{ADDRESS}:0"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=attack.CHILD_S,
         check=False,
     )
     said = done.stdout[-8000:] + done.stderr[-2000:]
@@ -66,7 +67,7 @@ def test_bench_over_a_device(clean: None, name: str) -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=attack.CHILD_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

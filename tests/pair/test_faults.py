@@ -37,6 +37,9 @@ COUNT = 6
 
 ENDS = {0, -errno.ECONNRESET, -errno.ETIMEDOUT}
 LOST = {-errno.ECONNRESET, -errno.ETIMEDOUT}
+DEAF_S = 6.0
+"""Longer than all the probes for a neighbour that an address is asked for with."""
+
 DETECTED_S = 4 * DETECT_MS / 1000
 """A silent peer counts as never found out after this: four times what was asked for."""
 
@@ -142,6 +145,25 @@ def test_cable_out_for_too_long(pair: Pair, near: Puppet, far: Puppet, busy: boo
     assert 0xAA not in far.do("values"), "what was in flight came in afterwards"
     assert near.do("run", kind="write", size=4096) == [0]
     assert 0xAA in far.do("values")
+
+
+@pytest.mark.parametrize("carrier", VERBS, ids=str, indirect=True)
+def test_machine_that_hears_nothing_at_first_is_asked_again(near: Puppet, far: Puppet) -> None:
+    """Every probe for its address is lost. One CONNECT lasts, and is through soon after."""
+    said = listen(far)
+    call(near)
+    far.node.shell("ip link set wire arp off")
+    try:
+        near.node.shell("ip neigh flush dev wire")
+        words = {"address": said["bound"], "secret": SECRET, "path": near.fabric}
+        near.say(do="connect", deadline_s=DEAF_S * 8, **words, **WINDOW)
+        time.sleep(DEAF_S)
+    finally:
+        far.node.shell("ip link set wire arp on")
+    heard = time.monotonic()
+    assert near.hear()["answer"] == 0
+    assert time.monotonic() - heard < DEAF_S * 2
+    far.hear()
 
 
 @pytest.mark.parametrize("kind", ["write_imm", "read"])
