@@ -7,7 +7,7 @@ test that compares tokens can not fail. These are the tests of the tests, of bot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from engines import FORMATS, PROMPT, cache_of, continued, flip, generated, made
@@ -17,12 +17,6 @@ from dmaplane.kv.engine import Cache, Engine
 
 _LOADED: dict[tuple[str, str], Engine] = {}
 _RIGHT: dict[tuple[str, str], list[int]] = {}
-
-
-@pytest.fixture
-def plane() -> Iterator[dmaplane.Plane]:
-    with dmaplane.open(plane="embedded") as opened:
-        yield opened
 
 
 @pytest.fixture(params=[(name, dtype) for name in ("numpy", "transformers") for dtype in FORMATS])

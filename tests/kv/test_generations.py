@@ -7,44 +7,14 @@ import itertools
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
+from small_pool import Clock
 
 import dmaplane
-from dmaplane.kv import Layout, Lease, Pool
-
-SMALL = Layout(layers=2, kv_heads=2, head_size=8, dtype="float32", block_tokens=4)
-
-
-class Clock:
-    """A time that passes when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 50.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def plane() -> Iterator[dmaplane.Plane]:
-    with dmaplane.open(plane="embedded") as opened:
-        yield opened
-
-
-@pytest.fixture
-def pool(plane: dmaplane.Plane, clock: Clock) -> Iterator[Pool]:
-    with Pool(plane, SMALL, 16, clock=clock) as made:
-        yield made
-        made.audit()
-
+from dmaplane.kv import Lease, Pool
 
 Ending = Callable[[Pool, Lease, Clock], None]
 

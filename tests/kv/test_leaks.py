@@ -11,24 +11,13 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
+from small_pool import Clock
 
 import dmaplane
 from dmaplane.kv import Layout, Pool
 from dmaplane.kv._leaks import HEADINGS, Books, age_text, as_json, cells_of
 
 LAYOUT = Layout(layers=1, kv_heads=1, head_size=4, dtype="int8", block_tokens=4)
-
-
-class Clock:
-    now = 10.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import tracemalloc
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,13 +26,6 @@ from dmaplane.kv.engine._attention import attend_one
 from dmaplane.kv.engine._numpy import NumpyEngine
 from dmaplane.kv.engine._paged import decoder_of, encoder_of, pieces_of
 from dmaplane.kv.engine._weights import Shape, Weights, weights_of
-
-
-@pytest.fixture
-def plane() -> Iterator[dmaplane.Plane]:
-    with dmaplane.open(plane="embedded") as opened:
-        yield opened
-
 
 # ---- a Llama
 
@@ -232,40 +224,6 @@ def test_a_cache_moved_by_plans_gives_the_same_tokens(
                 moved(one, between, len(PROMPT) - 1)
                 moved(between, other, len(PROMPT) - 1)
         assert continued(there, other) == right
-
-
-def test_a_layer_is_complete_when_it_is_said_to_be(plane: dmaplane.Plane) -> None:
-    engine = made("numpy")
-    heard: list[tuple[int, bytes]] = []
-    with cache_of(plane, engine.layout) as cache:
-
-        def on_layer(number: int) -> None:
-            heard.append((number, cache.pool.layer(number).tobytes()))
-            if number + 1 < engine.layout.layers:
-                assert not cache.pool.layer(number + 1).any()
-
-        engine.prefill(PROMPT, cache, on_layer)
-        assert [number for number, _ in heard] == list(range(engine.layout.layers))
-        for number, seen in heard:
-            assert seen == cache.pool.layer(number).tobytes()
-
-
-def test_decode_looks_at_no_layer_before_it_is_there(plane: dmaplane.Plane) -> None:
-    engine = made("numpy")
-    with (
-        cache_of(plane, engine.layout) as source,
-        cache_of(plane, engine.layout, fill=0xFF) as cache,
-    ):
-        engine.prefill(PROMPT, source)
-        asked: list[int] = []
-
-        def arrive(number: int) -> None:
-            asked.append(number)
-            cache.pool.layer(number)[...] = source.pool.layer(number)
-
-        found = engine.decode(9, len(PROMPT), cache, arrive)
-        assert asked == list(range(engine.layout.layers))
-        np.testing.assert_array_equal(found, engine.decode(9, len(PROMPT), source))
 
 
 def test_what_before_layer_raises_ends_the_call(plane: dmaplane.Plane) -> None:

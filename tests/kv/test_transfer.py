@@ -185,7 +185,7 @@ def posted(sender: Sender) -> list[tuple[str, int]]:
     add = sender._window.add
 
     def noted(posting: Any) -> None:
-        order.append((posting.outgoing.request, len(posting.starts)))
+        order.append((posting.outgoing.request, posting.count))
         add(posting)
 
     sender._window.add = noted  # type: ignore[method-assign]

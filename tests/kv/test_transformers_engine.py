@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import pathlib
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -40,12 +39,6 @@ def torch() -> Any:
     import torch
 
     return torch
-
-
-@pytest.fixture
-def plane() -> Iterator[dmaplane.Plane]:
-    with dmaplane.open(plane="embedded") as opened:
-        yield opened
 
 
 def by_the_library(torch: Any, model: Any, prompt: NDArray[Any] = PROMPT) -> list[int]:
@@ -127,40 +120,6 @@ def test_a_prompt_in_pieces_is_a_whole_prompt(torch: Any, plane: dmaplane.Plane)
         for first, end in ((0, 1), (1, 30), (30, 32), (32, 75)):
             found = engine.prefill(PROMPT[first:end], cache, first_token=first)
     np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-4)
-
-
-def test_a_layer_is_complete_when_it_is_said_to_be(torch: Any, plane: dmaplane.Plane) -> None:
-    engine = made("transformers")
-    heard: list[tuple[int, bytes]] = []
-    with cache_of(plane, engine.layout) as cache:
-
-        def on_layer(number: int) -> None:
-            heard.append((number, cache.pool.layer(number).tobytes()))
-            if number + 1 < engine.layout.layers:
-                assert not cache.pool.layer(number + 1).any()
-
-        engine.prefill(PROMPT, cache, on_layer)
-        assert [number for number, _ in heard] == list(range(engine.layout.layers))
-        for number, seen in heard:
-            assert seen == cache.pool.layer(number).tobytes()
-
-
-def test_decode_looks_at_no_layer_before_it_is_there(torch: Any, plane: dmaplane.Plane) -> None:
-    engine = made("transformers")
-    with (
-        cache_of(plane, engine.layout) as source,
-        cache_of(plane, engine.layout, fill=0xFF) as cache,
-    ):
-        engine.prefill(PROMPT, source)
-        asked: list[int] = []
-
-        def arrive(number: int) -> None:
-            asked.append(number)
-            cache.pool.layer(number)[...] = source.pool.layer(number)
-
-        found = engine.decode(9, len(PROMPT), cache, arrive)
-        assert asked == list(range(engine.layout.layers))
-        np.testing.assert_array_equal(found, engine.decode(9, len(PROMPT), source))
 
 
 @pytest.mark.parametrize("dtype", FORMATS)

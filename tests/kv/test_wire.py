@@ -169,7 +169,9 @@ def test_blocks_of_any_number_come_in_parts_that_fit() -> None:
 def test_tag_and_ordinal_fill_the_immediate_and_come_back() -> None:
     ordinals = np.array([0, 1, wire.CHUNKS_MAX - 1])
     for tag in (0, 1, wire.TAGS_MAX - 1):
-        tags, read = wire.tags_and_ordinals(wire.immediates_of(tag, ordinals))
+        tags, read = wire.tags_and_ordinals(
+            np.array([wire.immediate_of(tag, each) for each in ordinals.tolist()])
+        )
         assert (tags == tag).all()
         assert (read == ordinals).all()
 

@@ -35,7 +35,7 @@ from dmaplane._plane import Capability
 from dmaplane.bench import _link, _loops, _result, endpoint
 from dmaplane.kv import Layout, Pool, Sender, compile_plan
 from dmaplane.kv import _pieces as pieces
-from dmaplane.kv._outgoing import template_of
+from dmaplane.kv._template import Template
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -300,9 +300,8 @@ def post(plane: Plane) -> tuple[int, float]:
             remote_offsets=made.far,
             lengths=made.length,
         )
-        words = template_of(rows, made.starts).copy()
-        words[:, 1] = np.arange(len(words), dtype=np.uint64)
-        words[made.starts[1:] - 1, 7] = np.arange(made.chunks, dtype=np.uint64)
+        template = Template(rows, made.starts, layers=1, near_step=0, far_step=0)
+        words = template.cut(0, made.chunks, near=0, far=0, immediate=0, user_data=0)
         return len(words), 1000 * (time.thread_time() - begin)
 
 

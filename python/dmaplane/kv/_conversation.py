@@ -147,6 +147,7 @@ class Conversation(abc.ABC):
         self._is_ready = True
         self._outbox: collections.deque[bytes] = collections.deque()
         self._free_sends = list(range(SENDS))
+        self._unposted_recvs: list[int] = []
         self._all_said = asyncio.Event()
         self._heard_bye = False
         self._says: Waiting[bytes] = Waiting()
@@ -239,6 +240,10 @@ class Conversation(abc.ABC):
         """Whatever can be begun now."""
 
     @abc.abstractmethod
+    def _patience(self) -> int:
+        """So many completions or immediates are worth a turn; a message always is."""
+
+    @abc.abstractmethod
     def _ended(self, failure: DmaplaneError) -> None:
         """The endpoint is closed: every transfer ends with @failure."""
 
@@ -251,7 +256,7 @@ class Conversation(abc.ABC):
             while not self._closed:
                 watch.clear()
                 self._turn()
-                await watch.wait()
+                await watch.wait(1 if self._outbox else self._patience())
         except DmaplaneError as failure:
             self._end(failure)
         except BaseException as failure:
@@ -271,6 +276,9 @@ class Conversation(abc.ABC):
         self._flush()  # messages go ahead of what is posted now
         self._pump()
         self._flush()
+        if self._unposted_recvs:  # last: nobody waits for that
+            self._channel.push(self._recvs[self._unposted_recvs])
+            self._unposted_recvs.clear()
 
     def _dispatch(self, rows: Rows) -> None:
         kinds = rows["user_data"] >> np.uint64(KIND_SHIFT)
@@ -305,7 +313,7 @@ class Conversation(abc.ABC):
         assert self._memory is not None
         start = slot * _wire.MESSAGE_BYTES_MAX
         message = _wire.unpack(self._memory[start : start + length].tobytes())
-        self._channel.push(self._recvs[slot : slot + 1])
+        self._unposted_recvs.append(slot)
         if (self.peer is None) != (message.kind is Kind.HELLO):
             raise ProtocolError(f"{message.kind.name} out of turn; HELLO comes first, and once")
         if message.kind is Kind.HELLO:
@@ -396,7 +404,10 @@ class Conversation(abc.ABC):
     # ---- work on bytes, in a thread
 
     def _start_job(self, work: Callable[[], T], then: Callable[[T], None]) -> None:
-        """Has the thread do @work, and gives what came of it to @then, in a turn's place."""
+        """Has the thread do @work, and gives what came of it to @then, in a turn's place.
+
+        A turn follows if @then rings for it.
+        """
         if self._threads is None:
             self._threads = concurrent.futures.ThreadPoolExecutor(1, "dmaplane-kv")
         future = self._loop.run_in_executor(self._threads, work)
@@ -418,7 +429,6 @@ class Conversation(abc.ABC):
             except BaseException as bug:
                 self._end(ClosedError(f"the conversation broke off: {bug!r}"))
                 raise
-            self._ring()
 
         future.add_done_callback(done)
 

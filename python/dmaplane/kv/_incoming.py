@@ -78,6 +78,8 @@ class Incoming:
         self._first_layer: float | None = None
         self._checksum_seconds = 0.0
         self._waits = 0
+        self._awaited: list[int] = []
+        """Layers somebody waits for."""
 
     @property
     def blocks(self) -> int:
@@ -118,7 +120,8 @@ class Incoming:
         for body in _wire.encode_accept(chosen):
             receiver._tell(self, _wire.Kind.ACCEPT, body)
         receiver._flush()  # at once: the sender begins while pieces are cut here
-        self._pieces = _pieces.staged(plan, self.tokens, chosen, self._announce.chunk_bytes)
+        if self._announce.checksum:
+            self._pieces = _pieces.staged(plan, self.tokens, chosen, self._announce.chunk_bytes)
 
     def refuse(self, reason: str) -> None:
         """It is not wanted: the sender's done() raises TransferError with @reason."""
@@ -129,11 +132,17 @@ class Incoming:
         """Until that layer is here and checked; TransferError if it never will be."""
         if not 0 <= layer < self._announce.layers:
             raise InvalidError("layer", f"{layer}", fix=f"0 .. {self._announce.layers - 1}")
-        if self._layer_left[layer]:
-            self._waits += 1
-        while self._layer_left[layer]:
-            self._raise_if_failed()
-            await self._bell.wait()
+        if not self._layer_left[layer]:
+            return
+        self._waits += 1
+        self._awaited.append(layer)
+        self._receiver._ring()  # it may be more patient than we are
+        try:
+            while self._layer_left[layer]:
+                self._raise_if_failed()
+                await self._bell.wait()
+        finally:
+            self._awaited.remove(layer)
 
     async def layers(self) -> AsyncIterator[int]:
         """Numbers of the layers, in order, each once it is here and checked."""
@@ -191,6 +200,13 @@ class Incoming:
         reason = self._receiver._reason_of(self)
         if reason is not None:
             raise reason
+
+    def _missing(self) -> int:
+        """Chunks still to land until who waits for the nearest layer, or for all, can go on."""
+        end = len(self._landed)
+        if self._awaited:
+            end = (min(self._awaited) + 1) * self._announce.layer_chunks
+        return end - int(np.count_nonzero(self._landed[:end]))
 
     def _ring(self) -> None:
         self._bell.set()

@@ -18,15 +18,13 @@ What it has under way is in _window.py.
 from __future__ import annotations
 
 import collections
-import dataclasses
 import enum
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dmaplane import _abi
 from dmaplane._errors import InvalidError
 from dmaplane.kv import _pieces, _wire
 from dmaplane.kv._transfer import Outcome, Transferred
@@ -35,20 +33,11 @@ from dmaplane.kv._window import Posting, user_data_of
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from dmaplane._buffer import Buffer
     from dmaplane.kv._lease import Lease
-    from dmaplane.kv._pieces import Pieces
     from dmaplane.kv._plan import Plan
+    from dmaplane.kv._route import Route
     from dmaplane.kv._sender import Sender
     from dmaplane.kv._wire import Announce, Hello, Reason
-
-_USER_DATA: Final = 1
-_SOURCE_OFFSET: Final = 4
-_TARGET_OFFSET: Final = 5
-_IMMEDIATE: Final = 7
-"""Words of 64 bits of struct dmp_submission."""
-STAGE_SLOTS: Final = 2
-"""Layers of one transfer that are gathered or on their way at once."""
 
 
 class State(enum.Enum):
@@ -59,19 +48,6 @@ class State(enum.Enum):
     GOING = enum.auto()
     ENDING = enum.auto()
     ENDED = enum.auto()
-
-
-@dataclasses.dataclass(slots=True)
-class Route:
-    """Where an accepted transfer goes, the same for every layer."""
-
-    pieces: Pieces
-    template: npt.NDArray[np.uint64]
-    """A row for each piece, of a layer at offset 0 on both sides."""
-    stage: Buffer | None
-    stage_bytes: int
-    """Of one slot of it."""
-    free_slots: list[int]
 
 
 class Outgoing:
@@ -97,6 +73,7 @@ class Outgoing:
         self._going: collections.deque[tuple[int, int, int]] = collections.deque()
         self._held: dict[int, list[npt.NDArray[np.void]]] = {}
         self._blocks: list[npt.NDArray[np.int64]] = []
+        self._draft: Route | None = None
         self._route: Route | None = None
         self._slots: dict[int, int] = {}
         self._first: int | None = None
@@ -193,28 +170,55 @@ class Outgoing:
         return not self._layer_left[first]
 
     def _post(self, number: int, chunks_max: int, layer_step: int) -> Posting:
-        """The next chunks of the layer whose turn it is, at most so many."""
-        route, announce = self._route, self._announce
+        """The next chunks of the layer whose turn it is and of those behind it, at most so many."""
+        route, per = self._route, self._announce.layer_chunks
         assert route is not None
-        layer, chunk, near_base = self._going.popleft()
+        template = route.template
+        layer, chunk, near = self._going.popleft()
         if self._first is None:
             self._first = layer
-        end = min(announce.layer_chunks, chunk + chunks_max)
-        if end < announce.layer_chunks:
-            self._going.appendleft((layer, end, near_base))
-        starts = route.pieces.starts[chunk : end + 1]
-        begin = int(starts[0])
-        rows = route.template[begin : int(starts[-1])].copy()
-        rows[:, _USER_DATA] = user_data_of(number, len(rows))
-        rows[:, _SOURCE_OFFSET] += np.uint64(near_base)
-        rows[:, _TARGET_OFFSET] += np.uint64(layer * layer_step)
-        ordinals = np.arange(chunk, end) + layer * announce.layer_chunks
-        rows[starts[1:] - 1 - begin, _IMMEDIATE] = _wire.immediates_of(self._tag, ordinals)
-        posting = Posting(self, number, layer, first=chunk, rows=rows, starts=starts[:-1] - begin)
+        end, reached, last, base = chunk + chunks_max, per, layer, near
+        if not self._announce.checksum or layer != self._first:
+            while (
+                reached < end
+                and reached < template.chunks
+                and self._going
+                and self._going[0][:2] == (last + 1, 0)
+            ):
+                last, _, base = self._going.popleft()
+                reached += per
+        if end < reached:
+            self._going.appendleft((last, end - reached + per, base))
+        end = min(end, reached)
+        ordinal = layer * per + chunk
+        begin, behind = int(template.starts[chunk]), int(template.starts[end])
+        rows = template.cut(
+            chunk,
+            end,
+            near=near,
+            far=layer * layer_step,
+            immediate=_wire.immediate_of(self._tag, ordinal),
+            user_data=user_data_of(number, behind - begin),
+        )
+        posting = Posting(
+            self,
+            number,
+            first=ordinal,
+            rows=rows,
+            counts=template.counts[chunk:end].copy(),
+            of_chunk=template.of_chunk[begin:behind] - chunk,
+        )
         self._postings[number] = posting
         self._unposted -= end - chunk
         self._rows += len(rows)
         return posting
+
+    def _written(self, ordinals: npt.NDArray[np.int64]) -> set[int]:
+        """These chunks are; of which layers all are now."""
+        layers = ordinals // self._announce.layer_chunks
+        np.subtract.at(self._layer_left, layers, 1)
+        self._chunks_left -= len(ordinals)
+        return set(layers[self._layer_left[layers] == 0].tolist())
 
 
 def announce_of(
@@ -265,9 +269,3 @@ def announce_of(
         priority=priority,
         checksum=checksum,
     )
-
-
-def template_of(rows: npt.NDArray[np.void], starts: npt.NDArray[np.int64]) -> Any:
-    """Rows of a layer as words: WRITEs, and at the end of each chunk a WRITE_IMM."""
-    rows["operation"][starts[1:] - 1] = _abi.OP_WRITE_IMM
-    return rows.view(np.uint64).reshape(len(rows), -1)

@@ -52,9 +52,11 @@ _WITHDRAWN_MAX: Final = 4096
 """Requests called off that are remembered: the oldest is forgotten."""
 _LOOK_S: Final = 0.1
 """How often leases of open transfers are looked at while nothing happens."""
-_AT_ONCE_BYTES: Final = 1 << 20
-"""So much is read in a turn; for more, waking the thread costs less than keeping others waiting."""
+_AT_ONCE_BYTES: Final = 256 << 10
+"""So much is read in a turn; more by the thread, beside what the peer still copies."""
 _FENCE_S: Final = 2.0
+_CHUNKS_A_TURN: Final = 32
+"""A turn for so many at the latest, even if nobody waits for one of them."""
 
 
 class Receiver(Conversation):
@@ -322,6 +324,15 @@ class Receiver(Conversation):
                 self._stop(incoming, Reason(f"the lease of its destination has {ended}"))
         if coming:
             self._look = self._loop.call_later(_LOOK_S, self._ring)
+
+    def _patience(self) -> int:
+        patience = max(1, min(_CHUNKS_A_TURN, self._channel.completion_slots // 4))
+        for incoming in self._open.values():
+            if incoming._state is not State.COMING:
+                patience = 1
+            elif not incoming._announce.checksum:  # else nobody can go on before its sums are here
+                patience = min(patience, max(1, incoming._missing()))
+        return patience if self._open else 1
 
     def _tell(self, incoming: Incoming, kind: Kind, body: bytes = b"") -> None:
         self._say(kind, body, tag=incoming._tag, serial=incoming._serial)

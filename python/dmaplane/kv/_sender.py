@@ -43,9 +43,10 @@ from dmaplane._errors import (
 from dmaplane.kv import _pieces, _sums, _wire
 from dmaplane.kv._ask import Ask, Asks
 from dmaplane.kv._conversation import Conversation
-from dmaplane.kv._outgoing import STAGE_SLOTS, Outgoing, Route, State, announce_of, template_of
+from dmaplane.kv._outgoing import Outgoing, State, announce_of
 from dmaplane.kv._plan import compile_plan
 from dmaplane.kv._pool import Pool
+from dmaplane.kv._route import Routes
 from dmaplane.kv._transfer import SenderStatistics, failure_of
 from dmaplane.kv._window import Window
 from dmaplane.kv._wire import Hello, Kind, Message, Reason, Role
@@ -56,7 +57,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from typing_extensions import Self
 
-    from dmaplane._buffer import Buffer
     from dmaplane._region import RemoteRegion
     from dmaplane.kv._lease import Lease
     from dmaplane.kv._plan import Plan
@@ -83,7 +83,7 @@ class Sender(Conversation):
         self.plan: Plan | None = None
         self.chunk_bytes = chunk_bytes
         self._is_ready = False
-        self._remote: RemoteRegion | None = None
+        self._routes: Routes | None = None
         self._arrivals = itertools.count()
         self._next_tag = 0
         self._newest = 0
@@ -94,7 +94,6 @@ class Sender(Conversation):
         """Of these, the ones that are GOING; whose turn it is comes first."""
         self._window = Window(self._channel, window)
         self._asks = Asks()
-        self._stages: list[Buffer] = []
         self._totals = [0, 0, 0, 0]  # transfers, failed, bytes, chunks
 
     @classmethod
@@ -148,7 +147,8 @@ class Sender(Conversation):
         assert hello is not None
         if len(remote) < hello.first_byte + hello.layer_bytes * hello.layout.layers:
             raise ProtocolError("HELLO with a region that is shorter than its layers")
-        self._remote = remote
+        assert self.plan is not None
+        self._routes = Routes(self.endpoint, self.pool, self.plan, hello, remote)
         self._is_ready = True
         self._greet_if_ready()
 
@@ -293,48 +293,10 @@ class Sender(Conversation):
         if (chosen[1:] <= chosen[:-1]).any():
             raise ProtocolError("ACCEPT of blocks that are not rising")
         outgoing._stalls = -self.endpoint.ledger().stalls
-        outgoing._route = self._route_of(outgoing, chosen)
+        assert self._routes is not None
+        outgoing._route = self._routes.of(outgoing, chosen)
         outgoing._state = State.GOING
         self._turns.append(outgoing)
-
-    def _route_of(self, outgoing: Outgoing, chosen: npt.NDArray[np.int64]) -> Route:
-        plan, peer, announce = self.plan, self.peer, outgoing._announce
-        assert plan is not None
-        assert peer is not None
-        assert self._remote is not None
-        stage, stage_bytes = None, 0
-        near: Buffer = self.pool.buffer
-        if plan.is_scattered:
-            pieces = _pieces.staged(plan, announce.tokens, chosen, announce.chunk_bytes)
-            stage_bytes = plan.stage_bytes(announce.tokens)
-            near = stage = self._stage(STAGE_SLOTS * stage_bytes)
-        else:
-            ours = outgoing._lease.blocks[: self.pool.layout.blocks_for(announce.tokens)]
-            pieces = _pieces.direct(plan, announce.tokens, ours, chosen, announce.chunk_bytes)
-        rows = self.endpoint.rows(
-            "write",
-            near,
-            self._remote,
-            local_offsets=pieces.near,
-            remote_offsets=pieces.far + peer.first_byte,
-            lengths=pieces.length,
-            checksum=announce.checksum,
-        )
-        return Route(
-            pieces=pieces,
-            template=template_of(rows, pieces.starts),
-            stage=stage,
-            stage_bytes=stage_bytes,
-            free_slots=list(range(STAGE_SLOTS)),
-        )
-
-    def _stage(self, length_bytes: int) -> Buffer:
-        """A buffer no other transfer has: one that is free again, or a new one."""
-        for stage in self._stages:
-            if len(stage) >= length_bytes:
-                self._stages.remove(stage)
-                return stage
-        return self.endpoint.plane.buffer(length_bytes)
 
     # ---- turns
 
@@ -346,6 +308,12 @@ class Sender(Conversation):
         window.push()
         if window.chunks and window.room < window.chunks_max // _REFILL:
             return
+        self._fill()
+        window.push()
+
+    def _fill(self) -> None:
+        """Chunks go into the window until it is full."""
+        window = self._window
         while self._turns and window.room > 0 and self.peer is not None:
             ready = [each for each in self._turns if each._postable]
             if not ready:
@@ -360,8 +328,16 @@ class Sender(Conversation):
                 self._stop(chosen, Reason("the lease of its source has expired"))
                 continue
             chunks_max = window.room if len(contenders) == 1 else 1
-            number = window.number()
-            window.add(chosen._post(number, chunks_max, self.peer.layer_bytes))
+            is_first = not window.rows
+            window.add(chosen._post(window.number(), chunks_max, self.peer.layer_bytes))
+            if is_first:  # it is under way while the others are made
+                window.push()
+
+    def _patience(self) -> int:
+        rows = self._window.rows
+        if not any(each._unposted or each._announce.checksum for each in self._turns):
+            return max(rows, 1)
+        return max(1, min(rows, max(rows // 2, _REFILL)))
 
     def _announce_queued(self) -> None:
         limit = min(self._transfers, self.peer.transfers if self.peer else 0)
@@ -376,6 +352,12 @@ class Sender(Conversation):
             outgoing._serial = self._newest
             outgoing._state = State.ANNOUNCED
             self._tell(outgoing, Kind.ANNOUNCE, outgoing._announce.encode())
+            self._loop.call_soon(self._draft, outgoing)  # when that is on its way
+
+    def _draft(self, outgoing: Outgoing) -> None:
+        if outgoing._state is State.ANNOUNCED:
+            assert self._routes is not None
+            outgoing._draft = self._routes.draft(outgoing)
 
     def _tell(self, outgoing: Outgoing, kind: Kind, body: bytes = b"") -> None:
         self._say(kind, body, tag=outgoing._tag, serial=outgoing._serial)
@@ -412,6 +394,7 @@ class Sender(Conversation):
             outgoing._gather_seconds += seconds
             outgoing._going.append((layer, 0, base))
             self._finish_if_stopped(outgoing)
+            self._ring()
 
         self._start_job(gather, gathered)
 
@@ -423,28 +406,26 @@ class Sender(Conversation):
             posting, chunks = written.posting, written.chunks
             outgoing = posting.outgoing
             if written.result:
-                self._failed(outgoing, posting, written.result, written.failed)
+                self._failed(outgoing, posting.first + written.failed, written.result)
             if outgoing._state is State.GOING and len(chunks):
                 if outgoing._announce.checksum:
                     some = self._sums_of(posting, chunks)
                     if outgoing._source_sums is None:
                         sums.setdefault(outgoing, []).append(some)
                     else:
-                        outgoing._held.setdefault(posting.layer, []).append(some)
-                outgoing._layer_left[posting.layer] -= len(chunks)
-                outgoing._chunks_left -= len(chunks)
+                        layer = posting.first // outgoing._announce.layer_chunks
+                        outgoing._held.setdefault(layer, []).append(some)
                 self._totals[3] += len(chunks)
-                if not outgoing._layer_left[posting.layer]:
-                    self._layer_written(outgoing, posting.layer)
+                for layer in outgoing._written(posting.first + chunks):
+                    self._layer_written(outgoing, layer)
             self._finish_if_done(outgoing)
             self._finish_if_stopped(outgoing)
         for outgoing, parts in sums.items():
             if outgoing._state is State.GOING:
                 self._tell_sums(outgoing, np.concatenate(parts))
 
-    def _failed(self, outgoing: Outgoing, posting: Posting, result: int, chunk: int) -> None:
+    def _failed(self, outgoing: Outgoing, ordinal: int, result: int) -> None:
         """A write did not go well: that ends the transfer, if nothing has yet."""
-        ordinal = posting.layer * outgoing._announce.layer_chunks + chunk
         if result == -errno.EBADMSG:
             way = f"on the way to {self.endpoint.peer_address} by {self.endpoint.path}"
             cause = f"its CRC32C does not match: it changed {way}"
@@ -452,15 +433,12 @@ class Sender(Conversation):
             cause = f"it could not be written: {error_from(result, 'write')}"
         self._stop(outgoing, Reason(cause, ordinal))
 
-    def _sums_of(self, posting: Posting, chunks: npt.NDArray[np.int64]) -> npt.NDArray[np.void]:
+    @staticmethod
+    def _sums_of(posting: Posting, chunks: npt.NDArray[np.int64]) -> npt.NDArray[np.void]:
         """An array of SUM for these chunks of it."""
-        announce, route = posting.outgoing._announce, posting.outgoing._route
-        assert route is not None
-        begin = int(route.pieces.starts[posting.first])
-        length = route.pieces.length[begin : begin + len(posting.rows)]
         sums = np.empty(len(chunks), dtype=_wire.SUM)
-        sums["ordinal"] = posting.layer * announce.layer_chunks + posting.first + chunks
-        sums["crc"] = posting.sums(chunks, length)
+        sums["ordinal"] = posting.first + chunks
+        sums["crc"] = posting.sums(chunks)
         return sums
 
     def _tell_sums(self, outgoing: Outgoing, sums: npt.NDArray[np.void]) -> None:
@@ -565,9 +543,10 @@ class Sender(Conversation):
         if route is not None:
             if not self.endpoint.closed:
                 outgoing._stalls += self.endpoint.ledger().stalls
-            if route.stage is not None:
-                self._stages.append(route.stage)
+            assert self._routes is not None
+            self._routes.end(route)
             outgoing._route = None
+        outgoing._draft = None
         outgoing._took = time.monotonic() - outgoing._began
         outgoing._lease.let_go(outgoing)
         if failure is not None:
@@ -580,6 +559,5 @@ class Sender(Conversation):
         for outgoing in [each[2] for each in self._queue] + list(self._open.values()):
             self._finish(outgoing, failure_of(outgoing.request, outgoing._reason or failure))
         self._queue.clear()
-        for stage in self._stages:
-            stage.close()
-        self._stages.clear()
+        if self._routes is not None:
+            self._routes.close()

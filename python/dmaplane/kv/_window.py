@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Window: what a sender has under way, in chunks and in rows, until all of it has completed.
 
-A Posting is some chunks of one layer as rows, and what is known of each row. It is in the window
+A Posting is some chunks of one transfer as rows, and what is known of each row. It is in the window
 from when it is made until each of its rows has completed, or was dropped before it was
 pushed. user_data of a row says which posting, and which row of it.
 
@@ -22,6 +22,7 @@ from dmaplane import _abi
 from dmaplane._errors import InvalidError, WouldBlock
 from dmaplane.kv import _sums
 from dmaplane.kv._conversation import KIND_SHIFT, RECVS, SENDS, WRITE
+from dmaplane.kv._template import LENGTH, USER_DATA
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -32,16 +33,13 @@ if TYPE_CHECKING:
 _ROW_BITS: Final = 24
 """Of user_data: the row in its posting; the posting is above it."""
 _POSTING_MASK: Final = 0xFFFFFFFF
-_USER_DATA: Final = 1
-"""The word of 64 bits of struct dmp_submission."""
 
 
-def user_data_of(number: int, count: int) -> npt.NDArray[np.uint64]:
-    """Of so many rows of posting @number."""
+def user_data_of(number: int, count: int) -> int:
+    """Of the first of so many rows of posting @number."""
     if count >> _ROW_BITS:
         raise InvalidError("chunk_bytes", f"{count} rows at once", fix="smaller chunks")
-    base = (WRITE << KIND_SHIFT) | (number << _ROW_BITS)
-    return np.arange(base, base + count, dtype=np.uint64)
+    return (WRITE << KIND_SHIFT) | (number << _ROW_BITS)
 
 
 class Written(NamedTuple):
@@ -57,50 +55,52 @@ class Written(NamedTuple):
 
 
 class Posting:
-    """Chunks first .. first + count - 1 of one layer, as rows."""
+    """Chunks first .. first + count - 1 of a transfer, as rows."""
 
     __slots__ = (
         "crcs",
         "done",
         "first",
-        "layer",
         "left",
         "number",
         "of_chunk",
         "outgoing",
         "pushed",
         "rows",
-        "starts",
     )
 
     def __init__(
         self,
         outgoing: Outgoing,
         number: int,
-        layer: int,
         *,
         first: int,
         rows: npt.NDArray[np.uint64],
-        starts: npt.NDArray[np.int64],
+        counts: npt.NDArray[np.int64],
+        of_chunk: npt.NDArray[np.int64],
     ) -> None:
         self.outgoing = outgoing
         self.number = number
-        self.layer = layer
         self.first = first
+        """Ordinal in the transfer; those below count from here."""
         self.rows = rows
-        self.starts = starts
-        """Of its chunks, among its rows."""
-        self.left = np.diff(starts, append=len(rows))
+        self.left = counts
         """Rows of each chunk that have not completed."""
-        self.of_chunk = np.repeat(np.arange(len(starts)), self.left)
+        self.of_chunk = of_chunk
+        """Of each row."""
         self.crcs = np.zeros(len(rows), dtype=np.uint32)
         self.done = np.zeros(len(rows), dtype=np.bool_)
         self.pushed = 0
 
+    @property
+    def count(self) -> int:
+        """Chunks of it."""
+        return len(self.left)
+
     def user_data(self) -> list[int]:
-        """Of these."""
+        """Of the rows that are in flight."""
         there = np.flatnonzero(~self.done[: self.pushed])
-        found: list[int] = self.rows[there, _USER_DATA].tolist()
+        found: list[int] = self.rows[there, USER_DATA].tolist()
         return found
 
     def complete(
@@ -109,18 +109,22 @@ class Posting:
         """These rows have completed; which of its chunks have with them."""
         self.done[index] = True
         self.crcs[index] = crcs
+        if len(self.rows) == len(self.left):
+            self.left[index] = 0
+            return index
         before = self.left.copy()
         self.left -= np.bincount(self.of_chunk[index], minlength=len(self.left))
         return np.flatnonzero((self.left == 0) & (before != 0))
 
-    def sums(self, chunks: npt.NDArray[np.int64], length: npt.NDArray[np.int64]) -> Any:
-        """CRC32C of these chunks, of those of their rows. @length: of all rows."""
-        if len(self.starts) == len(self.rows):
+    def sums(self, chunks: npt.NDArray[np.int64]) -> Any:
+        """CRC32C of these chunks, of those of their rows."""
+        if len(self.left) == len(self.rows):
             return self.crcs[chunks]
         chosen = np.isin(self.of_chunk, chunks)
-        counts = np.bincount(self.of_chunk, minlength=len(self.starts))[chunks]
+        counts = np.bincount(self.of_chunk, minlength=len(self.left))[chunks]
         starts = np.cumsum(counts) - counts
-        return _sums.combined(self.crcs[chosen], length[chosen], starts)
+        length = self.rows[chosen, LENGTH].astype(np.int64)
+        return _sums.combined(self.crcs[chosen], length, starts)
 
 
 class Window:
@@ -134,13 +138,18 @@ class Window:
         self._postings: dict[int, Posting] = {}
         self._next = 0
         self._backlog: list[Posting] = []
+        self._waiting = 0
+        """Rows in the backlog."""
         self._rows_max = channel.slots - 2 * (RECVS + SENDS)
-        self._rows = 0
+        self.rows = 0
+        """With the channel."""
 
     @property
     def room(self) -> int:
-        """Chunks that can be added; none while rows of earlier ones still wait for slots."""
-        return 0 if self._backlog else self.chunks_max - self.chunks
+        """Chunks that can be added; none while as many rows wait as the channel has slots."""
+        if self.rows + self._waiting >= self._rows_max:
+            return 0
+        return self.chunks_max - self.chunks
 
     def number(self) -> int:
         """For the next posting."""
@@ -148,23 +157,35 @@ class Window:
         return self._next
 
     def add(self, posting: Posting) -> None:
-        """Its rows go to the channel as soon as that has room."""
+        """Its rows go to the channel by the next push()."""
         self._postings[posting.number] = posting
-        self.chunks += len(posting.starts)
+        self.chunks += posting.count
         self._backlog.append(posting)
-        self.push()
+        self._waiting += len(posting.rows)
 
     def push(self) -> None:
-        """Rows go to the channel as far as it has room; a completion makes more."""
-        while self._backlog and self._rows < self._rows_max:
+        """Rows of all postings go to the channel at once, as far as it has room."""
+        room = self._rows_max - self.rows
+        if not self._backlog or room <= 0:
+            return
+        parts = []
+        for posting in self._backlog:
+            parts.append(posting.rows[posting.pushed : posting.pushed + room])
+            room -= len(parts[-1])
+            if not room:
+                break
+        rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        try:
+            count = self._channel.push_nowait(rows.reshape(-1).view(_abi.SUBMISSION))
+        except WouldBlock:
+            return
+        self.rows += count
+        self._waiting -= count
+        while count:
             posting = self._backlog[0]
-            rows = posting.rows[posting.pushed : posting.pushed + self._rows_max - self._rows]
-            try:
-                count = self._channel.push_nowait(rows.reshape(-1).view(_abi.SUBMISSION))
-            except WouldBlock:
-                return
-            posting.pushed += count
-            self._rows += count
+            taken = min(count, len(posting.rows) - posting.pushed)
+            posting.pushed += taken
+            count -= taken
             if posting.pushed == len(posting.rows):
                 self._backlog.pop(0)
 
@@ -172,7 +193,7 @@ class Window:
         """Completions of rows: what became of each posting they are of."""
         told = rows["user_data"].astype(np.int64)
         numbers = (told >> _ROW_BITS) & _POSTING_MASK
-        self._rows -= len(rows)
+        self.rows -= len(rows)
         written = []
         for number in np.unique(numbers).tolist():
             posting = self._postings[number]
@@ -192,6 +213,7 @@ class Window:
     def drop(self, outgoing: Outgoing) -> list[int]:
         """Rows of it that were not pushed never will be; user_data of those that are in flight."""
         self._backlog = [each for each in self._backlog if each.outgoing is not outgoing]
+        self._waiting = sum(len(each.rows) - each.pushed for each in self._backlog)
         under_way: list[int] = []
         for posting in list(outgoing._postings.values()):
             under_way += posting.user_data()

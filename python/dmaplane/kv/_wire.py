@@ -143,9 +143,9 @@ def unpack(data: bytes) -> Message:
     return Message(kind, tag, serial, data[HEADER_BYTES:])
 
 
-def immediates_of(tag: int, ordinals: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
+def immediate_of(tag: int, ordinal: int) -> int:
     """Tag in the high half, ordinal in the low; both were checked when they were given out."""
-    return (ordinals | (tag << _TAG_BITS)).astype(np.uint32)
+    return ordinal | tag << _TAG_BITS
 
 
 def tags_and_ordinals(
