@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench/results"
 BENCHES = ROOT / "python/dmaplane/bench"
 PAGE = ROOT / "docs/benchmarks.md"
-ORDER = ("copy", "ring", "alloc", "observe", "scale", "endpoint", "kv", "rdma")
+ORDER = ("copy", "ring", "alloc", "observe", "scale", "endpoint", "kv", "rdma", "stream-tiers")
 
 HEAD = """\
 <!-- Written by tools/benchmarks.py from bench/results/*.json; edit those, or the tool. -->
@@ -79,7 +79,7 @@ def percent(value: float | None) -> str:
 
 def docstring(bench: str) -> str:
     """What the bench says of itself, so that the page and the code cannot disagree."""
-    tree = ast.parse((BENCHES / f"{bench}.py").read_text(encoding="utf-8"))
+    tree = ast.parse((BENCHES / f"{bench.replace('-', '_')}.py").read_text(encoding="utf-8"))
     said = ast.get_docstring(tree)
     if not said:
         raise SystemExit(f"{bench}.py does not say what it measures")

@@ -247,6 +247,8 @@ CMAKE_BUILD_PARALLEL_LEVEL=$(nproc) PATH="$PWD/$venv/bin:$PATH" pip install "$wh
 if [ "$goal" = test ] && [ "${CI:-}" = true ]; then
 	pip install "torch==2.13.0" "transformers==5.23.0" ||
 		say "no PyTorch or transformers to be had: their tests will be skipped" >&2
+	# NVRTC compiles what a GPU will run, without one: a hundred megabytes.
+	pip install "cuda-bindings==13.5.0" "cuda-toolkit[nvrtc]==13.5.0"
 fi
 echo "$now $goal" >$stamp
 say "ready"

@@ -79,7 +79,10 @@ class BufferRange:
 
     def memory(self) -> memoryview:
         """A memoryview of these bytes; a holder while it lives."""
-        return self.buffer._view(self, "memoryview")
+        return self._view("memoryview")
+
+    def _view(self, name: str) -> memoryview:
+        return self.buffer._view(self, name)
 
     def numpy(
         self, shape: int | Sequence[int] | None = None, dtype: npt.DTypeLike = np.uint8
@@ -89,7 +92,7 @@ class BufferRange:
         if kind.hasobject or kind.itemsize == 0:
             raise InvalidError("dtype", f"{kind} has no fixed layout", fix="a plain number type")
         shape, count = _shape_of(shape, kind.itemsize, self.length_bytes)
-        flat = self.buffer._view(self, f"numpy {kind} {list(shape)}")
+        flat = self._view(f"numpy {kind} {list(shape)}")
         return np.frombuffer(flat, dtype=kind, count=count).reshape(shape)
 
     def tensor(self, shape: int | Sequence[int] | None = None, dtype: Any = None) -> Any:
@@ -107,7 +110,7 @@ class BufferRange:
         if self.buffer.read_only:
             raise UnsupportedError("a tensor of a read-only buffer", "a writable one, or numpy()")
         shape, count = _shape_of(shape, dtype.itemsize, self.length_bytes)
-        flat = self.buffer._view(self, f"tensor {dtype} {list(shape)}")
+        flat = self._view(f"tensor {dtype} {list(shape)}")
         return torch.frombuffer(flat, dtype=dtype, count=count).reshape(shape)
 
     def __repr__(self) -> str:

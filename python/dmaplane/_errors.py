@@ -21,6 +21,9 @@
     ├── PeerLostError(ConnectionResetError)  the connection ended: .peer, .path, .cause
     ├── LayoutError(ValueError)           KV caches that no plan bridges: .differences
     ├── TransferError                     a KV transfer ended early: .transfer, .chunk, .cause
+    ├── CopyError                         a copy of a stream failed; the stream goes on
+    ├── CallbackError                     callbacks of a stream raised: .failures
+    ├── DeviceLostError                   a device is gone, and all that was to run on it: .device
     └── SystemCallError(OSError)          any other errno: .command
 
 Where the standard library has an exception of the same meaning, ours is also
@@ -181,6 +184,31 @@ class TransferError(DmaplaneError):
         self.cause = cause
         where = "" if chunk is None else f", chunk {chunk}"
         super().__init__(f"transfer {transfer}{where}: {cause}", errno=errno)
+
+
+class CopyError(DmaplaneError):
+    """A copy of a stream failed. It is about that call alone; what it had copied is undefined."""
+
+
+class CallbackError(DmaplaneError):
+    """Callbacks of a stream raised. `failures` is what, in order; the first is the cause."""
+
+    def __init__(self, failures: tuple[BaseException, ...]) -> None:
+        self.failures = failures
+        count = f"{len(failures)} callbacks" if len(failures) > 1 else "a callback"
+        super().__init__(f"{count} raised; the first: {failures[0]!r}")
+
+
+class DeviceLostError(DmaplaneError):
+    """A device does not answer any more: its streams end, and so does what was to run on them.
+
+    `device` is its name, `cause` what it said. Open the device again.
+    """
+
+    def __init__(self, device: str, cause: str, *, errno: int | None = None) -> None:
+        self.device = device
+        self.cause = cause
+        super().__init__(f"device {device} is lost: {cause}; open it again", errno=errno)
 
 
 class SystemCallError(DmaplaneError, OSError):

@@ -58,6 +58,33 @@ ISSUE_CLAIMS = {
         "kv/first-layer": ("<=", 1.5),
         "kv/post-100k-ms": ("<=", 10),
     },
+    "stream-tiers": {
+        "stream/submit-10000": ("<=", 1),
+        "stream/choice": ("<=", 1.05),
+        "stream/4KiB-h2d": (">=", 1),
+        "stream/4KiB-d2h": (">=", 1),
+        "stream/kernel-1KiB-h2d": (">=", 0.75),
+        "stream/kernel-1KiB-d2h": (">=", 0.85),
+        "stream/kernel-4KiB-h2d": (">=", 0.88),
+        "stream/kernel-4KiB-d2h": (">=", 0.9),
+        "stream/kernel-16KiB-h2d": (">=", 0.95),
+        "stream/kernel-16KiB-d2h": (">=", 0.95),
+        "stream/kernel-64KiB-h2d": (">=", 0.97),
+        "stream/kernel-64KiB-d2h": (">=", 0.97),
+        "stream/staged-4KiB-h2d": (">=", 0.94),
+        "stream/staged-4KiB-d2h": (">=", 0.94),
+        "stream/staged-16KiB-h2d": (">=", 0.95),
+        "stream/staged-16KiB-d2h": (">=", 0.95),
+        "stream/batch-64KiB-h2d": (">=", 0.94),
+        "stream/batch-64KiB-d2h": (">=", 0.94),
+        "stream/batch-1MiB-h2d": (">=", 0.98),
+        "stream/batch-1MiB-d2h": (">=", 0.98),
+        "stream/kernel-1x4KiB-us": ("<=", 6),
+        "stream/kernel-64x4KiB-us": ("<=", 15),
+        "stream/bar-1x4KiB-us": ("<=", 1),
+        "stream/processors": ("<=", 8),
+        "stream/busy-loss-percent": ("<=", 5),
+    },
 }
 EVERY_PLANE_CLAIMS = {
     "rdma": {
@@ -102,7 +129,7 @@ def result_with(*claims: _result.Claim) -> bench.Result:
 
 def check_format(result: bench.Result) -> None:
     again = json.loads(json.dumps(result, allow_nan=False))
-    assert set(again) == KEYS
+    assert set(again) == (KEYS | {"notes"} if again["bench"] == "stream-tiers" else KEYS)
     assert set(again["machine"]) == {
         *("cpu", "cores", "memory_bytes", "kernel", "plane", "virtual", "load"),
     }
@@ -230,11 +257,15 @@ def test_a_quick_run_of_the_cheapest_bench_has_the_format(
 
 def test_results_that_are_kept_have_the_format() -> None:
     kept = sorted((pathlib.Path(__file__).resolve().parents[2] / "bench/results").glob("*.json"))
-    embedded = {path.stem for path in kept if "-" not in path.stem}
-    assert embedded | {"endpoint", "kv"} | EVERY_PLANE_CLAIMS.keys() == set(bench.NAMES)
+    embedded = {path.stem for path in kept if path.stem in bench.NAMES}
+    assert embedded | {"endpoint", "kv", "stream-tiers"} | EVERY_PLANE_CLAIMS.keys() == set(
+        bench.NAMES
+    )
     for path in kept:
         result = json.loads(path.read_text(encoding="utf-8"))
-        name, _, plane = path.stem.partition("-")
+        name, plane = path.stem, ""
+        if name not in bench.NAMES:
+            name, _, plane = path.stem.rpartition("-")
         assert result["bench"] == name
         assert result["machine"]["plane"] == (plane or "embedded")
         check_format(result)

@@ -91,11 +91,12 @@ class Calls:
     embedded: doctor.Trial = WORKS
     kernel: doctor.Trial = WORKS
     python: tuple[int, int, int] = (3, 12, 1)
-    packages: tuple[str, ...] = ("numpy", "rich", "typer", "dmaplane")
+    packages: tuple[str, ...] = ("numpy", "rich", "typer", "dmaplane", "cuda-bindings")
     numpy: str = "2.1.0"
     closed: tuple[str, ...] = ()
     verbs_missing: str = ""
-    libraries: tuple[str, ...] = ("libibverbs.so.1", "librdmacm.so.1")
+    libraries: tuple[str, ...] = ("libibverbs.so.1", "librdmacm.so.1", "libcuda.so.1")
+    cuda: doctor.Trial = WORKS
 
 
 class FakeMachine(doctor.Machine):
@@ -137,6 +138,9 @@ class FakeMachine(doctor.Machine):
 
     def verbs_missing(self) -> str:
         return self.calls.verbs_missing
+
+    def try_cuda(self) -> doctor.Trial:
+        return self.calls.cuda
 
     def memlock_limit_bytes(self) -> int:
         return self.calls.memlock_limit_bytes

@@ -15,10 +15,11 @@ from dmaplane import doctor
 if TYPE_CHECKING:
     from conftest import Commands
 
-COMMANDS = ("doctor", "topology", "demo", "bench", "top", "kv")
+COMMANDS = ("doctor", "topology", "demo", "bench", "top", "kv", "stream")
+PARTS = ("kv prefill", "kv decode", "kv leaks", "stream explain")
 
 
-@pytest.mark.parametrize("command", [*COMMANDS[:-1], "kv prefill", "kv decode", "kv leaks"])
+@pytest.mark.parametrize("command", [*COMMANDS[:-2], *PARTS])
 def test_help_helps(dmaplane_command: Commands, command: str) -> None:
     answer = dmaplane_command(*command.split(), "--help")
     assert answer.code == 0
@@ -62,6 +63,8 @@ def test_nothing_said_is_help_and_wrong_usage(dmaplane_command: Commands) -> Non
         (("demo", "--engine", "steam"), "steam"),
         (("demo", "--require", "pigeon"), "pigeon"),
         (("kv",), "Usage"),
+        (("stream",), "Usage"),
+        (("stream", "explain", "--count", "3"), "both or neither"),
         (("kv", "prefill", "--order", "XYZ"), "XYZ"),
         (("kv", "prefill", "--set", "layers"), "NAME=VALUE"),
         (("kv", "decode", "--http", "here"), "HOST:PORT"),

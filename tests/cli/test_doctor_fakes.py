@@ -29,6 +29,8 @@ from fake_machine import (
     examine,
 )
 
+RDMA_LIBRARIES = ("libibverbs.so.1", "librdmacm.so.1")
+
 CASES = (
     Case(
         "library missing",
@@ -46,7 +48,7 @@ CASES = (
         "make demo",
         calls={
             "embedded": doctor.Trial(False, "OSError: cannot open shared object file"),
-            "packages": ("numpy", "rich", "typer"),
+            "packages": ("numpy", "rich", "typer", "cuda-bindings"),
         },
     ),
     Case(
@@ -72,7 +74,7 @@ CASES = (
         "lack",
         "without its dependencies",
         "pip install typer",
-        calls={"packages": ("numpy", "rich", "dmaplane")},
+        calls={"packages": ("numpy", "rich", "dmaplane", "cuda-bindings")},
     ),
     Case("old numpy", "python", "lack", "1.23", "'numpy>=1.23'", calls={"numpy": "1.21.5"}),
     Case(
@@ -331,6 +333,49 @@ CASES = (
         "host buffers",
         files={f"{CARD}/vendor": "0x1002"},
         gone=("/proc/driver/nvidia", "/dev/nvidia0"),
+    ),
+    Case(
+        "no CUDA library and no GPU",
+        "cuda",
+        "lack",
+        "libcuda.so.1: cannot open",
+        "sim",
+        calls={"libraries": RDMA_LIBRARIES},
+        gone=("/dev/nvidia0",),
+        others=("gpu",),
+    ),
+    Case(
+        "no CUDA library beside a GPU",
+        "cuda",
+        "lack",
+        "libcuda.so.1: cannot open",
+        "apt-get install libcuda1",
+        calls={"libraries": RDMA_LIBRARIES},
+    ),
+    Case(
+        "CUDA library not in the container",
+        "cuda",
+        "lack",
+        "libcuda.so.1: cannot open",
+        "docker run --gpus all",
+        files=DOCKER,
+        calls={"libraries": RDMA_LIBRARIES},
+    ),
+    Case(
+        "no CUDA packages",
+        "cuda",
+        "lack",
+        "NVRTC compiles",
+        "dmaplane[gpu]",
+        calls={"packages": ("numpy", "rich", "typer", "dmaplane")},
+    ),
+    Case(
+        "a CUDA device that cannot be opened",
+        "cuda",
+        "lack",
+        "CUDA_VISIBLE_DEVICES",
+        "nvidia-smi",
+        calls={"cuda": doctor.Trial(False, "it needs a GPU: look at CUDA_VISIBLE_DEVICES")},
     ),
 )
 

@@ -131,7 +131,7 @@ CASES = (
         "lack",
         "librdmacm.so.1: cannot open",
         "sudo apt-get install libibverbs1 librdmacm1 ibverbs-providers",
-        calls={"libraries": ("libibverbs.so.1",)},
+        calls={"libraries": ("libibverbs.so.1", "libcuda.so.1")},
     ),
     Case(
         "libibverbs without drivers on Fedora",

@@ -33,6 +33,7 @@ QUESTIONS: Final[dict[str, str]] = {
     "rdma": "What does an RDMA device carry for endpoints, next to perftest?",
     "stream": "Does a stream under credits hold its rate, and at which depth is it full?",
     "registration": "How long until a peer may touch memory, and is that flat in regions?",
+    "stream-tiers": "How fast do blocks cross between host memory and a device, by each tier?",
     "scale": "Does an operation cost the same with 10,000 buffers or 256 channels open?",
 }
 NAMES: Final[tuple[str, ...]] = tuple(QUESTIONS)
@@ -66,6 +67,8 @@ class _Reporter:
             self._status.update(f"bench {self._name}: {what}")
 
     def stop(self) -> None:
+        if self._status is None:
+            return  # and nothing is imported: this is run after an error, too
         from rich.status import Status
 
         if isinstance(self._status, Status):
@@ -77,38 +80,50 @@ def run(
     plane: str = "auto",
     quick: bool = False,
     progress: bool = True,
+    saved: Callable[[Result], None] | None = None,
     **options: object,
 ) -> Result:
     """Measures bench @name on @plane and gives the answer as a JSON-ready dictionary.
 
     @quick: fewer samples and less memory, below 20 s. @progress: what is going on, on stderr, if
-    it takes longer than 2 s. @options: of this bench alone (address: `rdma`, `registration`,
-    `stream`; seconds: `stream`); None is as if it was not given. InvalidError for a name not in
-    NAMES or an option the bench does not have; UnsupportedError says what is missing.
+    it takes longer than 2 s. @saved: given what there is so far, by a bench that takes minutes
+    (`stream-tiers`). @options: of this bench alone (address: `rdma`, `registration`,
+    `stream`; seconds: `stream`; device, plot: `stream-tiers`); None is as if it was not given.
+    InvalidError for a name not in NAMES or an option the bench does not have; UnsupportedError
+    says what is missing.
     """
     if name not in NAMES:
         raise InvalidError("name", f"{name!r} is no bench", fix=", ".join(NAMES))
     from dmaplane import __version__
 
-    module = importlib.import_module(f"dmaplane.bench.{name}")
+    module = importlib.import_module(f"dmaplane.bench.{name.replace('-', '_')}")
     given = {option: value for option, value in options.items() if value is not None}
     for option in given:
         if option not in getattr(module, "OPTIONS", ()):
             raise InvalidError(option, f"bench {name} has no option {option}")
     measure: Callable[..., _result.Measured] = module.measure
     report = _Reporter(name, enabled=progress)
+
+    def answer(measured: _result.Measured) -> Result:
+        result = Result(
+            bench=name,
+            version=__version__,
+            commit=_result.commit(),
+            measured_at=_result.now(),
+            quick=quick,
+            machine=_result.machine(measured.plane),
+            rows=measured.rows,
+            claims=measured.claims,
+            skipped=measured.skipped,
+        )
+        if measured.notes:
+            result["notes"] = measured.notes
+        return result
+
+    if saved is not None and "saved" in getattr(module, "OPTIONS", ()):
+        given["saved"] = lambda measured: saved(answer(measured))
     try:
         measured = measure(plane, quick, report, **given)
     finally:
         report.stop()
-    return Result(
-        bench=name,
-        version=__version__,
-        commit=_result.commit(),
-        measured_at=_result.now(),
-        quick=quick,
-        machine=_result.machine(measured.plane),
-        rows=measured.rows,
-        claims=measured.claims,
-        skipped=measured.skipped,
-    )
+    return answer(measured)

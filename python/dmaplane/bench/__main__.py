@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import pathlib
 import sys
 
 from dmaplane import bench
 from dmaplane._errors import DmaplaneError
+from dmaplane.bench import _result
 
 
 def main() -> int:
@@ -24,13 +26,20 @@ def main() -> int:
     parser.add_argument("--out", type=pathlib.Path, help="write the JSON to this file too")
     parser.add_argument("--address", help="rdma, stream: of the RDMA device; default the first")
     parser.add_argument("--seconds", type=float, help="stream: so long at each window size")
+    parser.add_argument("--device", help='stream-tiers: "auto", "cuda", "cuda:1" or "sim"')
+    parser.add_argument(
+        "--plot", type=pathlib.Path, help="stream-tiers: a PNG of the block sizes to this file"
+    )
     given = parser.parse_args()
     if given.list:
         for name, question in bench.QUESTIONS.items():
-            print(f"{name:8} {question}")
+            print(f"{name:12} {question}")
         return 0
     if given.name is None:
         parser.error("say which bench, or --list")
+    for path in (given.out, given.plot):
+        if path is not None and not path.parent.is_dir():
+            parser.error(f"there is no folder {path.parent}")
     try:
         result = bench.run(
             given.name,
@@ -38,15 +47,17 @@ def main() -> int:
             quick=given.quick,
             address=given.address,
             seconds=given.seconds,
+            device=given.device,
+            plot=None if given.plot is None else str(given.plot),
+            saved=None if given.out is None else functools.partial(_result.save, given.out),
         )
     except DmaplaneError as error:
         print(f"dmaplane.bench: {error}", file=sys.stderr)
         return 2
-    text = json.dumps(result, indent=2)
     if given.out is not None:
-        given.out.write_text(text + "\n", encoding="utf-8")
+        _result.save(given.out, result)
     if given.json:
-        print(text)
+        print(json.dumps(result, indent=2))
     else:
         from dmaplane.bench import _table
 

@@ -15,16 +15,19 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
 import os
 import pathlib
 import platform
 import subprocess
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypedDict
 
 import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from typing_extensions import NotRequired
 
 Relation = Literal[">=", "<="]
 
@@ -91,6 +94,31 @@ CLAIMS: Final[dict[str, Target]] = {
     "registration/flat": Target("<=", 1.5, None),
     "stream/rnr-naks": Target("<=", 0.0, None),
     "stream/cq-overflows": Target("<=", 0.0, None),
+    "stream/submit-10000": Target("<=", 1.0),
+    "stream/choice": Target("<=", 1.05),
+    "stream/4KiB-h2d": Target(">=", 1.0),
+    "stream/4KiB-d2h": Target(">=", 1.0),
+    "stream/kernel-1KiB-h2d": Target(">=", 0.75),
+    "stream/kernel-1KiB-d2h": Target(">=", 0.85),
+    "stream/kernel-4KiB-h2d": Target(">=", 0.88),
+    "stream/kernel-4KiB-d2h": Target(">=", 0.90),
+    "stream/kernel-16KiB-h2d": Target(">=", 0.95),
+    "stream/kernel-16KiB-d2h": Target(">=", 0.95),
+    "stream/kernel-64KiB-h2d": Target(">=", 0.97),
+    "stream/kernel-64KiB-d2h": Target(">=", 0.97),
+    "stream/staged-4KiB-h2d": Target(">=", 0.94),
+    "stream/staged-4KiB-d2h": Target(">=", 0.94),
+    "stream/staged-16KiB-h2d": Target(">=", 0.95),
+    "stream/staged-16KiB-d2h": Target(">=", 0.95),
+    "stream/batch-64KiB-h2d": Target(">=", 0.94),
+    "stream/batch-64KiB-d2h": Target(">=", 0.94),
+    "stream/batch-1MiB-h2d": Target(">=", 0.98),
+    "stream/batch-1MiB-d2h": Target(">=", 0.98),
+    "stream/kernel-1x4KiB-us": Target("<=", 6.0),
+    "stream/kernel-64x4KiB-us": Target("<=", 15.0),
+    "stream/bar-1x4KiB-us": Target("<=", 1.0),
+    "stream/processors": Target("<=", 8.0),
+    "stream/busy-loss-percent": Target("<=", 5.0),
 }
 
 
@@ -148,6 +176,8 @@ class Result(TypedDict):
     rows: list[Row]
     claims: list[Claim]
     skipped: list[Skipped]
+    notes: NotRequired[dict[str, Any]]
+    """What a bench has to say beside figures; left out by one that has nothing."""
 
 
 @dataclasses.dataclass
@@ -158,6 +188,7 @@ class Measured:
     rows: list[Row] = dataclasses.field(default_factory=list)
     claims: list[Claim] = dataclasses.field(default_factory=list)
     skipped: list[Skipped] = dataclasses.field(default_factory=list)
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def add(self, row: Row, claim_name: str | None = None, value: float | None = None) -> None:
         """A row; its ratio (or @value) is what @claim_name is about."""
@@ -247,6 +278,21 @@ def all_hold(result: Result) -> bool:
     return all(entry["holds"] for entry in result["claims"])
 
 
+def save(path: pathlib.Path, result: Result) -> None:
+    """Writes it in one step: whatever ends this process, the file is whole, this or the last."""
+    text = json.dumps(result, indent=2) + "\n"
+    path = path.resolve()
+    if path.exists() and not path.is_file():  # a terminal, a pipe: nothing to put in its place
+        path.write_text(text, encoding="utf-8")
+        return
+    new = path.with_name(path.name + ".new")
+    with new.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
+
+
 def interleaved(
     pairs: int,
     ours: Callable[[], float],
@@ -309,7 +355,13 @@ def machine(plane: str) -> Machine:
 
 
 def commit() -> str | None:
-    """The commit of the checkout this package lies in; None once it is installed elsewhere."""
+    """The commit of the checkout this package lies in; None once it is installed elsewhere.
+
+    DMAPLANE_COMMIT says it for a copy of a checkout that came without its history.
+    """
+    told = os.environ.get("DMAPLANE_COMMIT", "")
+    if told:
+        return told
     here = pathlib.Path(__file__).resolve().parent
     try:
         said = subprocess.run(

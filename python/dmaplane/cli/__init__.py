@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from dmaplane.cli import bench, demo, doctor, kv, top, topology
+from dmaplane.cli import bench, demo, doctor, kv, stream, top, topology
 
 __all__ = ["main"]
 
@@ -71,6 +71,7 @@ for _command in (doctor, topology, demo, bench, top):
     )(_command.command)
 
 app.add_typer(kv.app)
+app.add_typer(stream.app)
 
 
 def main() -> None:

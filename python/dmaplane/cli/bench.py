@@ -29,15 +29,22 @@ def command(
     seconds: Annotated[
         float | None, typer.Option(help="stream: so long at each window size.")
     ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="stream-tiers: auto, cuda, cuda:1 or sim.")
+    ] = None,
+    plot: Annotated[
+        pathlib.Path | None, typer.Option(help="stream-tiers: draw the block sizes, a PNG.")
+    ] = None,
     out: Annotated[
         pathlib.Path | None, typer.Option(help="Write the JSON to this file too.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measures this machine, next to a plain peer in the same run."""
-    import json
+    import functools
 
     from dmaplane import bench
+    from dmaplane.bench import _result
     from dmaplane.cli import _output
     from dmaplane.cli.topology import plane_name
 
@@ -48,11 +55,21 @@ def command(
         raise typer.BadParameter(
             f"no bench is called {name!r}; there are {', '.join(bench.NAMES)}", param_hint="NAME"
         )
-    if out is not None and not out.parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {out.parent}", param_hint="--out")
-    answer = bench.run(name, plane=plane_name(plane), quick=quick, address=address, seconds=seconds)
+    for path, hint in ((out, "--out"), (plot, "--plot")):
+        if path is not None and not path.parent.is_dir():
+            raise typer.BadParameter(f"there is no folder {path.parent}", param_hint=hint)
+    answer = bench.run(
+        name,
+        plane=plane_name(plane),
+        quick=quick,
+        address=address,
+        seconds=seconds,
+        device=device,
+        plot=None if plot is None else str(plot),
+        saved=None if out is None else functools.partial(_result.save, out),
+    )
     if out is not None:
-        out.write_text(json.dumps(answer, indent=2) + "\n", encoding="utf-8")
+        _result.save(out, answer)
     if as_json:
         _output.emit(dict(answer))
     else:
@@ -70,4 +87,4 @@ def _list(questions: dict[str, str], as_json: bool) -> None:
         _output.emit({"benches": questions})
         return
     for name, question in questions.items():
-        print(textwrap.fill(f"{name:8} {question}", 80, subsequent_indent=" " * 9))
+        print(textwrap.fill(f"{name:12} {question}", 80, subsequent_indent=" " * 13))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from dmaplane.doctor import _devices, _memory, _numa, _planes, _rdma
+from dmaplane.doctor import _cuda, _devices, _memory, _numa, _planes, _rdma
 from dmaplane.doctor._check import Check, Finding, Result, Verdict
 from dmaplane.doctor._machine import Machine, Trial
 
@@ -56,6 +56,7 @@ CHECKS: tuple[Check, ...] = (
     Check("rdma-netns", _rdma.namespaces),
     Check("rdma-plane", _rdma.plane),
     Check("gpu", _devices.gpu),
+    Check("cuda", _cuda.cuda),
 )
 
 _PLANES = {"embedded": "embedded-plane", "kernel": "kernel-plane"}

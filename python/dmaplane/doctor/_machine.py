@@ -37,6 +37,17 @@ failed = libc.mlock(ctypes.c_void_p(start), ctypes.c_size_t(len(area)))
 print(ctypes.get_errno() if failed else 0)
 """
 
+# The context of a device costs hundreds of megabytes, and nothing closes the library again.
+_CUDA_TRIAL: Final = """
+import sys
+from dmaplane import DmaplaneError
+from dmaplane.stream.cuda._device import describe
+try:
+    print(describe(0))
+except DmaplaneError as error:
+    sys.exit(str(error))
+"""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Trial:
@@ -249,6 +260,23 @@ class Machine:
             return _library.verbs_missing()
         except UnsupportedError as error:
             return f"missing-library: {error}; see the check embedded"
+
+    def try_cuda(self) -> Trial:
+        """Opens the first cuda device in a child, which takes its context with it."""
+        try:
+            answer = subprocess.run(
+                [sys.executable, "-c", _CUDA_TRIAL],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return Trial(False, "the driver did not answer within 60 seconds")
+        told = (answer.stdout.strip() or answer.stderr.strip()).splitlines()[-1:]
+        return Trial(
+            answer.returncode == 0, told[0][:400] if told else f"it ended with {answer.returncode}"
+        )
 
     def memlock_limit_bytes(self) -> int:
         """Soft limit, UNLIMITED if there is none."""
