@@ -124,6 +124,7 @@ FAILURES = (
     r"^\s+\d+ - (\S+ \((?:Failed|Timeout|SEGFAULT|.*Exception.*)\))",  # ctest
     r"^(\S+: (?:CHECK|WARNING|ERROR):.*)$",  # checkpatch
     r"^vmtest: (kernel log: .*|.*; the end of .*)$",
+    r"^(ended after \d+ s)$",  # STAGE_LIMIT_S
 )
 
 

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
+import pytest
+
 import dmaplane
 from dmaplane._watch import Watch
 
@@ -53,31 +55,23 @@ async def until(watch: Watch, far: dmaplane.Endpoint, count: int, patience: int)
     return rings
 
 
-def test_fewer_than_were_asked_for_ring_all_the_same(
-    plane: dmaplane.Plane, far_plane: dmaplane.Plane, listener: dmaplane.Listener
+@pytest.mark.parametrize(
+    ("count", "patience"), [(3, 1000), (64, 16)], ids=["fewer-than-asked-for", "several-times"]
+)
+def test_the_watch_rings_until_all_are_here(
+    plane: dmaplane.Plane,
+    far_plane: dmaplane.Plane,
+    listener: dmaplane.Listener,
+    count: int,
+    patience: int,
 ) -> None:
     async def main() -> None:
         async with pair(plane, far_plane, listener) as both:
             watch = Watch(both.far.channel)
-            heard = asyncio.create_task(until(watch, both.far, 3, 1000))
+            heard = asyncio.create_task(until(watch, both.far, count, patience))
             await asyncio.sleep(0)
-            await both.write(3)
-            await heard
-            watch.close()
-
-    run(main())
-
-
-def test_as_many_as_were_asked_for_ring(
-    plane: dmaplane.Plane, far_plane: dmaplane.Plane, listener: dmaplane.Listener
-) -> None:
-    async def main() -> None:
-        async with pair(plane, far_plane, listener) as both:
-            watch = Watch(both.far.channel)
-            heard = asyncio.create_task(until(watch, both.far, 64, 16))
-            await asyncio.sleep(0)
-            await both.write(64)
-            assert await heard <= 64
+            await both.write(count)
+            assert await heard <= count
             watch.close()
 
     run(main())

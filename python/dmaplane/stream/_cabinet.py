@@ -41,15 +41,21 @@ _NUMBER_MAX: Final = 1e300
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Kept:
-    """What a file holds."""
+    """What a file holds: rows of every tier in every direction, and of what they were measured."""
 
     identity: str
+    """Of the device: Device.identity."""
     device: str
+    """Its name."""
     tiers: tuple[Tier, ...]
+    """As they were, those that are not there too."""
     failed: tuple[tuple[TierName, str], ...]
+    """Tiers that failed while they were measured, and why: they are not chosen."""
     rows: tuple[Row, ...]
     made: float
+    """When, in seconds since 1970."""
     seconds: float
+    """How long measuring took."""
     samples: int
 
 
@@ -87,7 +93,9 @@ def write(path: pathlib.Path, kept: Kept) -> None:
         ),
         failed=tuple((name, why[:TEXT_MAX]) for name, why in kept.failed),
     )
-    text = json.dumps({"format": FORMAT, "version": VERSION, **dataclasses.asdict(kept)})
+    fields = dataclasses.asdict(kept)  # of a Profile, more than is kept
+    chosen = {name: fields[name] for name in FIELDS}
+    text = json.dumps({"format": FORMAT, "version": VERSION, **chosen})
     if len(text) > FILE_BYTES_MAX:  # of ASCII, as json writes it
         raise InvalidError("profile", f"{len(text)} bytes", fix=f"at most {FILE_BYTES_MAX}")
     _kept(_Reader("a profile of fewer rows and points"), json.loads(text))

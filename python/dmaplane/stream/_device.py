@@ -15,11 +15,12 @@ What holds for each of them:
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import importlib
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
 
-from dmaplane._errors import InvalidError, UnsupportedError
+from dmaplane._errors import ClosedError, InvalidError, UnsupportedError
 from dmaplane._scope import Scope
 
 if TYPE_CHECKING:
@@ -86,6 +87,39 @@ class DeviceMemory(Scope):
     def __init__(self, address: int, length: int) -> None:
         self.address = address
         self.length = length
+
+
+class OwnMemory(DeviceMemory):
+    """Memory that a device has allocated itself: in its registry for as long as it is open."""
+
+    __slots__ = ("_device", "_range")
+
+    def __init__(self, device: Device, address: int, length: int) -> None:
+        super().__init__(address, length)
+        self._device = device
+        self._range: Range | None = None
+
+    @abc.abstractmethod
+    def free(self) -> None:
+        """Gives the allocation back, without asking the registry: the device's close(), too."""
+
+    def _check(self) -> None:
+        if self._range is None or self._device.closed:
+            what = f"{self.length} bytes at {self.address:#x} of {self._device.name}"
+            raise ClosedError(f"{what} are closed")
+
+    def close(self) -> None:
+        """Frees it; idempotent. BusyError while a copy touches it."""
+        given = self._range
+        if given is None or self._device.closed:
+            return
+        self._device.registry.release(given)
+        self._range = None
+        self.free()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._range is None or self._device.closed else f"{self.length} bytes"
+        return f"<memory of {self._device.name} at {self.address:#x}, {state}>"
 
 
 class Marker(Protocol):

@@ -40,25 +40,11 @@ _left: list[contextlib.ExitStack] = []
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Profile:
-    """Rows of every tier in every direction, and of what they were measured."""
+class Profile(_cabinet.Kept):
+    """What is kept of a device, and where this one is from."""
 
-    identity: str
-    """Of the device: Device.identity."""
-    device: str
-    """Its name."""
-    tiers: tuple[Tier, ...]
-    """As they were, those that are not there too."""
-    failed: tuple[tuple[TierName, str], ...]
-    """Tiers that failed while they were measured, and why: they are not chosen."""
-    rows: tuple[Row, ...]
-    made: float
-    """When, in seconds since 1970."""
-    seconds: float
-    """How long measuring took."""
-    samples: int
     origin: str = dataclasses.field(default="", compare=False)
-    """Where this one is from, for people."""
+    """For people."""
 
     @classmethod
     def measure(
@@ -146,9 +132,7 @@ class Profile:
     def save(self) -> pathlib.Path:
         """Keeps it for load(); gives where. SystemCallError if the folder cannot be written."""
         path = _cabinet.path_of(self.identity, _names(self.tiers))
-        _cabinet.write(
-            path, _cabinet.Kept(**{name: getattr(self, name) for name in _cabinet.FIELDS})
-        )
+        _cabinet.write(path, self)
         return path
 
     @classmethod

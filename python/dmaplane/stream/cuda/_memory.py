@@ -19,8 +19,8 @@ import dataclasses
 import mmap
 from typing import TYPE_CHECKING, Final
 
-from dmaplane._errors import ClosedError, DeviceLostError, InvalidError, UnsupportedError
-from dmaplane.stream._device import DeviceMemory
+from dmaplane._errors import DeviceLostError, InvalidError, UnsupportedError
+from dmaplane.stream._device import OwnMemory
 
 if TYPE_CHECKING:
     from dmaplane.stream._registry import Range
@@ -40,19 +40,18 @@ class Pinned:
     pieces: tuple[tuple[int, int], ...]
 
 
-class CudaMemory(DeviceMemory):
+class CudaMemory(OwnMemory):
     """Memory of a cuda device. Made by CudaDevice.memory()."""
 
-    __slots__ = ("_device", "_range", "mapping")
+    __slots__ = ("mapping",)
+    _device: CudaDevice
 
     def __init__(self, device: CudaDevice, length: int) -> None:
         if not 0 < length < 1 << 48:
             raise InvalidError("length", f"{length} bytes", fix="at least one, and what there is")
-        self._device = device
-        self._range: Range | None = None
         self.mapping: BarMapping | None = None
         """Where the processor sees it, if it does."""
-        super().__init__(device.raw_memory(length), length)
+        super().__init__(device, device.raw_memory(length), length)
         try:
             self._range = device.registry.register(
                 self.address, length, kind="device", owner=self, why_text="memory()"
@@ -72,22 +71,8 @@ class CudaMemory(DeviceMemory):
             "version": 3,
         }
 
-    def _check(self) -> None:
-        self._device._check()
-        if self._range is None:
-            raise ClosedError(f"{self.length} bytes at {self.address:#x} are closed")
-
-    def close(self) -> None:
-        """Frees it; idempotent. BusyError while a copy touches it."""
-        given = self._range
-        if given is None or self._device.closed:
-            return
-        self._device.registry.release(given)
-        self._range = None
-        self.free()
-
     def free(self) -> None:
-        """Gives the allocation back, without asking the registry: the device's close()."""
+        """Gives it back to the driver."""
         self._device._forget(self)
         if self.mapping is not None:
             self.mapping.close()
@@ -96,10 +81,6 @@ class CudaMemory(DeviceMemory):
             self._device.call("cuMemFree", self.address)
         except DeviceLostError:
             return  # it went with the context
-
-    def __repr__(self) -> str:
-        state = "closed" if self._range is None or self._device.closed else f"{self.length} bytes"
-        return f"<memory of {self._device.name} at {self.address:#x}, {state}>"
 
 
 def register(device: CudaDevice, address: int, length: int) -> Range:

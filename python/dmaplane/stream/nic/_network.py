@@ -37,16 +37,13 @@ from dmaplane._errors import (
 )
 from dmaplane._library import verbs_missing
 from dmaplane._open import open as open_plane
+from dmaplane._scope import Scope
 from dmaplane.stream._device import DeviceMemory, Tier
 from dmaplane.stream.nic._card import Card, cards, choose, pci_place
 from dmaplane.stream.nic._way import Fabric, FailedMoveError, Moves, Way
 from dmaplane.stream.nic._window import Located, Windows
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
-    from typing_extensions import Self
-
     from dmaplane._plane import Plane
     from dmaplane.stream._copies import Copies, Direction
     from dmaplane.stream._device import Device, Lane, Marker, TierName
@@ -218,7 +215,7 @@ class NetworkMemory(DeviceMemory):
         return getattr(self.inner, name)
 
 
-class NetworkDevice:
+class NetworkDevice(Scope):
     """@inner with the tier "nic" by @card. Made by with_network()."""
 
     def __init__(
@@ -266,6 +263,10 @@ class NetworkDevice:
     def closed(self) -> bool:
         """True after close()."""
         return self._closed or self.inner.closed
+
+    def _check(self) -> None:
+        if self.closed:
+            raise ClosedError(f"{self.name} with {self.card.name} is closed")
 
     def tiers(self) -> tuple[Tier, ...]:
         """The device's own, and "nic"."""
@@ -372,19 +373,6 @@ class NetworkDevice:
         if name == "inner":  # not made yet
             raise AttributeError(name)
         return getattr(self.inner, name)
-
-    def __enter__(self) -> Self:
-        if self._closed:
-            raise ClosedError(f"{self.name} with {self.card.name} is closed")
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _at(card: Card, address: str) -> Card:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import ctypes
 from typing import TYPE_CHECKING, Any
 
-from dmaplane._errors import ClosedError
-from dmaplane.stream._device import DeviceMemory
+from dmaplane.stream._device import OwnMemory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
     from dmaplane._buffer import Buffer
     from dmaplane._plane import Plane
-    from dmaplane.stream._registry import Range
     from dmaplane.stream.sim._device import SimDevice
 
 
@@ -49,19 +47,18 @@ def host_backing(plane: Plane, address: int, length: int) -> Backing:
     return Backing(plane.buffer(user=memory))
 
 
-class SimMemory(DeviceMemory):
+class SimMemory(OwnMemory):
     """Memory of the simulated device. Made by SimDevice.memory()."""
 
-    __slots__ = ("_backing", "_device", "_range")
+    __slots__ = ("_backing",)
+    _device: SimDevice
 
     def __init__(self, device: SimDevice, length: int) -> None:
         buffer = device.plane.buffer(length)
-        self._range: Range | None = None
         try:
             view = buffer.numpy()
             self._backing = Backing(buffer, view)
-            super().__init__(int(view.ctypes.data), length)
-            self._device = device
+            super().__init__(device, int(view.ctypes.data), length)
             self._range = device.registry.register(
                 self.address, length, kind="device", owner=self._backing, why_text="memory()"
             )
@@ -80,21 +77,7 @@ class SimMemory(DeviceMemory):
         view: npt.NDArray[np.uint8] = self._backing.buffer.numpy()
         return view
 
-    def _check(self) -> None:
-        self._device._check()
-        if self._range is None:
-            raise ClosedError(f"{self.length} bytes at {self.address:#x} of sim are closed")
-
-    def close(self) -> None:
-        """Frees it; idempotent. BusyError while a copy touches it."""
-        given = self._range
-        if given is None or self._device.closed:
-            return
-        self._device.registry.release(given)
-        self._range = None
+    def free(self) -> None:
+        """Gives the buffer back."""
         self._device._memories.discard(self)
         self._backing.close()
-
-    def __repr__(self) -> str:
-        state = "closed" if self._range is None or self._device.closed else f"{self.length} bytes"
-        return f"<memory of sim at {self.address:#x}, {state}>"
