@@ -120,7 +120,8 @@ def plain_tally(output: str) -> Tally | None:
 
 
 FAILURES = (
-    r"^(?:FAILED|ERROR) (\S+::.*)$",  # pytest
+    r"^(?:FAILED|ERROR) (\S+::.*)$",  # pytest, at its end
+    r"^(\S+::\S+ (?:FAILED|ERROR))\b",  # pytest, as it goes: an end may never come
     r"^\s+\d+ - (\S+ \((?:Failed|Timeout|SEGFAULT|.*Exception.*)\))",  # ctest
     r"^(\S+: (?:CHECK|WARNING|ERROR):.*)$",  # checkpatch
     r"^vmtest: (kernel log: .*|.*; the end of .*)$",
