@@ -2,8 +2,9 @@
 """Tests of two machines on a cable, run on the host by `make vmtest-pair`.
 
 Around every test: the cable is in and both machines run; afterwards every program of the
-test is ended, and neither kernel may have said what it should not. Both machines end with
-the run. Elsewhere, where there are no such machines, nothing here is collected.
+test is ended, and neither kernel may have said what it should not. After a failure both machines
+end, for one that does not answer would fail all the rest, a minute each. They end with the run.
+Elsewhere, where there are no such machines, nothing here is collected.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from twins import Pair  # noqa: E402
 SHARE = Path(os.environ.get("DMAPLANE_PAIR", "/nonexistent"))
 KERNEL = os.environ.get("DMAPLANE_PAIR_KERNEL", "6.12")
 SLOWNESS = {"debug": 12}.get(KERNEL, 4)
+FAILED = pytest.StashKey[bool]()
 IN_CI = os.environ.get("CI") == "true"
 
 if not SHARE.is_dir():
@@ -40,6 +42,7 @@ def pytest_runtest_makereport(
     report = yield
     if IN_CI and report.skipped and "missing-tool" in str(report.longrepr):
         report.outcome = "failed"
+    item.stash[FAILED] = report.failed or item.stash.get(FAILED, False)
     return report
 
 
@@ -56,18 +59,22 @@ def two_machines() -> Iterator[Pair]:
 
 
 @pytest.fixture(autouse=True)
-def pair(two_machines: Pair) -> Iterator[Pair]:
+def pair(request: pytest.FixtureRequest, two_machines: Pair) -> Iterator[Pair]:
     """Both machines; fails a test that makes a kernel complain."""
     two_machines.ready()
     yield two_machines
-    two_machines.plug()
-    said = []
-    for node in two_machines.nodes:
-        if node.running:
-            node.end_programs()
-            said += [f"machine {node.address.number}: {line}" for line in node.complaints()]
-            if said:
-                node.kill()  # its detectors may be off: the next test gets a new one
+    said: list[str] = []
+    try:
+        two_machines.plug()
+        for node in two_machines.nodes:
+            if node.running:
+                node.end_programs()
+                said += [f"machine {node.address.number}: {line}" for line in node.complaints()]
+    except BaseException:
+        two_machines.kill()
+        raise
+    if said or request.node.stash.get(FAILED, False):
+        two_machines.kill()  # what is wrong in them, or switched off, is not the next test's
     assert not said, said
 
 

@@ -60,11 +60,10 @@ class Pair:
             for node in started:
                 for _ in self._load:
                     node.answer()
+            self.plug()
         except BaseException:
-            for node in started:
-                node.kill()
+            self.kill()
             raise
-        self.plug()
 
     def pull(self) -> None:
         """The cable is out, at both ends."""
@@ -78,12 +77,17 @@ class Pair:
             if node.running:
                 node.plug(True)
 
+    def kill(self) -> None:
+        """Pulls the plug of both."""
+        for node in self.nodes:
+            node.kill()
+
     def __enter__(self) -> Pair:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.kill()
         for node in self.nodes:
-            node.kill()
             for name in ("tree", "site"):
                 shutil.rmtree(node.folder / name, ignore_errors=True)
             if os.path.exists(node.folder / "initrd"):
