@@ -14,6 +14,7 @@ import time
 import pytest
 from meeting import (
     DETECT_MS,
+    MODULE_USERS,
     RDMA_DEVICE,
     SECRET,
     VERBS,
@@ -208,5 +209,28 @@ def test_device_goes_in_mid_transfer(near: Puppet, far: Puppet, where: str) -> N
     far.kill()
     assert remover.wait(node.patience_s) == 0
     node.shell(f"rdma link add {RDMA_DEVICE} type rxe netdev wire")
+    meet(near, far)
+    assert near.do("run", kind="write", size=4096) == [0]
+
+
+@pytest.mark.parametrize("carrier", VERBS[1:], ids=str, indirect=True)
+def test_module_asked_to_unload_stays_until_nobody_uses_it(
+    pair: Pair, carrier: Carrier, near: Puppet, far: Puppet
+) -> None:
+    """What is under way never notices; unloaded and loaded again, a new connection works."""
+    meet(near, far, length_bytes=LONG)
+    near.do("submit", kind="write_imm", size=LONG, count=COUNT)
+    users = [puppet for puppet in (near, far) if puppet.plane == "kernel"]
+    for puppet in users:
+        status, said = puppet.node.run("rmmod", "dmaplane")
+        assert status != 0
+        assert "in use" in said
+    assert near.do("wait", count=COUNT) == [0] * COUNT
+    assert [far.do("immediate") for _ in range(COUNT)] == [*range(1, COUNT + 1)]
+    near.kill()
+    far.kill()
+    for puppet in users:
+        puppet.node.shell(f"until grep -qx 0 {MODULE_USERS}; do sleep 0.1; done; rmmod dmaplane")
+    carrier.ready(pair)
     meet(near, far)
     assert near.do("run", kind="write", size=4096) == [0]
