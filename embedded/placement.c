@@ -55,44 +55,14 @@ static bool span_of(void *address, size_t length, size_t page_bytes, struct span
 	return true;
 }
 
-/* Nodes the policy allows; 0 for "any". */
-static __u64 wanted_nodes(const struct dmp_policy *policy)
-{
-	switch (policy->policy) {
-	case DMP_POLICY_PREFER:
-		return 1ULL << policy->node;
-	case DMP_POLICY_BIND:
-	case DMP_POLICY_INTERLEAVE:
-		return policy->node_mask;
-	default:
-		return 0;
-	}
-}
-
 int dmp_placement_check(const struct dmp_policy *policy)
 {
-	__u64 nodes = dmp_topology_node_mask();
-
-	switch (policy->policy) {
-	case DMP_POLICY_ANY:
-		return policy->node == -1 && !policy->node_mask ? 0 : -EINVAL;
-	case DMP_POLICY_PREFER:
-		if (policy->node < 0 || policy->node >= DMP_NODES_MAX || policy->node_mask)
-			return -EINVAL;
-		return nodes >> policy->node & 1 ? 0 : -EINVAL;
-	case DMP_POLICY_BIND:
-	case DMP_POLICY_INTERLEAVE:
-		if (policy->node != -1 || !policy->node_mask)
-			return -EINVAL;
-		return policy->node_mask & ~nodes ? -EINVAL : 0;
-	default:
-		return -EINVAL;
-	}
+	return dmp_policy_check(policy, dmp_topology_node_mask());
 }
 
 int dmp_placement_apply(const struct dmp_policy *policy, void *address, size_t length, bool strict)
 {
-	__u64 mask = wanted_nodes(policy);
+	__u64 mask = dmp_policy_nodes(policy);
 	__u64 nodes = dmp_topology_node_mask();
 	int mode;
 
@@ -259,7 +229,7 @@ static bool count_by_mapping(const struct span *span, struct dmp_placement *out)
 
 static __u64 misplaced(const struct dmp_policy *policy, const struct dmp_placement *placement)
 {
-	__u64 wanted = wanted_nodes(policy);
+	__u64 wanted = dmp_policy_nodes(policy);
 	__u64 in_place = 0;
 
 	if (!wanted)

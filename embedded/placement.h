@@ -13,18 +13,13 @@
 #include <stddef.h>
 
 #include "dmaplane.h"
+#include "policy.h"
 
 struct dmp_placement {
 	__u32 how;		/* DMP_PLACEMENT_* */
 	__u64 pages;
 	__u64 pages_misplaced;
 	__u64 node_pages[DMP_NODES_MAX];
-};
-
-struct dmp_policy {
-	__u32 policy;		/* DMP_POLICY_* */
-	__s32 node;		/* PREFER: the node, else -1 */
-	__u64 node_mask;	/* BIND, INTERLEAVE: the nodes, else 0 */
 };
 
 /* -EINVAL: the fields contradict each other, or name a node without memory. */

@@ -27,6 +27,7 @@
 #include <linux/types.h>
 
 #include "dmaplane.h"
+#include "policy.h"
 
 struct dmp_memory;
 struct dma_buf;
@@ -152,12 +153,6 @@ int dmp_copy_to(struct dmp_memory *memory, u64 offset, const void *bytes, u64 le
 int dmp_copy_from(struct dmp_memory *memory, u64 offset, void *bytes, u64 length);
 
 /* Makers: a memory with one reference, or ERR_PTR. The policy is already checked. */
-struct dmp_policy {
-	u32 policy;
-	s32 node;
-	u64 node_mask;
-};
-
 struct dmp_memory *dmp_pages_create(const struct dmp_buffer_create *create,
 				    const struct dmp_policy *policy);
 struct dmp_memory *dmp_coherent_create(const struct dmp_buffer_create *create,

@@ -25,39 +25,9 @@ static u64 nodes_with_memory(void)
 	return nodes;
 }
 
-/* Nodes the policy allows; 0 for "any". */
-static u64 wanted_nodes(const struct dmp_policy *policy)
-{
-	switch (policy->policy) {
-	case DMP_POLICY_PREFER:
-		return 1ULL << policy->node;
-	case DMP_POLICY_BIND:
-	case DMP_POLICY_INTERLEAVE:
-		return policy->node_mask;
-	default:
-		return 0;
-	}
-}
-
 int dmp_placement_check(const struct dmp_policy *policy)
 {
-	u64 nodes = nodes_with_memory();
-
-	switch (policy->policy) {
-	case DMP_POLICY_ANY:
-		return policy->node == -1 && !policy->node_mask ? 0 : -EINVAL;
-	case DMP_POLICY_PREFER:
-		if (policy->node < 0 || policy->node >= DMP_NODES_MAX || policy->node_mask)
-			return -EINVAL;
-		return nodes >> policy->node & 1 ? 0 : -EINVAL;
-	case DMP_POLICY_BIND:
-	case DMP_POLICY_INTERLEAVE:
-		if (policy->node != -1 || !policy->node_mask)
-			return -EINVAL;
-		return policy->node_mask & ~nodes ? -EINVAL : 0;
-	default:
-		return -EINVAL;
-	}
+	return dmp_policy_check(policy, nodes_with_memory());
 }
 
 /* Pages whose node is found. A caller who is being killed does not wait for the rest. */
@@ -93,7 +63,7 @@ void dmp_placement_count(struct dmp_memory *memory, const struct dmp_policy *pol
 			 struct dmp_placement *placement)
 {
 	u64 nodes = nodes_with_memory();
-	u64 wanted = wanted_nodes(policy);
+	u64 wanted = dmp_policy_nodes(policy);
 	u64 in_place = 0;
 	int node;
 
