@@ -4,8 +4,7 @@
 
 Called by `make test` in the environment that tools/setup.sh made. A stage is a
 list of commands; its output goes to build/log/STAGE.log, its result to one line
-here. A failed stage does not stop the ones after it. Stages that use one processor of the two,
-as a virtual machine mostly does, run two at a time. The last line is
+here. A failed stage does not stop the ones after it. The last line is
 
   N passed, N failed            (or: N passed, N failed, N skipped)
 
@@ -16,10 +15,6 @@ install every one of them. Long stages print a sign of life.
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
-import contextlib
-import fcntl
-import itertools
 import os
 import platform
 import random
@@ -28,7 +23,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,8 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
 LOGS = BUILD / "log"
 HEARTBEAT_S = 30
-STAGE_LIMIT_S = 2400
-STAGES_AT_ONCE = 2
+STAGE_LIMIT_S = 1800
 LOG_TAIL_LINES = 60
 FAILURE_WIDTH = 300
 FAILURES_SHOWN = 8
@@ -79,8 +73,6 @@ class Step:
     command: Sequence[object]  # words; each is made a string
     count: Callable[[str], Tally | None] | None = None
     environment: tuple[tuple[str, str], ...] = ()
-    builds: Path | None = None
-    """The folder it builds in, which others may build in as well: its lock is held meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +82,6 @@ class Stage:
     tools: tuple[str, ...] = ()
     applies: Callable[[], str] = lambda: ""  # why it does not apply here, or nothing
     lacks: Callable[[], str] = lambda: ""  # what is missing that is no tool, or nothing
-    beside: bool = False  # two of these in a row run at once
 
 
 # ---- how results are read
@@ -163,7 +154,7 @@ def build(name: str, *options: str, targets: Sequence[str] = ()) -> list[Step]:
     make: list[object] = ["cmake", "--build", directory, "-j", jobs()]
     if targets:
         make += ["--target", *targets]
-    return [Step(configure, builds=directory), Step(make, builds=directory)]
+    return [Step(configure), Step(make)]
 
 
 def ctest(name: str, *options: str, prefix: Sequence[str] = (), **environment: str) -> Step:
@@ -328,23 +319,6 @@ OVER_RDMA = "verbs or test_pair"
 OLDER = "(conformance and not verbs) or kernel-remote"
 lacks_checkpatch = asks(*python("tools/kernel/checkpatch.py", "--where"))
 
-
-def virtual_machines() -> list[Stage]:
-    """The longest first, so that the two that run at once end at about the same time."""
-
-    def stage(name: str, series: str, tools: tuple[str, ...], *options: str) -> Stage:
-        steps = vmtest_stage(series, *options)
-        return Stage(name, steps, tools, only_x86, lacks_kernel(series), beside=True)
-
-    return [
-        stage("vmtest-6.12", "6.12", QEMU, "-k", f"not ({OVER_RDMA})"),
-        stage("vmtest-pair", "6.12", PAIR, "--pair"),
-        stage("vmtest-rdma", "6.12", PAIR, "-k", OVER_RDMA),
-        # All of it on the older kernel too: make vmtest KERNEL=6.1.
-        stage("vmtest-6.1", "6.1", QEMU, "-k", OLDER),
-    ]
-
-
 STAGES = (
     Stage("tidy", tidy_stage, ("gcc", "g++")),
     Stage("gcc", gcc_stage, ("gcc",)),
@@ -358,10 +332,22 @@ STAGES = (
     Stage("module-6.12", module_stage("6.12"), KBUILD, only_x86, lacks_kernel("6.12")),
     Stage("module-6.1", module_stage("6.1"), KBUILD, only_x86, lacks_kernel("6.1")),
     Stage("packaging", packaging_stage, ("perl", "make"), only_x86, lacks_checkpatch),
-    *virtual_machines(),
-    Stage("fuzz", fuzz_stage, ("gcc",), beside=True),
-    Stage("simulator", simulator_stage, ("gcc",), beside=True),
-    Stage("fuzz-wire", fuzz_wire_stage, ("gcc",), beside=True),
+    Stage(
+        "vmtest-6.12",
+        vmtest_stage("6.12", "-k", f"not ({OVER_RDMA})"),
+        QEMU,
+        only_x86,
+        lacks_kernel("6.12"),
+    ),
+    Stage(
+        "vmtest-rdma", vmtest_stage("6.12", "-k", OVER_RDMA), PAIR, only_x86, lacks_kernel("6.12")
+    ),
+    # All of it on the older kernel too: make vmtest KERNEL=6.1.
+    Stage("vmtest-6.1", vmtest_stage("6.1", "-k", OLDER), QEMU, only_x86, lacks_kernel("6.1")),
+    Stage("vmtest-pair", vmtest_stage("6.12", "--pair"), PAIR, only_x86, lacks_kernel("6.12")),
+    Stage("simulator", simulator_stage, ("gcc",)),
+    Stage("fuzz", fuzz_stage, ("gcc",)),
+    Stage("fuzz-wire", fuzz_wire_stage, ("gcc",)),
     Stage("soak", soak_stage, ("gcc",)),
     Stage("restarts", restarts_stage),
 )
@@ -370,26 +356,8 @@ STAGES = (
 # ---- running
 
 
-@contextlib.contextmanager
-def locked(folder: Path | None) -> Iterator[None]:
-    """Nobody else builds in @folder: tools/vm/vmtest.py takes the same lock."""
-    if folder is None:
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def run_step(step: Step, log: Path, name: str) -> tuple[int, str]:
     """Exit status and output of the step; the output is also added to the log."""
-    with locked(step.builds):
-        return run_command(step, log, name)
-
-
-def run_command(step: Step, log: Path, name: str) -> tuple[int, str]:
-    """As run_step(), whoever else builds."""
     environment = os.environ | dict(step.environment)
     command = [str(word) for word in step.command]
     start = time.monotonic()
@@ -493,19 +461,12 @@ def main() -> int:
     chosen = [stage for stage in STAGES if not arguments.stage or stage.name in arguments.stage]
     total = Tally()
     begin = time.monotonic()
-    numbers = itertools.count(1)
-
-    def run(stage: Stage) -> Tally:
+    for index, stage in enumerate(chosen, 1):
         start = time.monotonic()
-        print(f"[{next(numbers):2}/{len(chosen)}] {stage.name}", flush=True)
+        print(f"[{index:2}/{len(chosen)}] {stage.name}", flush=True)
         tally = run_stage(stage, arguments)
-        print(f"        {stage.name}: {tally} in {time.monotonic() - start:.1f} s", flush=True)
-        return tally
-
-    for beside, stages in itertools.groupby(chosen, lambda stage: stage.beside):
-        with concurrent.futures.ThreadPoolExecutor(STAGES_AT_ONCE if beside else 1) as lanes:
-            for tally in lanes.map(run, stages):
-                total.add(tally)
+        total.add(tally)
+        print(f"        {tally} in {time.monotonic() - start:.1f} s", flush=True)
     for reason in total.reasons:
         print(f"skip or failure: {reason}")
     print(f"all of it took {time.monotonic() - begin:.0f} s; logs are in build/log/")
