@@ -174,6 +174,15 @@ class Registered(Scope):
         if not self.plane.closed:
             self._leave()
 
+    @property
+    def gone(self) -> bool:
+        """True once nobody reaches the memory by it: it has ended, and what was in flight has."""
+        if self.plane.closed:
+            return True
+        if self._refusal is None:
+            return False
+        return self.id not in self.plane._leaving or self._leave()
+
     def _leave(self) -> bool:
         """Destroys it, or leaves it draining for end_leaving(); True once it is gone."""
         answer = self._command(0, 0)

@@ -236,11 +236,11 @@ async def _with_pool(talk: Any, act: Any, *, address: str, path: Any, layout: st
                 talk.hear()
 
 
-def prefill(talk: Any, **settings: Any) -> None:
+def prefill(talk: Any, *, chunk_bytes: int = CHUNK_BYTES, **settings: Any) -> None:
     """A prefill side in a process of its own."""
 
     async def act(pool: Pool, endpoint: dmaplane.Endpoint) -> None:
-        side = await Prefill.open(pool, endpoint)
+        side = await Prefill.open(pool, endpoint, chunk_bytes=chunk_bytes)
         talk.say({"open": True})
         async for order in _orders(talk):
             do, answer = order.pop("do"), None

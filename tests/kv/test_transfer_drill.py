@@ -26,6 +26,7 @@ import pytest
 
 import dmaplane
 from dmaplane.kv import Layout, Pool
+from dmaplane.testing import _rig
 from dmaplane.testing._rig import PATIENCE_S
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -65,7 +66,10 @@ class Clock:
 class Stage:
     """The test's own side: a plane, a pool, a door, and who came in by it."""
 
-    def __init__(self, nursery: Nursery, path: str, order: random.Random) -> None:
+    def __init__(
+        self, nursery: Nursery, path: str, order: random.Random, layout: Layout = NEAR
+    ) -> None:
+        self.layout = layout
         self.nursery = nursery
         self.path: Any = path
         self.order = order
@@ -79,7 +83,7 @@ class Stage:
     async def set_up(self) -> AsyncIterator[Stage]:
         """And at the end: everything is free, and nothing is left of the plane."""
         with dmaplane.open(plane="embedded") as self.plane:
-            with Pool(self.plane, NEAR, BLOCKS, clock=self.clock) as self.pool:
+            with Pool(self.plane, self.layout, BLOCKS, clock=self.clock) as self.pool:
                 with self.plane.listen(require=self.path) as self.listener:
                     self.sides: list[Prefill | Decode] = []
                     yield self
@@ -134,6 +138,14 @@ def names(failure: str, request: str, why: str) -> None:
     """A clear error: about that request, with the reason."""
     assert failure.startswith(f"transfer {request}"), failure
     assert any(word in failure for word in why.split("|")), failure
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Looks again and again, and lets the loop go on."""
+    limit = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < limit, "it never came to that"
+        await asyncio.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +218,9 @@ async def prefill_is_stopped(stage: Stage) -> None:
             failure = await ours.result("v1")
             if failure:  # else all of it had come by then
                 names(failure, "v1", LOST)
+                if stage.pool.audit().quarantined:  # it was stopped half-way through a write
+                    victim.signal(signal.SIGCONT)
+                    await until(lambda: not stage.pool.audit().quarantined)
                 with nobody_writes(stage.pool, len(ours.leases["v1"])):
                     victim.signal(signal.SIGCONT)
                     await tell(bystander, "ready", request="b0", first=1, end=LAYERS)
@@ -459,3 +474,41 @@ def test_right_cache_is_told_from_a_wrong_one() -> None:
             assert not is_right(pool, lease, seed=1, layer=3, tokens=40)
             pool.block(2, int(lease.blocks[2]))[1, 0, 7, 5] ^= 1
             assert not is_right(pool, lease, seed=1, layer=2, tokens=40)
+
+
+LONG = dataclasses.replace(NEAR, kv_heads=8, head_size=128)
+TRIES = 25
+
+
+@pytest.mark.parametrize("goes_on", [True, False], ids=["goes-on", "is-killed"])
+def test_blocks_of_a_write_that_was_stopped_half_way_come_back(
+    nursery: Nursery, goes_on: bool
+) -> None:
+    """Over shm it is the peer who writes. Nobody gets its blocks before it is through, or dead."""
+
+    async def caught(order: random.Random) -> bool:
+        """Whether it was stopped in the middle of a write; what has to hold then is looked at."""
+        stage = Stage(nursery, "shm", order, LONG)
+        async with stage.set_up():
+            with stage.actor("prefill", layout=LONG, chunk_bytes=1 << 20) as victim:
+                ours = await stage.decode(victim)
+                place = stage.pool.buffer.numpy()[order.randrange(4, 8) << 20 :]
+                tokens = BLOCKS * LONG.block_tokens
+                victim.say(
+                    {"do": "send", "request": "v1", "seed": 1, "tokens": tokens, "layers": LAYERS}
+                )
+                await asyncio.to_thread(_rig.wait_until_begun, place, int(place[0]))
+                victim.signal(signal.SIGSTOP)
+                del place
+                if not await ours.result("v1") or not stage.pool.audit().quarantined:
+                    return False
+                await asyncio.sleep(0.5)
+                assert stage.pool.audit().quarantined == BLOCKS
+                if goes_on:
+                    victim.signal(signal.SIGCONT)
+                else:
+                    victim.kill()
+                await until(lambda: not stage.pool.audit().quarantined)
+        return True
+
+    assert any(asyncio.run(caught(random.Random(attempt))) for attempt in range(TRIES))

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -54,7 +55,9 @@ _LOOK_S: Final = 0.1
 """How often leases of open transfers are looked at while nothing happens."""
 _AT_ONCE_BYTES: Final = 256 << 10
 """So much is read in a turn; more by the thread, beside what the peer still copies."""
-_FENCE_S: Final = 2.0
+_FENCE_S: Final = 0.1
+"""So long a lost peer's last write is waited for; so often it is asked for afterwards."""
+_LEAVE_S: Final = 2.0
 _CHUNKS_A_TURN: Final = 32
 """A turn for so many at the latest, even if nobody waits for one of them."""
 
@@ -81,6 +84,7 @@ class Receiver(Conversation):
         self._reasons: dict[int, TransferError] = {}
         """Of those that are ENDING, by serial."""
         self._look: asyncio.TimerHandle | None = None
+        self._fenced = asyncio.Event()
         self._totals = [0, 0, 0, 0]  # transfers, failed, bytes, chunks
 
     @classmethod
@@ -389,22 +393,36 @@ class Receiver(Conversation):
             if incoming._state is State.COMING:
                 incoming._state = State.ENDING
                 self._quarantine(incoming, str(failure))
-        if self._fenced():
-            for incoming in list(self._open.values()):
-                self._finish(incoming, failure_of(incoming.request, failure))
-        else:
-            for incoming in list(self._open.values()):
-                told = failure_of(incoming.request, failure)
-                incoming._outcome.set(self._reasons.get(incoming._serial, told))
-                incoming._ring()
+        self._fence(failure)
+        for incoming in list(
+            self._open.values()
+        ):  # the peer may still write, and is not waited for
+            told = failure_of(incoming.request, failure)
+            incoming._outcome.set(self._reasons.get(incoming._serial, told))
+            incoming._ring()
         self._offered.end(self._stops(failure))
 
-    def _fenced(self) -> bool:
-        """Closes the region; False if something of the peer may be in flight on it still."""
-        if self._region.closed:
-            return True
-        try:
-            self._region.destroy(drain=True, timeout=_FENCE_S)
-        except TimedOutError:
-            return False
-        return True
+    def _fence(self, failure: DmaplaneError) -> None:
+        """Lets go of all blocks once nothing of the peer is in flight on them, whenever that is.
+
+        A process that was stopped in the middle of a write finishes it when it goes on: until then,
+        or until it is dead, the blocks stay in quarantine.
+        """
+        if not self._is_fenced():
+            if not self._loop.is_closed():
+                self._loop.call_later(_FENCE_S, self._fence, failure)
+            return
+        for incoming in list(self._open.values()):
+            self._finish(incoming, failure_of(incoming.request, failure))
+        self._fenced.set()
+
+    def _is_fenced(self) -> bool:
+        if not self._region.closed:
+            with contextlib.suppress(TimedOutError):
+                self._region.destroy(drain=True, timeout=_FENCE_S)
+        return self._region.gone
+
+    async def _leave(self) -> None:
+        await super()._leave()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._fenced.wait(), _LEAVE_S)
