@@ -213,27 +213,32 @@ static __u64 bytes_to_take(const struct dmp_operation *operation)
 	return operation->handed_on ? 0 : operation->submission.length_bytes;
 }
 
+bool dmp_channel_can_take(const struct dmp_channel *channel)
+{
+	const struct dmp_operation *operation;
+
+	if (channel->fenced || channel->queue_first == NONE)
+		return false;
+	operation = &channel->operations[channel->queue_first];
+	if (operation->leader != NONE)
+		return false;
+	return operation->submission.operation != DMP_OP_FENCE ||
+	       (channel->running == 0 && channel->parked == 0);
+}
+
 __u32 dmp_channel_take(struct dmp_channel *channel, __u32 *indices, __u32 count, __u64 bytes_max)
 {
 	__u64 bytes = 0;
 	__u32 taken = 0;
 
-	while (taken < count && bytes < bytes_max && !channel->fenced) {
+	while (taken < count && bytes < bytes_max && dmp_channel_can_take(channel)) {
 		__u32 index = channel->queue_first;
-		struct dmp_operation *operation;
+		struct dmp_operation *operation = &channel->operations[index];
 
-		if (index == NONE)
-			break;
-		operation = &channel->operations[index];
-		if (operation->leader != NONE)
-			break;
 		if (taken != 0 && bytes_to_take(operation) > bytes_max - bytes)
 			break;
-		if (operation->submission.operation == DMP_OP_FENCE) {
-			if (channel->running != 0 || channel->parked != 0)
-				break;
+		if (operation->submission.operation == DMP_OP_FENCE)
 			channel->fenced = 1;
-		}
 		start(channel, index);
 		bytes += bytes_to_take(operation);
 		indices[taken++] = index;

@@ -157,6 +157,9 @@ int dmp_channel_unread(const struct dmp_channel *channel, __u32 *unread);
  */
 __u32 dmp_channel_take(struct dmp_channel *channel, __u32 *indices, __u32 count, __u64 bytes_max);
 
+/* May the first queued operation start now? Or does it wait, as a FENCE or for its link. */
+bool dmp_channel_can_take(const struct dmp_channel *channel);
+
 /* Bytes the first queued operation asks for, 0 if nothing is queued. */
 __u64 dmp_channel_next_bytes(const struct dmp_channel *channel);
 

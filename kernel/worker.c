@@ -401,7 +401,8 @@ static void rest_locked(struct dmp_kernel_channel *channel)
 	    !dmp_network_settle_locked(channel))
 		return;
 	set_current_state(TASK_IDLE);
-	if (((channel->machine.queued != 0 || is_stirring_locked(channel)) &&
+	/* What waits behind a transfer is no reason to stay: its end is looked for, or rings. */
+	if (((dmp_channel_can_take(&channel->machine) || is_stirring_locked(channel)) &&
 	     !channel->executing) || kthread_should_stop()) {
 		__set_current_state(TASK_RUNNING);
 		return;

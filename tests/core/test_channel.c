@@ -95,8 +95,10 @@ static void accept(struct world *world)
 static void take(struct world *world)
 {
 	__u32 indices[COMPLETIONS], count, number, earlier;
+	bool can = dmp_channel_can_take(&world->channel);
 
 	count = dmp_channel_take(&world->channel, indices, 1 + roll(world, 4), ~0ull);
+	CHECK(can == (count != 0));
 	for (number = 0; number < count; number++) {
 		__u64 id = world->channel.operations[indices[number]].submission.user_data;
 

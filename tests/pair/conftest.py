@@ -21,6 +21,7 @@ sys.path[:0] = [str(TREE / "tools/vm"), str(TREE / "tests/pair")]
 
 import kernels  # noqa: E402 (the harness is not a package)
 from meeting import CARRIERS, Carrier  # noqa: E402
+from node import Address  # noqa: E402
 from puppet import Puppet  # noqa: E402
 from twins import Pair  # noqa: E402
 
@@ -49,10 +50,15 @@ def pytest_runtest_makereport(
 @pytest.fixture(scope="session")
 def two_machines() -> Iterator[Pair]:
     kernel = kernels.find(KERNEL)
-    settings = {"DMAPLANE_TEST_SLOWNESS": str(SLOWNESS)}
+    settings = {
+        "DMAPLANE_TEST_SLOWNESS": str(SLOWNESS),
+        # Of the cases that test_conformance.py runs: the second machine is the one that listens.
+        "DMAPLANE_CONFORMANCE_ADDRESS": f"{Address(2).ip}:0",
+    }
     with Pair(kernel, SHARE, python=sys.executable, patience_s=15.0 * SLOWNESS, **settings) as made:
         # Where the guest has the tree is where the host has it.
-        made.load("puppets", str(TREE / "tests/endpoint"), str(TREE / "tests/pair"))
+        folders = (TREE / "tests" / name for name in ("endpoint", "kernel", "pair"))
+        made.load("puppets", *map(str, folders))
         yield made
         found = [line for node in made.nodes for line in node.all_complaints()]
     assert not found, found

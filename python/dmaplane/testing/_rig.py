@@ -100,6 +100,39 @@ def query_buffer(plane: Plane, identity: int, flags: int = 0) -> _abi.BufferQuer
     return answer
 
 
+class Sight:
+    """How a case sees what a plane mapped: as the memory that it is."""
+
+    def bytes_at(self, address: int, length_bytes: int) -> Any:
+        """A mapping's bytes."""
+        memory = (ctypes.c_ubyte * length_bytes).from_address(address)
+        return np.frombuffer(memoryview(memory), dtype=np.uint8)
+
+    def rings_at(
+        self, address: int, made: _abi.ChannelCreate, completion_slots: int
+    ) -> tuple[Any, Any, Any]:
+        """The rings of a channel: control, submissions, completions."""
+        bytes_ = self.bytes_at(address, made.map_bytes)
+
+        def ring(offset: int, slots: int, kind: np.dtype[np.void]) -> Any:
+            return bytes_[offset : offset + slots * kind.itemsize].view(kind)
+
+        return (
+            _abi.RingControl.from_address(address),
+            ring(made.submissions_offset, made.slots, _abi.SUBMISSION),
+            ring(made.completions_offset, completion_slots, _abi.COMPLETION),
+        )
+
+
+HERE: Final = Sight()
+
+
+def sight_of(plane: Plane) -> Sight:
+    """A plane whose memory is in another machine has a `sight` of its own."""
+    sight: Sight = getattr(plane, "sight", HERE)
+    return sight
+
+
 class Mapped:
     """A mapping of a buffer, as bytes. Gone after unmap()."""
 
@@ -108,9 +141,7 @@ class Mapped:
         address = plane._map(length, protection, made.map_offset)
         assert address > 0, f"mmap of buffer {made.buffer_id}: {name_of(address)}"
         self._plane, self._address, self._length = plane, address, length
-        self.bytes: npt.NDArray[np.uint8] = np.frombuffer(
-            memoryview((ctypes.c_ubyte * length).from_address(address)), dtype=np.uint8
-        )
+        self.bytes: npt.NDArray[np.uint8] = sight_of(plane).bytes_at(address, length)
 
     def unmap(self) -> None:
         """Gives it back; idempotent."""
@@ -140,15 +171,10 @@ class Rings:
         address = plane._map(made.map_bytes, BOTH, made.map_offset)
         assert address > 0, f"mmap of channel {self.id}: {name_of(address)}"
         self._address, self._map_bytes = address, made.map_bytes
-        self.control = _abi.RingControl.from_address(address)
-        self.submissions = self._ring(made.submissions_offset, slots, _abi.SUBMISSION)
-        self.completions = self._ring(
-            made.completions_offset, self.completion_slots, _abi.COMPLETION
-        )
-
-    def _ring(self, offset: int, slots: int, kind: np.dtype[np.void]) -> npt.NDArray[np.void]:
-        memory = (ctypes.c_ubyte * (slots * kind.itemsize)).from_address(self._address + offset)
-        return np.frombuffer(memoryview(memory), dtype=kind)
+        seen = sight_of(plane).rings_at(address, made, self.completion_slots)
+        self.control: _abi.RingControl = seen[0]
+        self.submissions: npt.NDArray[np.void] = seen[1]
+        self.completions: npt.NDArray[np.void] = seen[2]
 
     def put(self, rows: npt.NDArray[np.void]) -> None:
         """Writes submissions and moves the tail; the plane has not seen them yet."""
