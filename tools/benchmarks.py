@@ -19,7 +19,19 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench/results"
 BENCHES = ROOT / "python/dmaplane/bench"
 PAGE = ROOT / "docs/benchmarks.md"
-ORDER = ("copy", "ring", "alloc", "observe", "scale", "endpoint", "kv", "rdma", "stream-tiers")
+ORDER = (
+    "copy",
+    "ring",
+    "alloc",
+    "observe",
+    "scale",
+    "endpoint",
+    "kv",
+    "rdma",
+    "stream",
+    "registration",
+    "stream-tiers",
+)
 
 HEAD = """\
 <!-- Written by tools/benchmarks.py from bench/results/*.json; edit those, or the tool. -->
