@@ -261,8 +261,8 @@ MUTANTS = (
     mutant(
         "fence_passes_a_parked_operation",
         "channel.c",
-        "			if (channel->running != 0 || channel->parked != 0)\n",
-        "			if (channel->running != 0)\n",
+        "	       (channel->running == 0 && channel->parked == 0);\n",
+        "	       channel->running == 0;\n",
         "test_channel",
     ),
     mutant(
