@@ -75,6 +75,15 @@ def not_ready(node: Node) -> int:
     return sum(int(line) for line in node.shell(f"cat {names}").split())
 
 
+def sends_refused(node: Node) -> int:
+    """How often the card took no packet of the device's, as the device counts it.
+
+    Soft-RoCE ends the connection then, whatever its retries are. A cable that is pulled gives it
+    the chance for some milliseconds, between the end of the card's queue and of its neighbours.
+    """
+    return int(node.shell(f"cat {COUNTERS}/send_err 2>/dev/null || echo 0"))
+
+
 @dataclasses.dataclass(frozen=True)
 class Carrier:
     """What carries the connections of a test, and whose plane is at each end."""
