@@ -6,6 +6,8 @@ from __future__ import annotations
 import abc
 from typing import TYPE_CHECKING
 
+from dmaplane._errors import BusyError
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -36,3 +38,28 @@ class Scope(abc.ABC):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class HeldScope(Scope):
+    """One whose close() is BusyError while somebody holds it."""
+
+    __slots__ = ()
+
+    @abc.abstractmethod
+    def _abandon(self) -> None:
+        """Ends it all the same: the last holder frees the memory."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.close()
+        except BusyError:
+            # The block is left, so nobody can try again. An error on its way out is what
+            # matters, and its traceback may be what holds a view.
+            self._abandon()
+            if error is None:
+                raise

@@ -86,15 +86,18 @@ def _run(environment: dict[str, str], *words: str, **more: str) -> str:
     return done.stdout
 
 
-def test_every_law_of_streams_holds_on_the_stand_in(stand_in: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("tests", "least"), [("test_conformance.py", 25), ("test_host_pool.py", 15)]
+)
+def test_every_law_holds_on_the_stand_in(stand_in: dict[str, str], tests: str, least: int) -> None:
     told = _run(
         stand_in,
         *("-m", "pytest", "-q", "-k", "cuda", "-p", "no:cacheprovider", "-p", "no:xdist"),
-        str(HERE / "test_conformance.py"),
+        str(HERE / tests),
     )
     passed = re.search(r"(\d+) passed", told)
     assert passed, told
-    assert int(passed.group(1)) >= 25, told
+    assert int(passed.group(1)) >= least, told
     assert "skipped" not in told, told
 
 
@@ -143,18 +146,6 @@ def test_a_device_closed_under_others_takes_nothing_from_under_them(
     stand_in: dict[str, str], case: str
 ) -> None:
     _run(stand_in, "cuda_endings.py", case)
-
-
-def test_host_pools_hold_on_the_stand_in(stand_in: dict[str, str]) -> None:
-    told = _run(
-        stand_in,
-        *("-m", "pytest", "-q", "-k", "cuda", "-p", "no:cacheprovider", "-p", "no:xdist"),
-        str(HERE / "test_host_pool.py"),
-    )
-    passed = re.search(r"(\d+) passed", told)
-    assert passed, told
-    assert int(passed.group(1)) >= 15, told
-    assert "skipped" not in told, told
 
 
 PROFILE = """

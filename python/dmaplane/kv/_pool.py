@@ -20,20 +20,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dmaplane._errors import (
-    BusyError,
     ClosedError,
     InvalidError,
     LimitError,
     StaleEpochError,
 )
-from dmaplane._scope import Scope
+from dmaplane._scope import HeldScope
 from dmaplane.kv._blocks import Account, Blocks
 from dmaplane.kv._lease import Lease, LeaseRow, LeaseState, Tenure, seconds_of, text_of
 from dmaplane.kv._views import Views, keys_of, values_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
-    from types import TracebackType
 
     import numpy.typing as npt
 
@@ -42,7 +40,7 @@ if TYPE_CHECKING:
     from dmaplane.kv._layout import Layout
 
 
-class Pool(Scope):
+class Pool(HeldScope):
     """So many blocks of a layout, in one buffer of a plane. Use it in a `with` block.
 
     @blocks: how many; the memory is `layout.pool_bytes(blocks)`. @node, @huge: as of
@@ -413,9 +411,9 @@ class Pool(Scope):
             return
         if not self.buffer.closed:
             self.buffer.destroy()
-        self._end_all()
+        self._abandon()
 
-    def _end_all(self) -> None:
+    def _abandon(self) -> None:
         with self._lock:
             self._refusal = "this pool is closed"
             for tenure in self._tenures.values():
@@ -430,21 +428,6 @@ class Pool(Scope):
             self._borrowers.clear()
             self._due.clear()
         self.buffer.close()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            self.close()
-        except BusyError:
-            # The block is left, so nobody can try again: the last holder frees the memory. An
-            # error on its way out is what matters, and its traceback may be what holds a view.
-            self._end_all()
-            if error is None:
-                raise
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else str(self._blocks.account)

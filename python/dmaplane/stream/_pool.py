@@ -25,14 +25,13 @@ import weakref
 from typing import TYPE_CHECKING, Final, Literal
 
 from dmaplane._errors import BusyError, ClosedError, InvalidError, NotFoundError
-from dmaplane._scope import Scope
+from dmaplane._scope import HeldScope
 from dmaplane._storage import Holders
 from dmaplane.stream._extents import ALIGNMENT_BYTES, Extent, SpanAccount, Spans, rounded
 from dmaplane.stream._registration import PIECE_BYTES, PIECE_BYTES_MAX, Registration
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from dmaplane import kv
     from dmaplane._buffer import Buffer, BufferRange
@@ -72,7 +71,7 @@ class _Piece:
         self.buffer.close()
 
 
-class HostPool(Scope):
+class HostPool(HeldScope):
     """@length bytes of host memory for copies to and from @device. Use it in a `with` block.
 
     @node: where the pages are wanted, the device's own node if None. @huge: as of
@@ -278,22 +277,6 @@ class HostPool(Scope):
             while self._pieces:
                 self._pieces[-1].close()
                 self._pieces.pop()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            self.close()
-        except BusyError:
-            # The block is left, so nobody can try again: views keep what they show, the last
-            # one frees it. An error on its way out is what matters, and its traceback may be
-            # what holds a view.
-            self._abandon()
-            if error is None:
-                raise
 
     def _abandon(self) -> None:
         with self._lock:
