@@ -22,6 +22,7 @@ from typing import Any, Final
 from far_memory import AT_ONCE, FarSight
 from outpost import ANSWER, REQUEST, Ask, receive, say
 
+from dmaplane._errors import UnsupportedError
 from dmaplane._library import Client, Library
 from dmaplane._plane import Plane
 
@@ -120,4 +121,4 @@ class FarPlane(Plane):
         return answer
 
     def _attach(self, client: Client) -> Library:
-        raise NotImplementedError("its rings are in another machine")
+        raise UnsupportedError("a channel of Python's", "rings in this machine; see FarRings")
