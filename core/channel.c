@@ -5,6 +5,8 @@
 #include "atomic.h"
 
 #define NONE DMP_OPERATION_NONE
+#define BRIEF_COUNT 16U
+#define BRIEF_BYTES (64U << 10)
 
 _Static_assert(sizeof(struct dmp_operation) <= 128, "an operation fits two cache lines");
 
@@ -251,6 +253,24 @@ __u64 dmp_channel_next_bytes(const struct dmp_channel *channel)
 	if (channel->queue_first == NONE)
 		return 0;
 	return channel->operations[channel->queue_first].submission.length_bytes;
+}
+
+bool dmp_channel_is_brief(const struct dmp_channel *channel)
+{
+	__u32 index = channel->queue_first;
+	__u64 bytes = 0;
+
+	if (channel->queued > BRIEF_COUNT)
+		return false;
+	for (; index != NONE; index = channel->operations[index].next) {
+		const struct dmp_submission *submission = &channel->operations[index].submission;
+
+		if (submission->endpoint_id == 0)
+			return false;
+		if (submission->operation != DMP_OP_RECV)	/* that moves nothing yet */
+			bytes += submission->length_bytes;
+	}
+	return bytes <= BRIEF_BYTES;
 }
 
 void dmp_lane_init(struct dmp_lane *lane)

@@ -164,6 +164,12 @@ bool dmp_channel_can_take(const struct dmp_channel *channel);
 __u64 dmp_channel_next_bytes(const struct dmp_channel *channel);
 
 /*
+ * Is what is queued a few small transfers to peers? Then who submitted them may start them himself,
+ * even if he does not wait: waking the worker costs more.
+ */
+bool dmp_channel_is_brief(const struct dmp_channel *channel);
+
+/*
  * A RUNNING operation goes (back) to the end of @lane: QUEUED, its deadline is looked at, a
  * FENCE behind it waits for it. -ECANCELED if it carries the cancel mark: finish it instead.
  * dmp_channel_unpark() makes the oldest one RUNNING again; false if the lane is empty.

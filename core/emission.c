@@ -114,6 +114,16 @@ static bool emit_farewell(struct dmp_endpoint *endpoint, struct dmp_frame *frame
 	return true;
 }
 
+/*
+ * A grant that waits for its time goes along with an operation, where it costs no packet of its
+ * own; but not with each of them.
+ */
+static bool grant_may_join(const struct dmp_endpoint *endpoint, __u64 now_ns)
+{
+	return endpoint->flush_ns && endpoint->ready.count &&
+	       now_ns + GRANT_DELAY_NS - GRANT_JOIN_NS >= endpoint->flush_ns;
+}
+
 /* Choose; false if there is nothing to say. */
 static bool emit(struct dmp_endpoint *endpoint, __u64 now_ns, struct dmp_frame *frame,
 		 struct dmp_endpoint_frame *out)
@@ -124,7 +134,7 @@ static bool emit(struct dmp_endpoint *endpoint, __u64 now_ns, struct dmp_frame *
 		return emit_farewell(endpoint, frame);
 	if (!dmp_endpoint_is_up(endpoint))
 		return dmp_handshake_emit(endpoint, frame);
-	if (dmp_credit_due(&endpoint->receiver)) {
+	if (dmp_credit_due(&endpoint->receiver) || grant_may_join(endpoint, now_ns)) {
 		emit_grant(endpoint, frame);
 	} else if (endpoint->pong) {
 		endpoint->pong = false;

@@ -240,6 +240,9 @@ int dmp_endpoint_next_request(struct dmp_endpoint *endpoint,
 int dmp_endpoint_next_completion(struct dmp_endpoint *endpoint,
 				 struct dmp_endpoint_completion *completion);
 
+/* Is credit what one of the two sides waits for? Then what is to be said is said soon. */
+bool dmp_endpoint_is_short_of_credit(const struct dmp_endpoint *endpoint);
+
 /*
  * Events come apart from completions, so that an owner with no room for an event can
  * leave it here (its credit is not given back until it is taken) and complete all the same.

@@ -24,6 +24,7 @@
 
 /* A grant that waits for company waits no longer than this. */
 #define GRANT_DELAY_NS	1000000ULL
+#define GRANT_JOIN_NS	50000ULL	/* younger ones wait on, also where a frame goes out */
 
 /* States of an own operation; the comment names the queue it is in. */
 enum dmp_operation_state {

@@ -99,6 +99,11 @@ __u64 dmp_endpoint_next_wakeup(const struct dmp_endpoint *endpoint)
 	return wakeup_ns;
 }
 
+bool dmp_endpoint_is_short_of_credit(const struct dmp_endpoint *endpoint)
+{
+	return endpoint->waiting.count != 0 || dmp_credit_due(&endpoint->receiver);
+}
+
 __u32 dmp_endpoint_state(const struct dmp_endpoint *endpoint)
 {
 	return endpoint->state;

@@ -122,8 +122,7 @@ struct dmp_embedded_channel {
 	bool place_offered;		/* by the worker, to one who waits */
 	bool handed_over;		/* a caller has left the place to it, and wants no lease */
 	uint64_t event_due_ns;		/* completions that wait for company are signalled; 0: none */
-	uint32_t place;			/* changes whenever a caller takes the executor's place */
-	uint32_t place_seen;		/* by the worker */
+	uint64_t left_ns;		/* when a caller last left the executor's place in the network */
 	struct dmp_network *network;	/* NULL until the first endpoint */
 	bool stop;
 	bool closing;			/* waiters go home */

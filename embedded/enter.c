@@ -15,8 +15,6 @@
 #include "network.h"
 #include "traffic.h"
 
-#define BRIEF_COUNT 16u
-#define BRIEF_BYTES (64u << 10)
 #define PATIENCE_NS 4000000u	/* so long a completion waits for company before it is signalled */
 
 bool dmp_channel_claim_wake_locked(struct dmp_embedded_channel *channel)
@@ -52,30 +50,6 @@ void dmp_channel_kick(struct dmp_embedded_channel *channel, bool wake)
 /* Who carries out what was accepted. */
 enum executor { RUNNING_WORKER, SLEEPING_WORKER, CALLER };
 
-/*
- * Is what is queued a few small transfers? Then the caller starts them himself, even if he
- * does not wait: waking the worker costs more.
- */
-static bool goes_out_briefly_locked(const struct dmp_embedded_channel *channel)
-{
-	const struct dmp_channel *machine = &channel->machine;
-	uint32_t index = machine->queue_first, number;
-	uint64_t bytes = 0;
-
-	if (!channel->network || machine->queued > BRIEF_COUNT)
-		return false;
-	for (number = 0; index != DMP_OPERATION_NONE && number < BRIEF_COUNT; number++) {
-		const struct dmp_submission *submission = &machine->operations[index].submission;
-
-		if (!channel->holds[index].endpoint)
-			return false;
-		if (submission->operation != DMP_OP_RECV)	/* that moves nothing yet */
-			bytes += submission->length_bytes;
-		index = machine->operations[index].next;
-	}
-	return bytes <= BRIEF_BYTES;
-}
-
 /* Accepts up to @count; plane->lock is held by the caller, who waits if @waits. */
 static int accept_locked(struct dmp_embedded_channel *channel, uint32_t count, bool waits,
 			 uint32_t *accepted, enum executor *executor)
@@ -102,7 +76,7 @@ static int accept_locked(struct dmp_embedded_channel *channel, uint32_t count, b
 		/* At once, not when they complete: the difference is what is in flight. */
 		dmp_board_add(&channel->plane->board->statistics.submissions, *accepted);
 		dmp_board_add(&channel->plane->board->statistics.batches, 1);
-		if ((waits || goes_out_briefly_locked(channel)) &&
+		if ((waits || (channel->network && dmp_channel_is_brief(&channel->machine))) &&
 		    dmp_worker_can_help_locked(channel))
 			*executor = CALLER;
 		else if (dmp_channel_claim_wake_locked(channel))
@@ -131,6 +105,14 @@ static bool enough_unread(const void *context)
 	return told_unread(wanted->channel) >= wanted->count;
 }
 
+static bool enough_unread_or_place_offered(const void *context)
+{
+	const struct wanted *wanted = context;
+
+	return enough_unread(context) ||
+	       __atomic_load_n(&wanted->channel->place_offered, __ATOMIC_RELAXED);
+}
+
 /* Registers the wish to see completion @wake_at; returns the sequence to sleep on. */
 static uint32_t register_waiter_locked(struct dmp_embedded_channel *channel, uint32_t wake_at)
 {
@@ -149,14 +131,26 @@ static int wait_for_unread(struct dmp_embedded_channel *channel, uint32_t wanted
 			   uint64_t deadline_ns)
 {
 	struct wanted condition = { channel, wanted };
+	/* Two who were told to spin would be in turn; one who sleeps soon leaves the worker alone. */
+	bool network = channel->waiter_spin.fixed &&
+		       __atomic_load_n(&channel->network, __ATOMIC_RELAXED);
 	int error = 0, slept = 0;
 	uint64_t asleep_ns = 0;
 
-	if (wanted == 0 ||
+	if (wanted == 0 || enough_unread(&condition))
+		return 0;
+	if (!network &&
 	    dmp_spin_until(&channel->waiter_spin, enough_unread, &condition, deadline_ns))
 		return 0;
 	pthread_mutex_lock(&channel->lock);
 	channel->waiters++;
+	if (network && !channel->place_offered) {
+		/* One who waits is offered the place, also while he spins: two would be in turn. */
+		pthread_mutex_unlock(&channel->lock);
+		dmp_spin_until(&channel->waiter_spin, enough_unread_or_place_offered, &condition,
+			       deadline_ns);
+		pthread_mutex_lock(&channel->lock);
+	}
 	for (;;) {
 		uint32_t unread, seen;
 

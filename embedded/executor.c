@@ -45,7 +45,7 @@ static bool offers_place_locked(struct dmp_embedded_channel *channel)
 	if (channel->waiters == 0 || channel->place_offered || channel->cpu >= 0 ||
 	    channel->node >= 0 || channel->workers != 1)
 		return false;
-	channel->place_offered = true;
+	__atomic_store_n(&channel->place_offered, true, __ATOMIC_RELAXED);
 	__atomic_add_fetch(&channel->done_sequence, 1, __ATOMIC_RELEASE);
 	dmp_futex_wake_all(&channel->done_sequence);
 	return true;
@@ -56,8 +56,6 @@ static void step_aside_locked(struct dmp_embedded_channel *channel, uint64_t unt
 {
 	uint32_t seen = __atomic_load_n(&channel->work_sequence, __ATOMIC_RELAXED);
 
-	/* Parked: when the caller leaves he gets his lease, unless he hands the place over. */
-	channel->place_seen = until_ns != 0 ? channel->place : channel->place - 1;
 	channel->worker_sleeps = true;
 	channel->worker_parked = until_ns == 0;
 	pthread_mutex_unlock(&channel->lock);
@@ -68,32 +66,40 @@ static void step_aside_locked(struct dmp_embedded_channel *channel, uint64_t unt
 	channel->worker_wakes = false;
 }
 
-/* Is there anything for an executor to do right now? */
-static bool is_wanted_locked(const struct dmp_embedded_channel *channel)
+/* A caller has the place. Who comes and goes need not wake us each time: it would cost him more. */
+static void attend_locked(struct dmp_embedded_channel *channel)
 {
-	return channel->news || channel->stop || channel->network->dirty_first ||
-	       channel->network->ending || dmp_network_is_due_locked(channel, dmp_now_ns());
+	uint64_t left_ns = channel->left_ns;
+
+	step_aside_locked(channel, dmp_now_ns() + LEASE_NS);
+	if (channel->executing && channel->left_ns == left_ns)
+		step_aside_locked(channel, 0);
 }
 
 void dmp_executor_rest_locked(struct dmp_embedded_channel *channel)
 {
-	do {
+	for (;;) {
+		uint64_t now_ns, until_ns;
+
 		if (channel->executing) {
-			step_aside_locked(channel, 0);
-		} else if (channel->news) {
+			attend_locked(channel);
+			continue;
+		}
+		if (channel->news)
 			return;
-		} else if (!offers_place_locked(channel) &&
-			   (channel->place == channel->place_seen ||
-			    channel->waiters_any != 0 || channel->handed_over)) {
+		now_ns = dmp_now_ns();
+		until_ns = channel->left_ns + LEASE_NS;
+		if (offers_place_locked(channel)) {
+			until_ns = now_ns + LEASE_NS;
+		} else if (now_ns >= until_ns || channel->waiters_any != 0 ||
+			   channel->handed_over) {
 			channel->handed_over = false;
 			channel->place_offered = false;
 			watch_locked(channel);
 			return;
-		} else {
-			step_aside_locked(channel, dmp_now_ns() + LEASE_NS);
 		}
-		/* Taking the place to find nothing would keep a caller out of it. */
-	} while (channel->executing || !is_wanted_locked(channel));
+		step_aside_locked(channel, until_ns);
+	}
 }
 
 bool dmp_worker_can_help_locked(const struct dmp_embedded_channel *channel)
@@ -156,14 +162,16 @@ static bool spin_locked(struct dmp_embedded_channel *channel, uint64_t deadline_
 /* Nothing to do, and more completions are wanted: spins, then sleeps in the network. */
 static int await_locked(struct dmp_embedded_channel *channel, uint64_t deadline_ns)
 {
-	uint64_t began_ns;
+	uint64_t due_ns = dmp_network_due_locked(channel, deadline_ns), began_ns;
 	int error;
 
-	if (spin_locked(channel, deadline_ns)) {
+	if (spin_locked(channel, due_ns)) {
 		dmp_spin_caught(&channel->network_spin);
 		return 0;
 	}
 	began_ns = dmp_now_ns();
+	if (due_ns != 0 && began_ns >= due_ns)
+		return 0;
 	error = dmp_network_rest_locked(channel, deadline_ns);
 	channel->watching = false;
 	if (!error)
@@ -214,6 +222,8 @@ static bool must_hand_over_locked(struct dmp_embedded_channel *channel)
 		return true;
 	if (!channel->network)
 		return false;
+	if (channel->network->presses)
+		return true;
 	channel->handed_over = channel->waiters_any != 0 || channel->network->ending ||
 			       (channel->eventfd >= 0 &&
 				__atomic_load_n(&channel->control->event_armed, __ATOMIC_RELAXED)) ||
@@ -226,6 +236,7 @@ int dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted, uint6
 		    bool promised)
 {
 	bool woke, wake = false, left, unpark;
+	uint64_t due_ns;
 	int error = 0;
 
 	pthread_mutex_lock(&channel->lock);
@@ -240,7 +251,6 @@ int dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted, uint6
 	channel->executing = true;
 	channel->worker_watches = false;
 	channel->watching = false;
-	channel->place++;
 	channel->place_offered = false;
 	if (wanted != 0)
 		error = execute_locked(channel, wanted, deadline_ns);
@@ -252,6 +262,8 @@ int dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted, uint6
 		execute_briefly_locked(channel);
 	woke = dmp_channel_tell_locked(channel);
 	channel->executing = false;
+	if (channel->network)
+		channel->left_ns = dmp_now_ns();
 	left = must_hand_over_locked(channel);
 	if (channel->worker_in_network) {
 		/* It sleeps there all the same: it has its place back. */
@@ -259,8 +271,9 @@ int dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted, uint6
 		channel->worker_watches = true;
 		channel->watching = true;
 		/* Fabrics that we kept awake have to ring from here on. */
+		due_ns = dmp_network_due_locked(channel, channel->network->rest_until_ns);
 		left = dmp_network_settle_locked(channel) || left ||
-		       dmp_network_is_due_locked(channel, channel->network->rest_until_ns);
+		       due_ns < channel->network->rest_until_ns;
 	}
 	/* One that is parked has no time of its own: from here on it has a lease's. */
 	unpark = channel->worker_parked && !left;

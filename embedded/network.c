@@ -15,6 +15,7 @@
 
 #define EVENTS_AT_ONCE	64
 #define POLL_EVERY_NS	20000u		/* while some have enough to do */
+#define POLL_ENDS_NS	200000u		/* where only the end of one can be heard so */
 #define EVENT_RETRY_NS	1000000u	/* an event waits for the user to take completions */
 #define NOBODY		0xffffffffu
 
@@ -212,23 +213,30 @@ static int ask_epoll(struct dmp_embedded_channel *channel, bool wait, uint64_t w
 	return count < 0 ? count : 0;
 }
 
-int dmp_network_rest_locked(struct dmp_embedded_channel *channel, uint64_t until_ns)
+uint64_t dmp_network_due_locked(const struct dmp_embedded_channel *channel, uint64_t until_ns)
 {
-	struct dmp_network *network = channel->network;
-	uint64_t wait_ns = ~0ull, now_ns;
 	__u64 due_ns;
 	__u32 slot;
 
-	deactivate_all(channel);
-	if (network->dirty_first || (network->ending && network->count != 0) || channel->news)
-		return 0;
 	if (dmp_channel_deadline(&channel->machine, &due_ns) && (until_ns == 0 || due_ns < until_ns))
 		until_ns = due_ns;
-	if (dmp_deadline_next(&network->timers, &slot, &due_ns) &&
+	if (dmp_deadline_next(&channel->network->timers, &slot, &due_ns) &&
 	    (until_ns == 0 || due_ns < until_ns))
 		until_ns = due_ns;
 	if (channel->event_due_ns != 0 && (until_ns == 0 || channel->event_due_ns < until_ns))
 		until_ns = channel->event_due_ns;
+	return until_ns;
+}
+
+int dmp_network_rest_locked(struct dmp_embedded_channel *channel, uint64_t until_ns)
+{
+	struct dmp_network *network = channel->network;
+	uint64_t wait_ns = ~0ull, now_ns;
+
+	deactivate_all(channel);
+	if (network->dirty_first || (network->ending && network->count != 0) || channel->news)
+		return 0;
+	until_ns = dmp_network_due_locked(channel, until_ns);
 	now_ns = dmp_now_ns();
 	if (until_ns != 0) {
 		if (until_ns <= now_ns)
@@ -253,18 +261,6 @@ bool dmp_network_poll_locked(struct dmp_embedded_channel *channel, uint64_t budg
 			return true;
 	}
 	return false;
-}
-
-bool dmp_network_is_due_locked(const struct dmp_embedded_channel *channel, uint64_t until_ns)
-{
-	__u64 due_ns;
-	__u32 slot;
-
-	if (dmp_deadline_next(&channel->network->timers, &slot, &due_ns) && due_ns < until_ns)
-		return true;
-	if (channel->event_due_ns != 0 && channel->event_due_ns < until_ns)
-		return true;
-	return dmp_channel_deadline(&channel->machine, &due_ns) && due_ns < until_ns;
 }
 
 /* ---- a round */
@@ -299,16 +295,19 @@ bool dmp_network_round_locked(struct dmp_embedded_channel *channel, uint64_t now
 {
 	struct dmp_network *network = channel->network;
 	struct dmp_embedded_endpoint *last;
+	uint64_t every_ns;
 	bool any = false;
 
 	if (network->ending) {
 		end_all(channel);
 		return false;
 	}
+	network->presses = false;
 	ring_timers(channel, now_ns);
 	dmp_network_is_busy_locked(channel);
 	/* Those who keep us busy do not keep others from being heard; who is idle will sleep. */
-	if (network->dirty_first && now_ns > network->polled_ns + POLL_EVERY_NS)
+	every_ns = network->active_count == network->count ? POLL_ENDS_NS : POLL_EVERY_NS;
+	if (network->dirty_first && now_ns > network->polled_ns + every_ns)
 		ask_epoll(channel, false, 0);
 	last = network->dirty_last;
 	while (network->dirty_first && !network->ending) {

@@ -36,6 +36,7 @@ struct dmp_network {
 	uint64_t polled_ns;		/* when epoll was asked last */
 	uint64_t rest_until_ns;		/* of whoever went to sleep last; ~0: no limit */
 	bool ending;			/* the channel goes: everything is aborted */
+	bool presses;			/* the last round left more than answers that may wait */
 };
 
 /* Makes the channel's network on first use; attaches. -ENOMEM, -ENOSPC. Lock held. */
@@ -79,8 +80,8 @@ bool dmp_network_settle_locked(struct dmp_embedded_channel *channel);
 bool dmp_network_poll_locked(struct dmp_embedded_channel *channel, uint64_t budget_ns,
 			     uint64_t deadline_ns);
 
-/* Is a timer or a deadline due before @until_ns? */
-bool dmp_network_is_due_locked(const struct dmp_embedded_channel *channel, uint64_t until_ns);
+/* When somebody has to look although nothing has come, @until_ns at the latest; 0: never. */
+uint64_t dmp_network_due_locked(const struct dmp_embedded_channel *channel, uint64_t until_ns);
 
 /* Channel's end; nobody executes any more and all endpoints are detached. */
 void dmp_network_free(struct dmp_embedded_channel *channel);

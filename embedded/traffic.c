@@ -18,6 +18,7 @@
 #include "network.h"
 
 #define STOP_NS 500000000u	/* a device has so long to give back what is stopped */
+#define COMPANY_BYTES 4096u	/* more than answers, which may wait for a frame to go along with */
 
 static struct dmp_submission *submission_of(struct dmp_embedded_channel *channel, uint32_t index)
 {
@@ -443,7 +444,7 @@ static uint64_t burst_locked(const struct dmp_embedded_channel *channel)
 static void move_bytes_locked(struct dmp_embedded_endpoint *endpoint)
 {
 	struct dmp_embedded_channel *channel = endpoint->channel;
-	uint32_t finished;
+	uint32_t finished, turn;
 
 	if (endpoint->errands.count != 0) {
 		uint64_t room = burst_locked(channel);
@@ -455,13 +456,18 @@ static void move_bytes_locked(struct dmp_embedded_endpoint *endpoint)
 		dmp_errand_finish_locked(endpoint, finished);
 	}
 	dmp_stream_load_locked(&endpoint->stream, endpoint->machine, endpoint->now_ns);
-	pthread_mutex_unlock(&channel->lock);
-	dmp_stream_move(&endpoint->stream);
-	pthread_mutex_lock(&channel->lock);
-	/* Where errands move what is large, frames take no time to speak of. */
-	if (!endpoint->fabric->type->direct)
-		dmp_endpoint_time(endpoint, dmp_now_ns());
-	feed_locked(endpoint);
+	/* What a frame brings along is mostly here too, now that its place is known. */
+	for (turn = 0; turn < 2; turn++) {
+		pthread_mutex_unlock(&channel->lock);
+		dmp_stream_move(&endpoint->stream);
+		pthread_mutex_lock(&channel->lock);
+		/* Where errands move what is large, frames take no time to speak of. */
+		if (!endpoint->fabric->type->direct)
+			dmp_endpoint_time(endpoint, dmp_now_ns());
+		feed_locked(endpoint);
+		if (!endpoint->fabric || !dmp_stream_is_hungry(&endpoint->stream))
+			break;
+	}
 }
 
 /* True: a device keeps what it was asked back for too long. */
@@ -475,7 +481,7 @@ static bool is_stuck(struct dmp_embedded_endpoint *endpoint)
 bool dmp_traffic_round_locked(struct dmp_embedded_endpoint *endpoint, uint64_t now_ns)
 {
 	struct dmp_embedded_channel *channel = endpoint->channel;
-	bool more = false;
+	bool more = false, moves, presses;
 
 	dmp_endpoint_time(endpoint, now_ns);
 	dmp_endpoint_tick(endpoint->machine, endpoint->now_ns);
@@ -502,14 +508,18 @@ bool dmp_traffic_round_locked(struct dmp_embedded_endpoint *endpoint, uint64_t n
 	do
 		answer_requests_locked(endpoint);
 	while (deliver_locked(endpoint));
-	if (endpoint->fabric)
+	moves = endpoint->errands.count != 0 && !endpoint->errands.wait;
+	presses = moves || dmp_endpoint_is_short_of_credit(endpoint->machine);
+	if (endpoint->fabric) {
 		more = dmp_stream_load_locked(&endpoint->stream, endpoint->machine,
 					      endpoint->now_ns) ||
 		       dmp_stream_is_hungry(&endpoint->stream);
+		presses |= endpoint->stream.placing || endpoint->stream.out_bytes > COMPANY_BYTES;
+	}
 	settle_end_locked(endpoint);
-	if (endpoint->errands.count != 0 && !endpoint->errands.wait)
-		more = true;
-	return more && !endpoint->ended;
+	if (channel->network && !endpoint->ended)
+		channel->network->presses |= presses;
+	return (more || moves) && !endpoint->ended;
 }
 
 /* ---- memory */

@@ -89,6 +89,8 @@ struct dmp_kernel_channel {
 	u32 waiters_any;		/* of CANCEL and DESTROY: want every completion */
 	u32 wake_at;			/* earliest completion index a waiter wants */
 	bool wake_at_valid;
+	u32 spinners;			/* waiters who do not sleep yet */
+	u64 left_ns;			/* when a caller left who may come back; 0: none */
 	u64 worker_until_ns;		/* while it sleeps: ~0 for no timer */
 	bool worker_sleeps;
 	bool executing;			/* somebody takes and runs operations */
@@ -182,17 +184,32 @@ void dmp_worker_exit(void);
 int dmp_worker_start(struct dmp_kernel_channel *channel);
 void dmp_worker_stop(struct dmp_kernel_channel *channel);
 
-/*
- * A caller who waits takes the executor's place, until @wanted completions are unread, for
- * operations short enough that its own deadline is not at stake. Hands what is left to the
- * worker. The lock is given up meanwhile.
- */
-bool dmp_worker_can_help_locked(const struct dmp_kernel_channel *channel);
-void dmp_worker_help_locked(struct dmp_kernel_channel *channel, u32 wanted, u64 deadline_ns);
+/* One round: expire, take, a turn of the endpoints, run, finish. False: nothing was to be done. */
+bool dmp_executor_round_locked(struct dmp_kernel_channel *channel);
 
-/* Spins, as long as the user wished, until @met says so. No lock held. */
+/* executor.c: the worker sleeps until it is needed; while a caller has a lease it is not. */
+void dmp_executor_rest_locked(struct dmp_kernel_channel *channel);
+bool dmp_executor_is_leased_locked(const struct dmp_kernel_channel *channel);
+
+/* Have its endpoints something to do? */
+bool dmp_executor_is_wanted_locked(struct dmp_kernel_channel *channel);
+
+/*
+ * A caller takes the executor's place, until @wanted completions are unread, for operations short
+ * enough that its own deadline is not at stake; with @wanted 0 to start what he submitted. On
+ * a channel that spins and has endpoints he spins as the executor, and the worker sleeps. Hands
+ * what is left to the worker. The lock is given up meanwhile.
+ */
+bool dmp_executor_can_help_locked(const struct dmp_kernel_channel *channel);
+void dmp_executor_help_locked(struct dmp_kernel_channel *channel, u32 wanted, u64 deadline_ns);
+
+/* Do callers of this channel spin in the worker's place? */
+bool dmp_executor_gives_way_locked(const struct dmp_kernel_channel *channel);
+
+/* Spins, as long as the user wished and at most until @until_ns, until @met. No lock held. */
 void dmp_channel_spin(struct dmp_kernel_channel *channel,
-		      bool (*met)(struct dmp_kernel_channel *channel, u32 wanted), u32 wanted);
+		      bool (*met)(struct dmp_kernel_channel *channel, u32 wanted), u32 wanted,
+		      u64 until_ns);
 
 /* copy.c: bytes between two memories, or a pattern into one; inside one read section. */
 int dmp_copy_slice(struct dmp_memory *target, u64 target_offset, struct dmp_memory *source,

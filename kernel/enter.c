@@ -126,7 +126,10 @@ bool dmp_channel_claim_locked(struct dmp_kernel_channel *channel)
 {
 	lockdep_assert_held(&channel->lock);
 	/* Who executes looks at the queue again before he gives up the place. */
-	if (!channel->worker_sleeps || channel->executing)
+	if (channel->executing)
+		return false;
+	channel->left_ns = 0;
+	if (!channel->worker_sleeps)
 		return false;
 	channel->worker_sleeps = false;
 	channel->wakeups++;
@@ -244,20 +247,49 @@ static int sleep_until(u64 deadline_ns)
 static bool enough_unread(struct dmp_kernel_channel *channel, u32 wanted)
 {
 	/* A guess only: the words are the user's. */
-	return READ_ONCE(channel->control->complete_tail) -
+	return READ_ONCE(channel->closing) ||
+	       READ_ONCE(channel->control->complete_tail) -
 	       READ_ONCE(channel->control->complete_head) >= wanted;
+}
+
+static bool enough_unread_or_place_free(struct dmp_kernel_channel *channel, u32 wanted)
+{
+	return !READ_ONCE(channel->executing) || enough_unread(channel, wanted);
+}
+
+/*
+ * Spins, where there is a place to be had as the executor. False: it has spun long enough. The
+ * lock is given up meanwhile.
+ */
+static bool spin_locked(struct dmp_kernel_channel *channel, u32 wanted, u64 deadline_ns)
+{
+	bool gives_way = dmp_executor_gives_way_locked(channel), again = false;
+	u64 until_ns = deadline_ns ?: U64_MAX;
+
+	lockdep_assert_held(&channel->lock);
+	channel->spinners++;
+	if (dmp_executor_can_help_locked(channel)) {
+		dmp_executor_help_locked(channel, wanted, deadline_ns);
+	} else {
+		mutex_unlock(&channel->lock);
+		dmp_channel_spin(channel, gives_way ? enough_unread_or_place_free : enough_unread,
+				 wanted, until_ns);
+		mutex_lock(&channel->lock);
+		again = gives_way && !channel->executing;
+	}
+	channel->spinners--;
+	return again;
 }
 
 /*
  * Waits until @wanted completions are unread: 0, -ETIMEDOUT, -EINTR, -EPROTO, -ESTALE. The
- * lock is given up meanwhile.
+ * lock is given up meanwhile. @spun: it is time to sleep.
  */
 static int wait_for_unread_locked(struct dmp_kernel_channel *channel, u32 wanted,
-				  u64 deadline_ns)
+				  u64 deadline_ns, bool spun)
 {
 	DEFINE_WAIT(wait);
 	int error, slept = 0;
-	bool spun = channel->spin_us == 0;
 
 	lockdep_assert_held(&channel->lock);
 	channel->waiters++;
@@ -271,10 +303,7 @@ static int wait_for_unread_locked(struct dmp_kernel_channel *channel, u32 wanted
 		if (error)
 			break;
 		if (!spun) {
-			spun = true;
-			mutex_unlock(&channel->lock);
-			dmp_channel_spin(channel, enough_unread, wanted);
-			mutex_lock(&channel->lock);
+			spun = !spin_locked(channel, wanted, deadline_ns);
 			continue;
 		}
 		wake_at = channel->machine.complete.own - unread + wanted;
@@ -486,13 +515,18 @@ int dmp_channel_enter(struct dmp_plane *plane, void *argument)
 	struct dmp_enter *request = argument;
 	u32 wanted = request->wait_count, accepted = 0, unread = 0;
 	struct dmp_kernel_channel *channel;
+	bool helps;
 	int error;
 
 	channel = enter_and_lock(plane, request, &accepted, &error);
 	if (!channel)
 		return error;
-	if (!error && wanted != 0 && dmp_worker_can_help_locked(channel)) {
-		dmp_worker_help_locked(channel, wanted, request->deadline_ns);
+	helps = !error && dmp_executor_can_help_locked(channel);
+	if (helps && wanted != 0) {
+		dmp_executor_help_locked(channel, wanted, request->deadline_ns);
+	} else if (helps && accepted != 0 && dmp_executor_gives_way_locked(channel) &&
+		   dmp_channel_is_brief(&channel->machine)) {
+		dmp_executor_help_locked(channel, 0, request->deadline_ns);
 	} else if (accepted != 0 && dmp_channel_claim_locked(channel)) {
 		mutex_unlock(&channel->lock);
 		dmp_channel_kick(channel);
@@ -501,7 +535,8 @@ int dmp_channel_enter(struct dmp_plane *plane, void *argument)
 	if (!error && request->submit_count != 0 && accepted == 0 && wanted == 0)
 		error = -EAGAIN;
 	if (!error && wanted != 0)
-		error = wait_for_unread_locked(channel, wanted, request->deadline_ns);
+		error = wait_for_unread_locked(channel, wanted, request->deadline_ns,
+					       helps || channel->spin_us == 0);
 	if (accepted != 0 && error != -EPROTO)
 		error = 0;
 	if (!error)

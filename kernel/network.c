@@ -243,6 +243,7 @@ bool dmp_network_round_locked(struct dmp_kernel_channel *channel, u64 now_ns)
 		end_all_locked(channel);
 		return false;
 	}
+	network->presses = false;
 	take_stirring_locked(channel);
 	ring_timers_locked(channel, now_ns);
 	ask_active_locked(channel);

@@ -24,6 +24,7 @@ struct dmp_network {
 	u32 free_first;			/* slots */
 	u32 active_count;
 	bool ending;			/* the channel goes: everything is aborted */
+	bool presses;			/* the last round left more than answers that may wait */
 	struct list_head dirty;
 	struct list_head active;
 	struct dmp_deadline_heap timers;

@@ -58,3 +58,18 @@ void dmp_trace_each_completion_locked(const struct dmp_kernel_channel *channel)
 		index = operation->next;
 	}
 }
+
+/* Credit is the machine's: what it was and is now is looked at while somebody watches. */
+void dmp_trace_credit_locked(struct dmp_kernel_endpoint *endpoint)
+{
+	struct dmp_endpoint_status status;
+
+	lockdep_assert_held(&endpoint->channel->lock);
+	if (!trace_dmp_credit_enabled())
+		return;
+	dmp_endpoint_query(endpoint->machine, &status);
+	if (status.stalls + status.receive.granted.slots == endpoint->traced)
+		return;
+	endpoint->traced = status.stalls + status.receive.granted.slots;
+	trace_dmp_credit(endpoint, &status);
+}

@@ -548,6 +548,9 @@ static inline void dmp_trace_completions_locked(const struct dmp_kernel_channel 
 		dmp_trace_each_completion_locked(channel);
 }
 
+/* After a turn of its endpoint, if its credit has changed. channel->lock held. */
+void dmp_trace_credit_locked(struct dmp_kernel_endpoint *endpoint);
+
 #endif /* TRACE_HEADER_MULTI_READ */
 
 #endif /* DMP_KERNEL_TRACE_H */

@@ -14,6 +14,8 @@
 #include "network.h"
 #include "trace.h"
 
+#define COMPANY_BYTES 4096	/* more than answers, which may wait for a frame to go along with */
+
 static struct dmp_submission *submission_of(const struct dmp_kernel_channel *channel, u32 index)
 {
 	return &channel->machine.operations[index].submission;
@@ -465,7 +467,7 @@ void dmp_traffic_abort_locked(struct dmp_kernel_endpoint *endpoint, int reason)
 static void move_bytes_locked(struct dmp_kernel_endpoint *endpoint)
 {
 	struct dmp_kernel_channel *channel = endpoint->channel;
-	u32 finished;
+	u32 finished, turn;
 
 	lockdep_assert_held(&endpoint->channel->lock);
 	if (endpoint->errands.count != 0) {
@@ -476,11 +478,16 @@ static void move_bytes_locked(struct dmp_kernel_endpoint *endpoint)
 		dmp_errand_finish_locked(endpoint, finished);
 	}
 	dmp_kernel_stream_load_locked(endpoint);
-	mutex_unlock(&channel->lock);
-	dmp_kernel_stream_move(endpoint);
-	mutex_lock(&channel->lock);
-	dmp_endpoint_time(endpoint, ktime_get_ns());
-	feed_locked(endpoint);
+	/* What a frame brings along is mostly here too, now that its place is known. */
+	for (turn = 0; turn < 2; turn++) {
+		mutex_unlock(&channel->lock);
+		dmp_kernel_stream_move(endpoint);
+		mutex_lock(&channel->lock);
+		dmp_endpoint_time(endpoint, ktime_get_ns());
+		feed_locked(endpoint);
+		if (!endpoint->pair || !dmp_kernel_stream_is_hungry(&endpoint->stream))
+			break;
+	}
 }
 
 /* What the pair itself has to say, and to be asked. */
@@ -500,25 +507,10 @@ static void serve_pair_locked(struct dmp_kernel_endpoint *endpoint)
 	dmp_ask_serve_locked(endpoint);
 }
 
-/* Credit is the machine's: what it was and is now is looked at while somebody watches. */
-static void trace_credit_locked(struct dmp_kernel_endpoint *endpoint)
-{
-	struct dmp_endpoint_status status;
-
-	lockdep_assert_held(&endpoint->channel->lock);
-	if (!trace_dmp_credit_enabled())
-		return;
-	dmp_endpoint_query(endpoint->machine, &status);
-	if (status.stalls + status.receive.granted.slots == endpoint->traced)
-		return;
-	endpoint->traced = status.stalls + status.receive.granted.slots;
-	trace_dmp_credit(endpoint, &status);
-}
-
 bool dmp_traffic_round_locked(struct dmp_kernel_endpoint *endpoint, u64 now_ns)
 {
 	struct dmp_kernel_stream *stream = &endpoint->stream;
-	bool more = false;
+	bool more = false, moves, presses;
 	u32 canaries_back;
 
 	lockdep_assert_held(&endpoint->channel->lock);
@@ -544,13 +536,18 @@ bool dmp_traffic_round_locked(struct dmp_kernel_endpoint *endpoint, u64 now_ns)
 	do
 		answer_requests_locked(endpoint);
 	while (deliver_locked(endpoint));
-	if (endpoint->pair)
+	moves = endpoint->errands.count != 0 && !endpoint->errands.wait;
+	presses = moves || dmp_endpoint_is_short_of_credit(endpoint->machine);
+	if (endpoint->pair) {
 		more = dmp_kernel_stream_load_locked(endpoint) ||
 		       dmp_kernel_stream_is_hungry(stream);
+		presses |= stream->placing || stream->out_bytes > COMPANY_BYTES;
+	}
 	settle_end_locked(endpoint);
-	trace_credit_locked(endpoint);
-	if (endpoint->errands.count != 0 && !endpoint->errands.wait)
-		more = true;
+	dmp_trace_credit_locked(endpoint);
+	if (endpoint->attached && !endpoint->ended)
+		endpoint->channel->network->presses |= presses;
+	more |= moves;
 	/* A canary came back with the errands: the ask is served again, nothing rings for it. */
 	if (endpoint->ask.canaries_back != canaries_back)
 		more = true;

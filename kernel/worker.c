@@ -2,9 +2,9 @@
 /*
  * worker.c - who executes: takes operations, moves bytes, writes completions
  *
- * One executor at a time (`executing`, under the lock): the channel's thread, or a caller
- * who waits anyway and saves two switches of context. Operations that move no bytes are
- * completed under the lock they are taken under; the others run without it.
+ * One executor at a time (`executing`, under the lock): the channel's thread, or a caller in its
+ * place (executor.c). Operations that move no bytes are completed under the lock they are taken
+ * under; the others run without it.
  *
  * Between two slices of a copy the executor looks at the operation's cancel mark and
  * deadline, and lets queued operations expire, so a long copy delays nothing by more than
@@ -14,12 +14,10 @@
  * A completion that was written is told before the lock is given up.
  */
 #include <linux/cpumask.h>
-#include <linux/hrtimer.h>
 #include <linux/kthread.h>
 #include <linux/ktime.h>
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
-#include <linux/sched/stat.h>
 #include <linux/slab.h>
 #include <linux/topology.h>
 #include <linux/workqueue.h>
@@ -311,7 +309,7 @@ static u32 begin_locked(struct dmp_kernel_channel *channel, u32 count)
  * at the start of the next round, together with what that one finds. The lock is given up
  * while bytes move. Returns false when there was nothing to do.
  */
-static bool round_locked(struct dmp_kernel_channel *channel)
+bool dmp_executor_round_locked(struct dmp_kernel_channel *channel)
 {
 	struct dmp_channel *machine = &channel->machine;
 	u32 count, left = 0, number;
@@ -342,82 +340,6 @@ static bool round_locked(struct dmp_kernel_channel *channel)
 	return true;
 }
 
-void dmp_channel_spin(struct dmp_kernel_channel *channel,
-		      bool (*met)(struct dmp_kernel_channel *channel, u32 wanted), u32 wanted)
-{
-	u64 end_ns = ktime_get_ns() + (u64)channel->spin_us * NSEC_PER_USEC;
-
-	/*
-	 * Only while nobody else wants this CPU: it may be the one who does what is waited for, and
-	 * he would get it at the next tick. Who then sleeps is woken as soon as it is done.
-	 */
-	while (!met(channel, wanted) && !signal_pending(current) && single_task_running() &&
-	       ktime_get_ns() < end_ns) {
-		cond_resched();
-		cpu_relax();
-	}
-}
-
-static bool has_work(struct dmp_kernel_channel *channel, u32 wanted)
-{
-	return READ_ONCE(channel->machine.queued) >= wanted || kthread_should_stop() ||
-	       (DMP_KERNEL_RDMA && dmp_network_stirs(channel));
-}
-
-/* Pairs with the ring of a pair: it is on the list before the worker is woken. */
-static bool is_stirring_locked(struct dmp_kernel_channel *channel)
-{
-	lockdep_assert_held(&channel->lock);
-	return DMP_KERNEL_RDMA && dmp_network_is_wanted_locked(channel);
-}
-
-/* When somebody has to look although nothing has come; ~0: never. */
-static u64 due_locked(struct dmp_kernel_channel *channel)
-{
-	u64 deadline_ns, due_ns = U64_MAX;
-
-	lockdep_assert_held(&channel->lock);
-	if (dmp_channel_deadline(&channel->machine, &deadline_ns))
-		due_ns = deadline_ns;
-	if (DMP_KERNEL_RDMA && dmp_network_deadline_locked(channel, &deadline_ns))
-		due_ns = min(due_ns, deadline_ns);
-	return due_ns;
-}
-
-/* Sleeps until there is something to look at. The lock is given up, and held again. */
-static void rest_locked(struct dmp_kernel_channel *channel)
-{
-	ktime_t until;
-
-	lockdep_assert_held(&channel->lock);
-	if (channel->spin_us != 0) {
-		mutex_unlock(&channel->lock);
-		dmp_released();
-		dmp_channel_spin(channel, has_work, 1);
-		mutex_lock(&channel->lock);
-	}
-	/* Who executes instead of us sees to this himself when he leaves, and to our timer. */
-	if (DMP_KERNEL_RDMA && channel->network && !channel->executing &&
-	    !dmp_network_settle_locked(channel))
-		return;
-	set_current_state(TASK_IDLE);
-	/* What waits behind a transfer is no reason to stay: its end is looked for, or rings. */
-	if (((dmp_channel_can_take(&channel->machine) || is_stirring_locked(channel)) &&
-	     !channel->executing) || kthread_should_stop()) {
-		__set_current_state(TASK_RUNNING);
-		return;
-	}
-	channel->worker_until_ns = due_locked(channel);
-	until = dmp_deadline_time(channel->worker_until_ns);
-	channel->worker_sleeps = true;
-	mutex_unlock(&channel->lock);
-	/* Drainers of buffers count holders: the last operations have let go. */
-	dmp_released();
-	schedule_hrtimeout_range(until == KTIME_MAX ? NULL : &until, 0, HRTIMER_MODE_ABS);
-	mutex_lock(&channel->lock);
-	channel->worker_sleeps = false;
-}
-
 static int work(void *argument)
 {
 	struct dmp_kernel_channel *channel = argument;
@@ -425,63 +347,20 @@ static int work(void *argument)
 	trace_dmp_worker_start(channel);
 	mutex_lock(&channel->lock);
 	for (;;) {
-		if (!channel->executing) {
+		if (!channel->executing && !dmp_executor_is_leased_locked(channel)) {
 			channel->executing = true;
-			while (round_locked(channel))
+			while (dmp_executor_round_locked(channel))
 				cond_resched();
 			channel->executing = false;
 			/* A network that was told to end is taken apart first. */
-			if (kthread_should_stop() && !is_stirring_locked(channel))
+			if (kthread_should_stop() && !dmp_executor_is_wanted_locked(channel))
 				break;
 		}
-		rest_locked(channel);
+		dmp_executor_rest_locked(channel);
 	}
 	mutex_unlock(&channel->lock);
 	trace_dmp_worker_stop(channel);
 	return 0;
-}
-
-bool dmp_worker_can_help_locked(const struct dmp_kernel_channel *channel)
-{
-	lockdep_assert_held(&channel->lock);
-	/* A worker that is bound, or told to spin, is where its user wants the work done. */
-	return channel->machine.queued != 0 && !channel->executing && channel->cpu < 0 &&
-	       channel->node < 0 && channel->workers == 1 && channel->spin_us == 0;
-}
-
-void dmp_worker_help_locked(struct dmp_kernel_channel *channel, u32 wanted, u64 deadline_ns)
-{
-	bool wake, kick, stirs = false;
-	u32 unread;
-
-	lockdep_assert_held(&channel->lock);
-	channel->executing = true;
-	while (dmp_channel_unread(&channel->machine, &unread) == 0 &&
-	       unread + channel->machine.written < wanted &&
-	       dmp_channel_next_bytes(&channel->machine) <= DMP_BATCH_BYTES &&
-	       !signal_pending(current) &&
-	       (deadline_ns == 0 || ktime_get_ns() < deadline_ns))
-		if (!round_locked(channel))
-			break;
-	wake = dmp_channel_tell_locked(channel);
-	/* Pairs that were asked until now ring from here on. */
-	if (DMP_KERNEL_RDMA && channel->network)
-		stirs = !dmp_network_settle_locked(channel);
-	channel->executing = false;
-	/* The timers of what we started or took are the worker's, who sleeps for older ones. */
-	kick = (channel->machine.queued != 0 || stirs ||
-		due_locked(channel) < channel->worker_until_ns) &&
-	       dmp_channel_claim_locked(channel);
-	/* What was told let go of its buffers, and the caller may now sleep for long. */
-	dmp_released();
-	if (!wake && !kick)
-		return;
-	mutex_unlock(&channel->lock);
-	if (wake)
-		dmp_channel_wake(channel);
-	if (kick)
-		dmp_channel_kick(channel);
-	mutex_lock(&channel->lock);
 }
 
 /* Where the worker may run: where it is bound to, within where its creator may. */

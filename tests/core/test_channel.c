@@ -393,6 +393,48 @@ static void test_a_full_completion_ring_stops_acceptance(void)
 	CHECK(dmp_channel_event(&world.channel, &(struct dmp_completion){ 0 }) == -EPROTO);
 }
 
+struct wish {
+	__u16 operation;
+	__u32 endpoint;
+	__u64 length_bytes;
+};
+
+/* Is it brief to begin @count such operations at once? */
+static bool is_brief(const struct wish *wishes, __u32 count)
+{
+	static struct world world;
+	static __u64 memory[1024];
+	__u32 first, accepted, number;
+
+	__builtin_memset(&world, 0, sizeof(world));
+	CHECK(dmp_channel_init(&world.channel, memory, &world.control, world.submissions, SLOTS,
+			       world.completions, COMPLETIONS, NULL) == 0);
+	for (number = 0; number < count; number++)
+		world.submissions[number] = (struct dmp_submission){
+			.operation = wishes[number].operation,
+			.endpoint_id = wishes[number].endpoint,
+			.length_bytes = wishes[number].length_bytes,
+		};
+	world.control.submit_tail = count;
+	CHECK(dmp_channel_accept(&world.channel, count, 0, &first, &accepted) == 0);
+	CHECK(accepted == count);
+	return dmp_channel_is_brief(&world.channel);
+}
+
+static void test_a_few_small_transfers_are_brief(void)
+{
+	struct wish small = { DMP_OP_SEND, 7, 8 }, whole = { DMP_OP_WRITE_IMM, 7, 64 << 10 };
+	struct wish awaited = { DMP_OP_RECV, 7, 1 << 30 }, local = { DMP_OP_COPY, 0, 8 };
+
+	CHECK(is_brief(NULL, 0));
+	CHECK(is_brief(&small, 1));
+	CHECK(is_brief(&whole, 1));
+	CHECK(!is_brief((struct wish[]){ whole, small }, 2));
+	CHECK(is_brief((struct wish[]){ awaited, small, awaited }, 3));
+	CHECK(!is_brief(&local, 1));
+	CHECK(!is_brief((struct wish[]){ small, local }, 2));
+}
+
 static __u64 seed;
 
 static void print_seed(void)
@@ -408,5 +450,6 @@ int main(int argc, char **argv)
 	for (seed = argc > 1 ? last : 0; seed <= last; seed++)
 		run(seed);
 	test_a_full_completion_ring_stops_acceptance();
+	test_a_few_small_transfers_are_brief();
 	_exit(0);
 }

@@ -27,7 +27,7 @@ from dmaplane.testing._rig import MIB, Rings
 
 TREE = Path(__file__).resolve().parents[2]
 HERE = f"{soft_roce.ADDRESS}:0"
-GREETING = ("connecting", "messages", "strangers")
+GREETING = ("connecting", "messages", "spinning", "strangers")
 TOUCHING = ("remote", "regions")
 GRANTING = ("credits", "revoking")
 ENDING = ("interrupting", "loss")
@@ -45,7 +45,7 @@ RUNS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 if attack.IS_DEBUG:
     # A MiB a second where every access to memory is checked, in emulation: no large transfers.
-    RUNS = (("kernel", ("connecting", "messages", "regions", "credits")),)
+    RUNS = (("kernel", ("connecting", "messages", "spinning", "regions", "credits")),)
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ def test_own_program_over_a_device(clean: None, program: Callable[[str], Path]) 
 @pytest.mark.parametrize(
     "groups",
     [
-        ("connecting", "messages"),
+        ("connecting", "messages", "spinning"),
         ("remote",),
         ("regions", "strangers", "credits"),
         ("revoking",),

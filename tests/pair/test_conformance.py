@@ -20,7 +20,7 @@ from puppet import Puppet
 EVERYTHING = os.environ.get("DMAPLANE_PAIR_EVERYTHING") == "1"
 SHORT = (
     ("connecting", "strangers", "messages", "remote"),
-    ("regions", "revoking", "credits", "interrupting", "loss"),
+    ("regions", "revoking", "credits", "interrupting", "spinning", "loss"),
 )
 LONG = (
     ("interrupting-c", "interrupting-d"),

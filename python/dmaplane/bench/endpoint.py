@@ -323,7 +323,8 @@ def _kind_of_memory(stack: contextlib.ExitStack, plane: Plane, length_bytes: int
     page_bytes = plane.limits.huge_page_bytes
     if not page_bytes:
         return "pages"
-    reason = stack.enter_context(_pool.huge_pages(2 * length_bytes + page_bytes, page_bytes))
+    needed = 2 * length_bytes + LOST_BYTES_MAX + page_bytes
+    reason = stack.enter_context(_pool.huge_pages(needed, page_bytes))
     return "huge" if reason is None else "pages"
 
 
@@ -343,6 +344,6 @@ def measure(plane_name: str, quick: bool, report: Callable[[str], None]) -> _res
                 measure_bytes(measured, ground, path, rounds, report)
             _roundtrip.measure(measured, ground, quick, report)
         _crowd.measure(measured, plane, quick, report)
-        # What a killed process had is ours, too, until we let go: less than the pool holds twice.
+        # What a killed process had is ours, too, until we let go: the pool has room for it.
         _loss.measure(measured, plane, kind, min(length_bytes, LOST_BYTES_MAX), quick, report)
     return measured

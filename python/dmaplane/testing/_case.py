@@ -46,6 +46,7 @@ ENDPOINT_GROUPS: Final = (
     "revoking",
     "credits",
     "interrupting",
+    "spinning",
     "loss",
 )
 FABRICS: Final[tuple[Path, ...]] = ("shm", "tcp")

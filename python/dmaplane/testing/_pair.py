@@ -440,10 +440,12 @@ def connected(
     secret: bytes = ANYBODY,
     near_fields: dict[str, int] | None = None,
     far_fields: dict[str, int] | None = None,
+    channel_fields: dict[str, int] | None = None,
 ) -> Iterator[tuple[Side, Side]]:
     """(near, far), each on a plane of its own; both planes are closed afterwards."""
+    fields = channel_fields or {}
     with make_plane() as one, make_plane() as other:
-        near, far = Rings(one, slots=slots), Rings(other, slots=slots)
+        near, far = Rings(one, slots=slots, **fields), Rings(other, slots=slots, **fields)
         yield join(
             (one, near),
             (other, far),
