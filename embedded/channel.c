@@ -371,7 +371,7 @@ static void wait_for_users_locked(struct dmp_plane *plane, struct dmp_embedded_c
 static void send_waiters_home(struct dmp_embedded_channel *channel)
 {
 	pthread_mutex_lock(&channel->lock);
-	channel->closing = true;
+	__atomic_store_n(&channel->closing, true, __ATOMIC_RELAXED);
 	__atomic_add_fetch(&channel->done_sequence, 1, __ATOMIC_RELEASE);
 	pthread_mutex_unlock(&channel->lock);
 	dmp_futex_wake_all(&channel->done_sequence);

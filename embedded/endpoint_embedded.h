@@ -81,6 +81,7 @@ struct dmp_embedded_endpoint {
 
 	/* protected by channel->lock */
 	struct dmp_endpoint *machine;
+	bool presses;				/* counted in network->pressing */
 	uint64_t now_ns;			/* what the machine saw last; it never goes back */
 	struct dmp_lane lanes[2];		/* operations, RECVs: the machine has no slot now */
 	struct dmp_channel_counters counters;

@@ -105,11 +105,20 @@ static bool enough_unread(const void *context)
 	return told_unread(wanted->channel) >= wanted->count;
 }
 
-static bool enough_unread_or_place_offered(const void *context)
+/* Spinning in vain: a channel that is destroyed waits for who is inside. */
+static bool enough_unread_or_closing(const void *context)
 {
 	const struct wanted *wanted = context;
 
 	return enough_unread(context) ||
+	       __atomic_load_n(&wanted->channel->closing, __ATOMIC_RELAXED);
+}
+
+static bool enough_unread_or_place_offered(const void *context)
+{
+	const struct wanted *wanted = context;
+
+	return enough_unread_or_closing(context) ||
 	       __atomic_load_n(&wanted->channel->place_offered, __ATOMIC_RELAXED);
 }
 
@@ -139,8 +148,8 @@ static int wait_for_unread(struct dmp_embedded_channel *channel, uint32_t wanted
 
 	if (wanted == 0 || enough_unread(&condition))
 		return 0;
-	if (!network &&
-	    dmp_spin_until(&channel->waiter_spin, enough_unread, &condition, deadline_ns))
+	if (!network && dmp_spin_until(&channel->waiter_spin, enough_unread_or_closing, &condition,
+				       deadline_ns) && enough_unread(&condition))
 		return 0;
 	pthread_mutex_lock(&channel->lock);
 	channel->waiters++;

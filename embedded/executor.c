@@ -88,7 +88,7 @@ void dmp_executor_rest_locked(struct dmp_embedded_channel *channel)
 		if (channel->news)
 			return;
 		now_ns = dmp_now_ns();
-		until_ns = channel->left_ns + LEASE_NS;
+		until_ns = dmp_network_due_locked(channel, channel->left_ns + LEASE_NS);
 		if (offers_place_locked(channel)) {
 			until_ns = now_ns + LEASE_NS;
 		} else if (now_ns >= until_ns || channel->waiters_any != 0 ||
@@ -162,7 +162,7 @@ static bool spin_locked(struct dmp_embedded_channel *channel, uint64_t deadline_
 /* Nothing to do, and more completions are wanted: spins, then sleeps in the network. */
 static int await_locked(struct dmp_embedded_channel *channel, uint64_t deadline_ns)
 {
-	uint64_t due_ns = dmp_network_due_locked(channel, deadline_ns), began_ns;
+	uint64_t due_ns = dmp_network_due_locked(channel, deadline_ns), began_ns, rest_until_ns;
 	int error;
 
 	if (spin_locked(channel, due_ns)) {
@@ -172,7 +172,10 @@ static int await_locked(struct dmp_embedded_channel *channel, uint64_t deadline_
 	began_ns = dmp_now_ns();
 	if (due_ns != 0 && began_ns >= due_ns)
 		return 0;
+	/* A worker that sleeps in the network does so until its own time, not until ours. */
+	rest_until_ns = channel->network->rest_until_ns;
 	error = dmp_network_rest_locked(channel, deadline_ns);
+	channel->network->rest_until_ns = rest_until_ns;
 	channel->watching = false;
 	if (!error)
 		dmp_spin_slept(&channel->network_spin, dmp_now_ns() - began_ns);
@@ -218,18 +221,32 @@ static int execute_locked(struct dmp_embedded_channel *channel, uint32_t wanted,
 /* Who leaves the place sees to it that somebody looks at what is left, or may still come. */
 static bool must_hand_over_locked(struct dmp_embedded_channel *channel)
 {
-	if (channel->machine.queued != 0 || channel->stop)
+	if (channel->machine.queued != 0 || channel->stop) {
+		channel->handed_over = channel->network;
 		return true;
+	}
 	if (!channel->network)
 		return false;
-	if (channel->network->presses)
-		return true;
-	channel->handed_over = channel->waiters_any != 0 || channel->network->ending ||
+	channel->handed_over = channel->network->pressing != 0 || channel->network->ending ||
+			       channel->waiters_any != 0 ||
 			       (channel->eventfd >= 0 &&
 				__atomic_load_n(&channel->control->event_armed, __ATOMIC_RELAXED)) ||
 			       __atomic_load_n(&channel->plane->poll_waiters, __ATOMIC_RELAXED);
 	/* Who waits is offered the place. */
 	return channel->handed_over || channel->waiters != 0;
+}
+
+/* Would a caller who wants so many find nothing to do in the place? */
+static bool is_idle_locked(const struct dmp_embedded_channel *channel, uint32_t wanted)
+{
+	uint32_t unread;
+
+	if (channel->machine.queued != 0)
+		return false;
+	/* Who has what he wants must not have a lease for it: it keeps the worker out. */
+	return !channel->network ||
+	       (wanted != 0 && dmp_channel_unread(&channel->machine, &unread) == 0 &&
+		unread >= wanted);
 }
 
 int dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted, uint64_t deadline_ns,
@@ -240,8 +257,7 @@ int dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted, uint6
 	int error = 0;
 
 	pthread_mutex_lock(&channel->lock);
-	if ((channel->machine.queued == 0 && !channel->network) ||
-	    !dmp_worker_can_help_locked(channel)) {
+	if (is_idle_locked(channel, wanted) || !dmp_worker_can_help_locked(channel)) {
 		wake = promised && dmp_channel_claim_wake_locked(channel);
 		pthread_mutex_unlock(&channel->lock);
 		if (promised)

@@ -46,6 +46,17 @@ static struct dmp_embedded_endpoint *next_dirty(struct dmp_network *network)
 	return endpoint;
 }
 
+void dmp_network_press_locked(struct dmp_embedded_endpoint *endpoint, bool presses)
+{
+	if (!endpoint->attached || presses == endpoint->presses)
+		return;
+	endpoint->presses = presses;
+	if (presses)
+		endpoint->channel->network->pressing++;
+	else
+		endpoint->channel->network->pressing--;
+}
+
 /* ---- those who can be asked without a system call */
 
 static void activate(struct dmp_network *network, struct dmp_embedded_endpoint *endpoint)
@@ -302,7 +313,6 @@ bool dmp_network_round_locked(struct dmp_embedded_channel *channel, uint64_t now
 		end_all(channel);
 		return false;
 	}
-	network->presses = false;
 	ring_timers(channel, now_ns);
 	dmp_network_is_busy_locked(channel);
 	/* Those who keep us busy do not keep others from being heard; who is idle will sleep. */
@@ -445,6 +455,7 @@ void dmp_network_detach_locked(struct dmp_embedded_channel *channel,
 		return;
 	forget_dirty(network, endpoint);
 	forget_active(network, endpoint);
+	dmp_network_press_locked(endpoint, false);
 	if (endpoint->timer_ns != 0)
 		dmp_deadline_remove(&network->timers, endpoint->slot);
 	endpoint->timer_ns = 0;

@@ -36,7 +36,7 @@ struct dmp_network {
 	uint64_t polled_ns;		/* when epoll was asked last */
 	uint64_t rest_until_ns;		/* of whoever went to sleep last; ~0: no limit */
 	bool ending;			/* the channel goes: everything is aborted */
-	bool presses;			/* the last round left more than answers that may wait */
+	uint32_t pressing;		/* endpoints that have more to do than to answer */
 };
 
 /* Makes the channel's network on first use; attaches. -ENOMEM, -ENOSPC. Lock held. */
@@ -50,6 +50,9 @@ void dmp_network_unwatch_locked(struct dmp_embedded_channel *channel,
 /* Executor: the endpoint has ended and is forgotten. */
 void dmp_network_detach_locked(struct dmp_embedded_channel *channel,
 			       struct dmp_embedded_endpoint *endpoint);
+
+/* After its turn: does it leave more than answers, which may wait? */
+void dmp_network_press_locked(struct dmp_embedded_endpoint *endpoint, bool presses);
 
 /* It has something to do. The caller sees to it that an executor looks. */
 void dmp_network_mark_locked(struct dmp_embedded_channel *channel,

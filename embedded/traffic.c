@@ -517,8 +517,7 @@ bool dmp_traffic_round_locked(struct dmp_embedded_endpoint *endpoint, uint64_t n
 		presses |= endpoint->stream.placing || endpoint->stream.out_bytes > COMPANY_BYTES;
 	}
 	settle_end_locked(endpoint);
-	if (channel->network && !endpoint->ended)
-		channel->network->presses |= presses;
+	dmp_network_press_locked(endpoint, presses && !endpoint->ended);
 	return (more || moves) && !endpoint->ended;
 }
 

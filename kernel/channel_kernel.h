@@ -9,7 +9,8 @@
  *
  * Who wakes whom
  *  - The worker says under the lock that it sleeps, after it has seen there that nothing is
- *    queued. Who queues something claims its wake-up under the lock and kicks it after.
+ *    queued, or that a caller sees to that, or may come back to. Who queues something claims its
+ *    wake-up under the lock and kicks it after.
  *  - Waiters sleep on done_wait, queued there under the lock. Telling completions finds out
  *    under the lock whether one of them wants that many, and wakes them after it.
  */
@@ -189,7 +190,7 @@ bool dmp_executor_round_locked(struct dmp_kernel_channel *channel);
 
 /* executor.c: the worker sleeps until it is needed; while a caller has a lease it is not. */
 void dmp_executor_rest_locked(struct dmp_kernel_channel *channel);
-bool dmp_executor_is_leased_locked(const struct dmp_kernel_channel *channel);
+bool dmp_executor_is_leased_locked(struct dmp_kernel_channel *channel);
 
 /* Have its endpoints something to do? */
 bool dmp_executor_is_wanted_locked(struct dmp_kernel_channel *channel);

@@ -163,6 +163,7 @@ struct dmp_kernel_endpoint {
 	/* protected by channel->lock */
 	struct dmp_pair *pair;		/* NULL once cut */
 	struct dmp_endpoint *machine;
+	bool presses;			/* counted in network->pressing */
 	u64 now_ns;			/* what the machine saw last; it never goes back */
 	struct dmp_lane lanes[2];	/* operations, RECVs: the machine has no slot now */
 	struct dmp_channel_counters counters;

@@ -515,16 +515,19 @@ int dmp_channel_enter(struct dmp_plane *plane, void *argument)
 	struct dmp_enter *request = argument;
 	u32 wanted = request->wait_count, accepted = 0, unread = 0;
 	struct dmp_kernel_channel *channel;
-	bool helps;
+	bool can_help, helps;
 	int error;
 
 	channel = enter_and_lock(plane, request, &accepted, &error);
 	if (!channel)
 		return error;
-	helps = !error && dmp_executor_can_help_locked(channel);
-	if (helps && wanted != 0) {
+	can_help = !error && dmp_executor_can_help_locked(channel);
+	/* Who has what he wants does nothing in the place, and keeps the worker out of it. */
+	helps = can_help && wanted != 0 &&
+		dmp_channel_unread(&channel->machine, &unread) == 0 && unread < wanted;
+	if (helps) {
 		dmp_executor_help_locked(channel, wanted, request->deadline_ns);
-	} else if (helps && accepted != 0 && dmp_executor_gives_way_locked(channel) &&
+	} else if (can_help && accepted != 0 && dmp_executor_gives_way_locked(channel) &&
 		   dmp_channel_is_brief(&channel->machine)) {
 		dmp_executor_help_locked(channel, 0, request->deadline_ns);
 	} else if (accepted != 0 && dmp_channel_claim_locked(channel)) {

@@ -52,10 +52,19 @@ static bool stirs(struct dmp_kernel_channel *channel)
 	return DMP_KERNEL_RDMA && dmp_network_stirs(channel);
 }
 
+/* Of a worker who alone executes. */
 static bool has_work(struct dmp_kernel_channel *channel, u32 wanted)
 {
 	return READ_ONCE(channel->machine.queued) >= wanted || kthread_should_stop() ||
-	       READ_ONCE(channel->executing) || stirs(channel);
+	       stirs(channel);
+}
+
+/* Of one in whose place callers may be: the pairs may be theirs, so they have to ring. */
+static bool has_news(struct dmp_kernel_channel *channel, u32 wanted)
+{
+	return READ_ONCE(channel->machine.queued) >= wanted || kthread_should_stop() ||
+	       READ_ONCE(channel->executing) ||
+	       (DMP_KERNEL_RDMA && dmp_network_rings(channel));
 }
 
 /* Pairs with the ring of a pair: it is on the list before the worker is woken. */
@@ -102,12 +111,25 @@ static void sleep_locked(struct dmp_kernel_channel *channel, u64 until_ns, bool 
 	channel->worker_sleeps = false;
 }
 
-/* May a caller who left the place still come back to it? Who claims the worker ends that. */
-bool dmp_executor_is_leased_locked(const struct dmp_kernel_channel *channel)
+/*
+ * How long a caller who left the place may still come back to it; 0: no more. Who claims the worker
+ * ends that, and so does what is due.
+ */
+static u64 leased_until_locked(struct dmp_kernel_channel *channel)
+{
+	u64 until_ns;
+
+	lockdep_assert_held(&channel->lock);
+	if (channel->left_ns == 0 || kthread_should_stop())
+		return 0;
+	until_ns = min(channel->left_ns + LEASE_NS, due_locked(channel));
+	return ktime_get_ns() < until_ns ? until_ns : 0;
+}
+
+bool dmp_executor_is_leased_locked(struct dmp_kernel_channel *channel)
 {
 	lockdep_assert_held(&channel->lock);
-	return channel->left_ns != 0 && ktime_get_ns() < channel->left_ns + LEASE_NS &&
-	       !kthread_should_stop();
+	return leased_until_locked(channel) != 0;
 }
 
 /*
@@ -116,7 +138,7 @@ bool dmp_executor_is_leased_locked(const struct dmp_kernel_channel *channel)
  */
 static bool attend_locked(struct dmp_kernel_channel *channel)
 {
-	u64 left_ns = channel->left_ns;
+	u64 left_ns = channel->left_ns, until_ns;
 
 	lockdep_assert_held(&channel->lock);
 	if (!dmp_executor_gives_way_locked(channel))
@@ -127,9 +149,10 @@ static bool attend_locked(struct dmp_kernel_channel *channel)
 			sleep_locked(channel, U64_MAX, false);
 		return true;
 	}
-	if (!dmp_executor_is_leased_locked(channel))
+	until_ns = leased_until_locked(channel);
+	if (until_ns == 0)
 		return false;
-	sleep_locked(channel, left_ns + LEASE_NS, false);
+	sleep_locked(channel, until_ns, false);
 	return true;
 }
 
@@ -140,11 +163,14 @@ void dmp_executor_rest_locked(struct dmp_kernel_channel *channel)
 	if (attend_locked(channel))
 		return;
 	if (channel->spin_us != 0) {
+		bool shared = dmp_executor_gives_way_locked(channel);
 		u64 due_ns = due_locked(channel);
 
+		if (shared && !dmp_network_settle_locked(channel))
+			return;
 		mutex_unlock(&channel->lock);
 		dmp_released();
-		dmp_channel_spin(channel, has_work, 1, due_ns);
+		dmp_channel_spin(channel, shared ? has_news : has_work, 1, due_ns);
 		mutex_lock(&channel->lock);
 	}
 	/* Who executes instead of us sees to this himself when he leaves, and to our timer. */
@@ -166,9 +192,10 @@ bool dmp_executor_can_help_locked(const struct dmp_kernel_channel *channel)
 	       channel->workers == 1 && channel->spin_us == 0;
 }
 
-static bool caller_has_work(struct dmp_kernel_channel *channel)
+/* @queued: as many that cannot start yet. */
+static bool caller_has_work(struct dmp_kernel_channel *channel, u32 queued)
 {
-	return READ_ONCE(channel->machine.queued) != 0 || READ_ONCE(channel->closing) ||
+	return READ_ONCE(channel->machine.queued) != queued || READ_ONCE(channel->closing) ||
 	       stirs(channel);
 }
 
@@ -177,9 +204,9 @@ static bool caller_has_work(struct dmp_kernel_channel *channel)
  * a wake-up alone does not always bring them here before the next tick; so they are let in
  * front, as the embedded plane's spinner does. Nobody gets in front of a real-time task so.
  */
-static bool spin_in_place(struct dmp_kernel_channel *channel, u64 until_ns)
+static bool spin_in_place(struct dmp_kernel_channel *channel, u32 queued, u64 until_ns)
 {
-	while (!caller_has_work(channel) && !signal_pending(current) &&
+	while (!caller_has_work(channel, queued) && !signal_pending(current) &&
 	       ktime_get_ns() < until_ns) {
 		bool alone = single_task_running();
 
@@ -187,6 +214,7 @@ static bool spin_in_place(struct dmp_kernel_channel *channel, u64 until_ns)
 			return false;
 		if (!alone)
 			yield();
+		cond_resched();
 		cpu_relax();
 	}
 	return true;
@@ -199,7 +227,7 @@ static bool is_short_locked(const struct dmp_kernel_channel *channel)
 
 	lockdep_assert_held(&channel->lock);
 	return dmp_channel_next_bytes(machine) <= DMP_BATCH_BYTES ||
-	       channel->holds[machine->queue_first].endpoint;
+	       machine->operations[machine->queue_first].handed_on;
 }
 
 /* May the caller go on, who wants so many completions, or none and no more than to begin? */
@@ -209,7 +237,8 @@ static bool goes_on_locked(struct dmp_kernel_channel *channel, u32 wanted, u32 r
 	u32 unread;
 
 	lockdep_assert_held(&channel->lock);
-	if (signal_pending(current) || channel->closing || !is_short_locked(channel))
+	if (signal_pending(current) || channel->closing || !is_short_locked(channel) ||
+	    (channel->network && channel->network->ending))
 		return false;
 	if (wanted == 0)
 		return rounds < BRIEF_ROUNDS;
@@ -218,13 +247,13 @@ static bool goes_on_locked(struct dmp_kernel_channel *channel, u32 wanted, u32 r
 
 /*
  * In the executor's place until enough is unread, the time is over, or it is not for a caller.
- * True: he has what he wants, or what he submitted is under way.
+ * False: he goes because of the time, and leaves something to do or to wait for.
  */
 static bool execute_locked(struct dmp_kernel_channel *channel, u32 wanted, u64 deadline_ns)
 {
 	u64 spun_ns = ktime_get_ns() + (u64)channel->spin_us * NSEC_PER_USEC, now_ns = 0;
+	u32 rounds, queued;
 	bool on = true;
-	u32 rounds;
 
 	lockdep_assert_held(&channel->lock);
 	for (rounds = 0; on && goes_on_locked(channel, wanted, rounds); rounds++) {
@@ -233,6 +262,7 @@ static bool execute_locked(struct dmp_kernel_channel *channel, u32 wanted, u64 d
 		if (deadline_ns != 0)
 			until_ns = min(until_ns, deadline_ns);
 		if (dmp_executor_round_locked(channel)) {
+			cond_resched();
 			now_ns = ktime_get_ns();
 			on = deadline_ns == 0 || now_ns < deadline_ns;
 			continue;
@@ -242,9 +272,10 @@ static bool execute_locked(struct dmp_kernel_channel *channel, u32 wanted, u64 d
 		if (channel->spin_us == 0 || !goes_on_locked(channel, wanted, rounds))
 			break;
 		until_ns = min(until_ns, due_locked(channel));
+		queued = channel->machine.queued;
 		mutex_unlock(&channel->lock);
 		dmp_released();
-		on = spin_in_place(channel, until_ns);
+		on = spin_in_place(channel, queued, until_ns);
 		mutex_lock(&channel->lock);
 		now_ns = ktime_get_ns();
 		on = on && now_ns < spun_ns && (deadline_ns == 0 || now_ns < deadline_ns);
@@ -257,7 +288,7 @@ static bool may_come_back_locked(struct dmp_kernel_channel *channel)
 {
 	lockdep_assert_held(&channel->lock);
 	if (!dmp_executor_gives_way_locked(channel) || channel->machine.queued != 0 ||
-	    channel->network->presses || channel->closing ||
+	    channel->network->pressing != 0 || channel->closing ||
 	    channel->waiters + channel->waiters_any > channel->spinners)
 		return false;
 	/* Who arms it or begins to poll only now is heard when the lease is over. */
@@ -273,19 +304,21 @@ static bool may_come_back_locked(struct dmp_kernel_channel *channel)
  */
 static bool leave_locked(struct dmp_kernel_channel *channel, bool leased)
 {
+	u64 now_ns = ktime_get_ns(), until_ns;
 	bool stirs = false, kick;
-	u64 until_ns;
 
 	lockdep_assert_held(&channel->lock);
 	/* Pairs that were asked until now ring from here on. */
 	if (DMP_KERNEL_RDMA && channel->network && !leased)
 		stirs = !dmp_network_settle_locked(channel);
-	until_ns = leased ? ktime_get_ns() + LEASE_NS : due_locked(channel);
+	until_ns = due_locked(channel);
+	if (leased)
+		until_ns = min(until_ns, now_ns + LEASE_NS);
 	channel->executing = false;
 	/* The timers of what we started or took are the worker's, who sleeps for older ones. */
 	kick = (channel->machine.queued != 0 || stirs || until_ns < channel->worker_until_ns) &&
 	       dmp_channel_claim_locked(channel);
-	channel->left_ns = leased ? until_ns - LEASE_NS : 0;
+	channel->left_ns = leased ? now_ns : 0;
 	return kick;
 }
 

@@ -112,21 +112,38 @@ bool dmp_network_is_wanted_locked(struct dmp_kernel_channel *channel)
 			   (network->ending && network->count != 0));
 }
 
-/* Only the executor changes the list of the active, and pairs of those on it. */
+bool dmp_network_rings(struct dmp_kernel_channel *channel)
+{
+	struct dmp_network *network = READ_ONCE(channel->network);
+
+	return network && (!llist_empty(&channel->stirring) ||
+			   !list_empty_careful(&network->dirty) || READ_ONCE(network->ending));
+}
+
+/* Only who has the place changes the list of the active, and touches pairs of those on it. */
 bool dmp_network_stirs(struct dmp_kernel_channel *channel)
 {
 	struct dmp_network *network = READ_ONCE(channel->network);
 	struct dmp_kernel_endpoint *endpoint;
 
-	if (!network)
-		return false;
-	if (!llist_empty(&channel->stirring) || !list_empty_careful(&network->dirty) ||
-	    READ_ONCE(network->ending))
-		return true;
+	if (!network || dmp_network_rings(channel))
+		return network;
 	list_for_each_entry(endpoint, &network->active, active)
 		if (endpoint->pair && dmp_pair_is_ready(endpoint->pair))
 			return true;
 	return false;
+}
+
+void dmp_network_press_locked(struct dmp_kernel_endpoint *endpoint, bool presses)
+{
+	lockdep_assert_held(&endpoint->channel->lock);
+	if (!endpoint->attached || presses == endpoint->presses)
+		return;
+	endpoint->presses = presses;
+	if (presses)
+		endpoint->channel->network->pressing++;
+	else
+		endpoint->channel->network->pressing--;
 }
 
 /* ---- timers: an entry may be early, never late; it is set after each turn */
@@ -185,6 +202,7 @@ static void detach_locked(struct dmp_kernel_channel *channel,
 	take_stirring_locked(channel);
 	list_del_init(&endpoint->dirty);
 	forget_active(network, endpoint);
+	dmp_network_press_locked(endpoint, false);
 	if (endpoint->timer_ns != 0)
 		dmp_deadline_remove(&network->timers, endpoint->slot);
 	endpoint->timer_ns = 0;
@@ -243,7 +261,6 @@ bool dmp_network_round_locked(struct dmp_kernel_channel *channel, u64 now_ns)
 		end_all_locked(channel);
 		return false;
 	}
-	network->presses = false;
 	take_stirring_locked(channel);
 	ring_timers_locked(channel, now_ns);
 	ask_active_locked(channel);

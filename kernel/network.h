@@ -24,7 +24,7 @@ struct dmp_network {
 	u32 free_first;			/* slots */
 	u32 active_count;
 	bool ending;			/* the channel goes: everything is aborted */
-	bool presses;			/* the last round left more than answers that may wait */
+	u32 pressing;			/* endpoints that have more to do than to answer */
 	struct list_head dirty;
 	struct list_head active;
 	struct dmp_deadline_heap timers;
@@ -54,8 +54,14 @@ bool dmp_network_settle_locked(struct dmp_kernel_channel *channel);
 /* Has anybody something to do, as far as is known? */
 bool dmp_network_is_wanted_locked(struct dmp_kernel_channel *channel);
 
-/* For the executor who spins; without the lock. */
+/* Has something come, as far as it rings or was marked? Anybody, without the lock. */
+bool dmp_network_rings(struct dmp_kernel_channel *channel);
+
+/* And are the pairs ready? For who has the executor's place and spins; without the lock. */
 bool dmp_network_stirs(struct dmp_kernel_channel *channel);
+
+/* After its turn: does it leave more than answers, which may wait? */
+void dmp_network_press_locked(struct dmp_kernel_endpoint *endpoint, bool presses);
 
 /* The next timer; false if there is none. */
 bool dmp_network_deadline_locked(const struct dmp_kernel_channel *channel, u64 *deadline_ns);

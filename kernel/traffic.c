@@ -545,8 +545,7 @@ bool dmp_traffic_round_locked(struct dmp_kernel_endpoint *endpoint, u64 now_ns)
 	}
 	settle_end_locked(endpoint);
 	dmp_trace_credit_locked(endpoint);
-	if (endpoint->attached && !endpoint->ended)
-		endpoint->channel->network->presses |= presses;
+	dmp_network_press_locked(endpoint, presses && !endpoint->ended);
 	more |= moves;
 	/* A canary came back with the errands: the ask is served again, nothing rings for it. */
 	if (endpoint->ask.canaries_back != canaries_back)
