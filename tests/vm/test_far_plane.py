@@ -36,6 +36,7 @@ CASES = (
     "credits-deadline_runs",
     "interrupting-recv_ends",
     "interrupting-passed_deadline",
+    "spinning",
     "loss-endpoint_in_use",
 )
 

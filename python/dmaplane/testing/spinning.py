@@ -26,10 +26,11 @@ LENGTH = 300
 
 def _answer(side: Side, memory: Memory) -> None:
     """Sends back what comes, one more than it was."""
-    for _ in range(TRIPS):
+    for trip in range(TRIPS):
         side.submit(recv(memory, LENGTH, user_data=1))
         side.wait_for(1)
-        memory.bytes[:LENGTH] += 1
+        assert (memory.bytes[:LENGTH] == trip).all(), trip
+        memory.bytes[:LENGTH] = trip + 1
         side.submit(send(memory, LENGTH, user_data=2))
     for _ in range(TRIPS):
         side.wait_for(2)
