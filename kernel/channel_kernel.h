@@ -144,6 +144,9 @@ void dmp_channel_wake(struct dmp_kernel_channel *channel);
 bool dmp_channel_claim_locked(struct dmp_kernel_channel *channel);
 void dmp_channel_kick(struct dmp_kernel_channel *channel);
 
+/* Both, as told and claimed before. The lock is given up, and held again. */
+void dmp_channel_rouse_locked(struct dmp_kernel_channel *channel, bool wake, bool kick);
+
 /*
  * Waits, woken by every completion and every nudge, until @met says so: 0, -ETIMEDOUT or
  * -EINTR. The lock is given up meanwhile. @state: TASK_INTERRUPTIBLE; TASK_KILLABLE for -EINTR

@@ -142,6 +142,19 @@ void dmp_channel_kick(struct dmp_kernel_channel *channel)
 	wake_up_process(channel->worker);
 }
 
+void dmp_channel_rouse_locked(struct dmp_kernel_channel *channel, bool wake, bool kick)
+{
+	lockdep_assert_held(&channel->lock);
+	if (!wake && !kick)
+		return;
+	mutex_unlock(&channel->lock);
+	if (wake)
+		dmp_channel_wake(channel);
+	if (kick)
+		dmp_channel_kick(channel);
+	mutex_lock(&channel->lock);
+}
+
 struct revoked {
 	u64 revocation;
 	u32 id;
@@ -423,14 +436,7 @@ static void cancel_locked(struct dmp_kernel_channel *channel, bool all, u64 user
 	/* What was linked to a cancelled operation, or waited behind a fence, may start now. */
 	kick = (channel->machine.queued != 0 || channel->network) &&
 	       dmp_channel_claim_locked(channel);
-	if (!wake && !kick)
-		return;
-	mutex_unlock(&channel->lock);
-	if (wake)
-		dmp_channel_wake(channel);
-	if (kick)
-		dmp_channel_kick(channel);
-	mutex_lock(&channel->lock);
+	dmp_channel_rouse_locked(channel, wake, kick);
 }
 
 void dmp_channel_cancel_begin(struct dmp_kernel_channel *channel)
@@ -530,10 +536,8 @@ int dmp_channel_enter(struct dmp_plane *plane, void *argument)
 	} else if (can_help && accepted != 0 && dmp_executor_gives_way_locked(channel) &&
 		   dmp_channel_is_brief(&channel->machine)) {
 		dmp_executor_help_locked(channel, 0, request->deadline_ns);
-	} else if (accepted != 0 && dmp_channel_claim_locked(channel)) {
-		mutex_unlock(&channel->lock);
-		dmp_channel_kick(channel);
-		mutex_lock(&channel->lock);
+	} else if (accepted != 0) {
+		dmp_channel_rouse_locked(channel, false, dmp_channel_claim_locked(channel));
 	}
 	if (!error && request->submit_count != 0 && accepted == 0 && wanted == 0)
 		error = -EAGAIN;

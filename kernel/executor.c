@@ -333,13 +333,6 @@ void dmp_executor_help_locked(struct dmp_kernel_channel *channel, u32 wanted, u6
 	kick = leave_locked(channel, content && may_come_back_locked(channel));
 	/* What was told let go of its buffers, and the caller may now sleep for long. */
 	dmp_released();
-	if (!wake && !kick)
-		return;
-	mutex_unlock(&channel->lock);
-	if (wake)
-		dmp_channel_wake(channel);
-	if (kick)
-		dmp_channel_kick(channel);
-	mutex_lock(&channel->lock);
+	dmp_channel_rouse_locked(channel, wake, kick);
 }
 
