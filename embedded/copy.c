@@ -14,6 +14,11 @@
  * caches goes the other way (57 memcpy, 18 streaming), hence the threshold at the
  * size of the last cache. Stores of 64 bytes gain nothing over 32, rep movsb only
  * from 64 MiB on. Fetching 512 bytes of the next block helps, a whole one hurts.
+ *
+ * An Intel Xeon with AMX is another matter (one core, blocks of 1 MiB): 6.9 memcpy, 5.1
+ * with lines fetched ahead, 10.1 without, 12.6 a line of each of four pages in turns; with
+ * the CRC 4.6, 9.9, 12.5; the CRC alone 5.6, 13.9, 15.0. So there the copy takes pages.
+ * What pages do to an EPYC was not measured; it keeps what was.
  */
 #include "copy.h"
 

@@ -17,6 +17,8 @@
 #define DMP_LOOP_CRC		(1U << 2)	/* CRC32C by instruction */
 #define DMP_LOOP_COPY_CRC	(1U << 3)	/* both in one pass */
 #define DMP_LOOP_COPY_CRC_WIDE	(1U << 4)	/* with the wide carry-less multiply */
+#define DMP_LOOP_PAGES		(1U << 5)	/* the wide ones read four pages in turns */
+#define DMP_LOOP_AHEAD		(1U << 6)	/* no: one by one, lines fetched ahead */
 
 unsigned int dmp_loop_features(void);
 const char *dmp_loop_describe(unsigned int features);

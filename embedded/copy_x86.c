@@ -15,6 +15,7 @@
 #ifdef __x86_64__
 
 #include <immintrin.h>
+#include <stdbool.h>
 #include <string.h>
 
 #define TARGET_AVX2	__attribute__((target("avx2")))
@@ -26,6 +27,7 @@
 #define FOLD_256	0x1384aa63aULL, 0xba4fc28eULL
 #define FOLD_512	0x740eef02ULL, 0x9e4addf8ULL
 #define FOLD_1024	0x6992cea2ULL, 0xd3b6092ULL
+#define FOLD_PAGE	0xc2a5b65eULL, 0x18714ea86ULL
 
 /*
  * How far ahead of the loads lines are fetched; beyond the end nothing is. In short
@@ -33,6 +35,14 @@
  */
 #define AHEAD_BYTES		2048
 #define AHEAD_LENGTH_MIN	8192
+
+/*
+ * A line of each of four pages in turns: the processor follows every page by itself, so
+ * it has four times as many lines on their way.
+ */
+#define PAGE_BYTES		4096
+#define PAGES			4
+#define PAGES_BYTES		((size_t)PAGES * PAGE_BYTES)
 
 unsigned int dmp_loop_features(void)
 {
@@ -48,11 +58,23 @@ unsigned int dmp_loop_features(void)
 	if ((features & DMP_LOOP_COPY_CRC) && (features & DMP_LOOP_STREAM_WIDE) &&
 	    __builtin_cpu_supports("vpclmulqdq"))
 		features |= DMP_LOOP_COPY_CRC_WIDE;
+	if (features & DMP_LOOP_STREAM_WIDE)
+		features |= DMP_LOOP_PAGES;
+	/* What each gains and loses by it: copy.c. */
+	if (!__builtin_cpu_is("intel"))
+		features |= DMP_LOOP_AHEAD;
 	return features;
+}
+
+static bool takes_pages(unsigned int features, unsigned int wide)
+{
+	return (features & wide) && (features & DMP_LOOP_PAGES) && !(features & DMP_LOOP_AHEAD);
 }
 
 const char *dmp_loop_describe(unsigned int features)
 {
+	if (takes_pages(features, DMP_LOOP_COPY_CRC_WIDE))
+		return "streaming stores, vpclmulqdq, four pages in turns";
 	if (features & DMP_LOOP_COPY_CRC_WIDE)
 		return "streaming stores, vpclmulqdq";
 	if (features & DMP_LOOP_COPY_CRC)
@@ -86,9 +108,13 @@ TARGET_AVX2 static inline void stream_line_wide(char *target, const char *source
 	_mm256_stream_si256((__m256i *)(target + 32), b);
 }
 
+static inline size_t ahead_of(unsigned int features, size_t length)
+{
+	return (features & DMP_LOOP_AHEAD) && length >= AHEAD_LENGTH_MIN ? length - AHEAD_BYTES : 0;
+}
+
 /* Whole lines to an aligned target; returns how many bytes that was. */
 #define STREAM_LINES(line)							\
-	size_t ahead = length >= AHEAD_LENGTH_MIN ? length - AHEAD_BYTES : 0;	\
 	size_t end = length & ~(size_t)63;					\
 	size_t at = 0;								\
 										\
@@ -114,14 +140,28 @@ TARGET_AVX2 static inline void stream_line_wide(char *target, const char *source
 		line(target + at, source + at);					\
 	return end
 
-static size_t stream_lines(char *target, const char *source, size_t length)
+static size_t stream_lines(char *target, const char *source, size_t length, size_t ahead)
 {
 	STREAM_LINES(stream_line);
 }
 
-TARGET_AVX2 static size_t stream_lines_wide(char *target, const char *source, size_t length)
+TARGET_AVX2 static size_t stream_lines_wide(char *target, const char *source, size_t length,
+					    size_t ahead)
 {
 	STREAM_LINES(stream_line_wide);
+}
+
+/* As many pages as make whole turns to an aligned target; returns how many bytes that was. */
+TARGET_AVX2 static size_t stream_pages(char *target, const char *source, size_t length)
+{
+	size_t end = length - length % PAGES_BYTES;
+	size_t first, at, page;
+
+	for (first = 0; first < end; first += PAGES_BYTES)
+		for (at = first; at < first + PAGE_BYTES; at += 64)
+			for (page = 0; page < PAGES_BYTES; page += PAGE_BYTES)
+				stream_line_wide(target + page + at, source + page + at);
+	return end;
 }
 
 void dmp_loop_stream(unsigned int features, void *target, const void *source, size_t length)
@@ -135,10 +175,14 @@ void dmp_loop_stream(unsigned int features, void *target, const void *source, si
 		head = length;
 	memcpy(to, from, head);
 	to += head, from += head, length -= head;
+	if (takes_pages(features, DMP_LOOP_STREAM_WIDE)) {
+		body = stream_pages(to, from, length);
+		to += body, from += body, length -= body;
+	}
 	if (features & DMP_LOOP_STREAM_WIDE)
-		body = stream_lines_wide(to, from, length);
+		body = stream_lines_wide(to, from, length, ahead_of(features, length));
 	else
-		body = stream_lines(to, from, length);
+		body = stream_lines(to, from, length, ahead_of(features, length));
 	memcpy(to + body, from + body, length - body);
 	/* Orders the streaming stores before the release that publishes them. */
 	_mm_sfence();
@@ -205,9 +249,8 @@ TARGET_NARROW static inline __m128i take(char *target, const char *source, int s
 
 /* @length is a multiple of 64 and not 0; @target is aligned to 16 if streaming. */
 TARGET_NARROW static inline __attribute__((always_inline)) uint32_t
-narrow_loop(uint32_t crc, char *target, const char *source, size_t length, int stream)
+narrow_loop(uint32_t crc, char *target, const char *source, size_t length, size_t ahead, int stream)
 {
-	size_t ahead = length >= AHEAD_LENGTH_MIN ? length - AHEAD_BYTES : 0;
 	__m128i sum[4];
 	size_t at;
 	int lane;
@@ -237,6 +280,12 @@ TARGET_WIDE static inline __m256i fold_wide(__m256i sum, uint64_t low, uint64_t 
 				_mm256_clmulepi64_epi128(sum, by, 0x11));
 }
 
+TARGET_WIDE static inline __m128i halves(__m256i sum)
+{
+	return _mm_xor_si128(_mm256_extracti128_si256(sum, 1),
+			     fold(_mm256_castsi256_si128(sum), FOLD_128));
+}
+
 TARGET_WIDE static inline __m256i take_wide(char *target, const char *source, int stream)
 {
 	__m256i bytes = _mm256_loadu_si256((const __m256i *)source);
@@ -251,11 +300,9 @@ TARGET_WIDE static inline __m256i take_wide(char *target, const char *source, in
 
 /* @length is a multiple of 128 and not 0; @target is aligned to 32 if streaming. */
 TARGET_WIDE static inline __attribute__((always_inline)) uint32_t
-wide_loop(uint32_t crc, char *target, const char *source, size_t length, int stream)
+wide_loop(uint32_t crc, char *target, const char *source, size_t length, size_t ahead, int stream)
 {
-	size_t ahead = length >= AHEAD_LENGTH_MIN ? length - AHEAD_BYTES : 0;
 	__m256i sum[4];
-	__m128i last;
 	size_t at;
 	int lane;
 
@@ -271,56 +318,114 @@ wide_loop(uint32_t crc, char *target, const char *source, size_t length, int str
 			sum[lane] = _mm256_xor_si256(fold_wide(sum[lane], FOLD_1024),
 						     take_wide(AT(at + 32 * lane)));
 	}
-#undef AT
 	for (lane = 1; lane < 4; lane++)
 		sum[lane] = _mm256_xor_si256(sum[lane], fold_wide(sum[lane - 1], FOLD_256));
-	last = _mm_xor_si128(_mm256_extracti128_si256(sum[3], 1),
-			     fold(_mm256_castsi256_si128(sum[3]), FOLD_128));
-	return finish(last);
+	return finish(halves(sum[3]));
+}
+
+/*
+ * @length is a multiple of PAGES_BYTES and not 0; @target is aligned to 32 if streaming.
+ * Every page has a sum of its own in two lanes; what came before a page lies a page's
+ * length before its end.
+ */
+TARGET_WIDE static inline __attribute__((always_inline)) uint32_t
+pages_loop(uint32_t crc, char *target, const char *source, size_t length, int stream)
+{
+	__m128i before = _mm_setzero_si128();
+	__m256i sum[2 * PAGES];
+	size_t first, at;
+	int page;
+
+	for (first = 0; first < length; first += PAGES_BYTES) {
+		for (page = 0; page < PAGES; page++) {
+			at = first + (size_t)page * PAGE_BYTES;
+			sum[2 * page] = take_wide(AT(at));
+			sum[2 * page + 1] = take_wide(AT(at + 32));
+		}
+		if (first == 0)
+			sum[0] = _mm256_xor_si256(sum[0],
+						  _mm256_zextsi128_si256(_mm_cvtsi32_si128((int)crc)));
+		for (at = first + 64; at < first + PAGE_BYTES; at += 64)
+#pragma GCC unroll 4
+			for (page = 0; page < PAGES; page++) {
+				size_t line = at + (size_t)page * PAGE_BYTES;
+
+				sum[2 * page] = _mm256_xor_si256(fold_wide(sum[2 * page], FOLD_512),
+								 take_wide(AT(line)));
+				sum[2 * page + 1] =
+					_mm256_xor_si256(fold_wide(sum[2 * page + 1], FOLD_512),
+							 take_wide(AT(line + 32)));
+			}
+		for (page = 0; page < PAGES; page++) {
+			__m256i lanes = _mm256_xor_si256(sum[2 * page + 1],
+							 fold_wide(sum[2 * page], FOLD_256));
+
+			before = _mm_xor_si128(halves(lanes), fold(before, FOLD_PAGE));
+		}
+	}
+#undef AT
+	return finish(before);
 }
 
 /* The constants that steer each loop are known where it is called, so each is its own. */
+#define EACH(loop, ...)							\
+	(!target ? loop(crc, NULL, source, length, ##__VA_ARGS__, 0) :	\
+	 stream ? loop(crc, target, source, length, ##__VA_ARGS__, 1) :	\
+		  loop(crc, target, source, length, ##__VA_ARGS__, 0))
+
 TARGET_NARROW static uint32_t narrow(uint32_t crc, char *target, const char *source,
-				     size_t length, int stream)
+				     size_t length, size_t ahead, int stream)
 {
-	if (!target)
-		return narrow_loop(crc, NULL, source, length, 0);
-	if (stream)
-		return narrow_loop(crc, target, source, length, 1);
-	return narrow_loop(crc, target, source, length, 0);
+	return EACH(narrow_loop, ahead);
 }
 
 TARGET_WIDE static uint32_t wide(uint32_t crc, char *target, const char *source,
-				 size_t length, int stream)
+				 size_t length, size_t ahead, int stream)
 {
-	if (!target)
-		return wide_loop(crc, NULL, source, length, 0);
-	if (stream)
-		return wide_loop(crc, target, source, length, 1);
-	return wide_loop(crc, target, source, length, 0);
+	return EACH(wide_loop, ahead);
+}
+
+TARGET_WIDE static uint32_t pages(uint32_t crc, char *target, const char *source,
+				  size_t length, int stream)
+{
+	return EACH(pages_loop);
+}
+
+/* Whole blocks of the loop that suits; returns how many bytes that was. */
+static size_t crc_blocks(unsigned int features, uint32_t *crc, char *target, const char *source,
+			 size_t length, int stream)
+{
+	size_t end;
+
+	if (takes_pages(features, DMP_LOOP_COPY_CRC_WIDE) && length >= PAGES_BYTES) {
+		end = length - length % PAGES_BYTES;
+		*crc = pages(*crc, target, source, end, stream);
+	} else if ((features & DMP_LOOP_COPY_CRC_WIDE) && length >= 128) {
+		end = length & ~(size_t)127;
+		*crc = wide(*crc, target, source, end, ahead_of(features, end), stream);
+	} else if (length >= 64) {
+		end = length & ~(size_t)63;
+		*crc = narrow(*crc, target, source, end, ahead_of(features, end), stream);
+	} else {
+		end = 0;
+	}
+	return end;
 }
 
 static uint32_t crc_any(unsigned int features, uint32_t seed, char *target,
 			const char *source, size_t length, int stream)
 {
-	size_t block = features & DMP_LOOP_COPY_CRC_WIDE ? 128 : 64;
+	size_t head = target ? -(uintptr_t)target & 63 : 0;
 	uint32_t crc = ~seed;
-	size_t head, body;
+	size_t done = head < length ? head : length;
 
-	head = target ? -(uintptr_t)target & 63 : 0;
-	if (length >= head + block) {
-		body = (length - head) & ~(block - 1);
-		crc = crc_words(crc, target, source, head);
-		source += head;
-		target = target ? target + head : NULL;
-		if (features & DMP_LOOP_COPY_CRC_WIDE)
-			crc = wide(crc, target, source, body, stream);
-		else
-			crc = narrow(crc, target, source, body, stream);
-		source += body;
-		target = target ? target + body : NULL;
-		length -= head + body;
-	}
+	crc = crc_words(crc, target, source, done);
+	do {
+		source += done;
+		target = target ? target + done : NULL;
+		length -= done;
+		done = crc_blocks(features, &crc, target, source, length, stream);
+	} while (done);
 	return ~crc_words(crc, target, source, length);
 }
 

@@ -83,6 +83,19 @@ static void test_large_slices_copy_and_sum(void)
 	check_copy(3, 0, ROOM - 4 * GUARD - 3, 0, 0);
 }
 
+/* Four pages of 4 KiB are one turn of the loop that takes pages. */
+static void test_lengths_around_whole_turns_copy_and_sum(void)
+{
+	size_t turns, more;
+
+	for (turns = 1; turns <= 3; turns++)
+		for (more = 0; more < 200; more += 1 + more / 4) {
+			check_copy(more % 61, more % 59, turns * 16384 + more, SWEEP, (uint32_t)more);
+			check_copy(0, 0, turns * 16384 - more, SWEEP, ~(uint32_t)more);
+			check_copy(more % 7, 0, turns * 16384 + more, 0, 3);
+		}
+}
+
 static void test_known_sums(void)
 {
 	static const char digits[] = "123456789";
@@ -165,6 +178,7 @@ static void run_all(void)
 	test_every_length_to_two_pages_copies_and_sums();
 	test_every_alignment_copies_and_sums();
 	test_large_slices_copy_and_sum();
+	test_lengths_around_whole_turns_copy_and_sum();
 	test_sums_chain_at_every_cut();
 	test_groups_of_runs_are_summed_as_one_each();
 	test_fill_repeats_the_pattern_from_its_phase();
