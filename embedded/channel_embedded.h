@@ -121,6 +121,7 @@ struct dmp_embedded_channel {
 	bool worker_parked;		/* it sleeps, without a limit, while a caller executes */
 	bool place_offered;		/* by the worker, to one who waits */
 	bool handed_over;		/* a caller has left the place to it, and wants no lease */
+	bool told_by_event;		/* by the eventfd, and nobody has waited in ENTER since */
 	uint64_t event_due_ns;		/* completions that wait for company are signalled; 0: none */
 	uint64_t left_ns;		/* when a caller last left the executor's place in the network */
 	struct dmp_network *network;	/* NULL until the first endpoint */

@@ -235,6 +235,7 @@ static void signal_eventfd(struct dmp_embedded_channel *channel, bool patient)
 		return;
 	}
 	channel->event_due_ns = 0;
+	channel->told_by_event = true;
 	__atomic_store_n(&channel->control->event_armed, 0, __ATOMIC_RELAXED);
 	/* A full counter would block, and is readable already, which is all we want. */
 	if (poll(&room, 1, 0) == 1 && write(channel->eventfd, &one, sizeof(one)) < 0)

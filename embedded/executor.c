@@ -7,7 +7,8 @@
  * (network.h), and sleeps there. When a caller leaves, the worker gives him LEASE_NS to
  * come back before it watches the network itself, unless somebody else waits for what may
  * come; and a worker with nothing to do offers its place to a caller who waits. So a
- * thread that sends and waits in turn costs no hand-over.
+ * thread that sends and waits in turn costs no hand-over. An event loop never waits here: it
+ * arms the eventfd when it has looked at everything, and has no lease.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -92,7 +93,7 @@ void dmp_executor_rest_locked(struct dmp_embedded_channel *channel)
 		if (offers_place_locked(channel)) {
 			until_ns = now_ns + LEASE_NS;
 		} else if (now_ns >= until_ns || channel->waiters_any != 0 ||
-			   channel->handed_over) {
+			   channel->handed_over || channel->told_by_event) {
 			channel->handed_over = false;
 			channel->place_offered = false;
 			watch_locked(channel);
@@ -228,7 +229,7 @@ static bool must_hand_over_locked(struct dmp_embedded_channel *channel)
 	if (!channel->network)
 		return false;
 	channel->handed_over = channel->network->pressing != 0 || channel->network->ending ||
-			       channel->waiters_any != 0 ||
+			       channel->waiters_any != 0 || channel->told_by_event ||
 			       (channel->eventfd >= 0 &&
 				__atomic_load_n(&channel->control->event_armed, __ATOMIC_RELAXED)) ||
 			       __atomic_load_n(&channel->plane->poll_waiters, __ATOMIC_RELAXED);
@@ -257,6 +258,8 @@ int dmp_worker_help(struct dmp_embedded_channel *channel, uint32_t wanted, uint6
 	int error = 0;
 
 	pthread_mutex_lock(&channel->lock);
+	if (wanted != 0)
+		channel->told_by_event = false;
 	if (is_idle_locked(channel, wanted) || !dmp_worker_can_help_locked(channel)) {
 		wake = promised && dmp_channel_claim_wake_locked(channel);
 		pthread_mutex_unlock(&channel->lock);

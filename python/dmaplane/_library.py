@@ -69,10 +69,12 @@ _PROTOTYPES: Final = {
 }
 
 
+_BESIDE: Final = str(pathlib.Path(__file__).with_name(LIBRARY_NAME))
+
+
 def library_path() -> pathlib.Path:
     """Where the library is expected; says nothing about whether it is there."""
-    named = os.environ.get(LIBRARY_VARIABLE)
-    return pathlib.Path(named) if named else pathlib.Path(__file__).with_name(LIBRARY_NAME)
+    return pathlib.Path(os.environ.get(LIBRARY_VARIABLE) or _BESIDE)
 
 
 @functools.lru_cache(maxsize=4)
@@ -88,7 +90,7 @@ def _load(path: str) -> Library:
 
 def load(needed_by: str = "the embedded plane") -> Library:
     """Loads libdmaplane; UnsupportedError, with the fix, if that cannot be done."""
-    path = str(library_path())
+    path = os.environ.get(LIBRARY_VARIABLE) or _BESIDE  # every message is summed: no Path here
     try:
         return _load(path)
     except (OSError, AttributeError) as reason:
@@ -101,10 +103,13 @@ def load(needed_by: str = "the embedded plane") -> Library:
 
 def crc32c(data: bytes | bytearray | memoryview, seed: int = 0) -> int:
     """CRC32C of @data, as completions carry it; @seed is the CRC of what came before."""
+    summed = load().waiting.dmp_crc32c
+    if isinstance(data, bytes):
+        return int(summed(seed, data, len(data)))
     import numpy as np
 
     array = np.frombuffer(data, dtype=np.uint8)
-    return int(load().waiting.dmp_crc32c(seed, array.ctypes.data, array.nbytes))
+    return int(summed(seed, array.ctypes.data, array.nbytes))
 
 
 def verbs_missing() -> str:

@@ -181,23 +181,23 @@ def of_transfers(
     )
     if shape.ndim > 1:
         raise InvalidError("rows", f"arrays of shape {shape.shape}", fix="numbers, or one side")
-    rows = np.zeros(shape.size, dtype=_abi.SUBMISSION)
-    rows["operation"], rows["endpoint_id"] = number, endpoint.id
-    rows["flags"] = link * _abi.SUBMIT_LINK | checksum * _abi.SUBMIT_CHECKSUM
+    near, far = ("target", "source") if operation in ("read", "recv") else ("source", "target")
+    row = np.zeros(1, dtype=_abi.SUBMISSION)  # what all have in common
+    row["operation"], row["endpoint_id"] = number, endpoint.id
+    row["flags"] = link * _abi.SUBMIT_LINK | checksum * _abi.SUBMIT_CHECKSUM
+    row[f"{near}_id"] = here.buffer.id
+    row[f"{far}_id"] = 0 if there is None else there.region.id
+    rows = np.tile(row.view(np.uint64), (shape.size, 1)).view(_abi.SUBMISSION).reshape(-1)
     rows["user_data"] = np.arange(shape.size) if user_data is None else user_data
-    rows["immediate"] = immediates
+    if np.any(immediates):
+        rows["immediate"] = immediates
     length = here.length_bytes if lengths is None else np.asarray(lengths, dtype=np.int64)
     rows["length_bytes"] = length
-    near, far = ("target", "source") if operation in ("read", "recv") else ("source", "target")
-    rows[f"{near}_id"] = here.buffer.id
-    rows[f"{near}_offset"] = (
-        _within(local_offsets, length, here.length_bytes, "local") + here.offset
-    )
+    start = _within(local_offsets, length, here.length_bytes, "local")
+    rows[f"{near}_offset"] = start + here.offset if here.offset else start
     if there is not None:
-        rows[f"{far}_id"] = there.region.id
-        rows[f"{far}_offset"] = (
-            _within(remote_offsets, length, there.length_bytes, "remote") + there.offset
-        )
+        start = _within(remote_offsets, length, there.length_bytes, "remote")
+        rows[f"{far}_offset"] = start + there.offset if there.offset else start
     return rows
 
 
@@ -205,11 +205,11 @@ def _within(
     offsets: npt.ArrayLike, length: npt.ArrayLike, room: int, field: str
 ) -> npt.NDArray[np.int64]:
     """@offsets, if all of them leave @length bytes of @room; else the first that does not."""
-    start = np.asarray(offsets, dtype=np.int64)
-    bad = (start < 0) | (np.asarray(length) < 0) | (start > room - np.asarray(length))
-    if bad.any():
+    start, size = np.asarray(offsets, dtype=np.int64), np.asarray(length)
+    if start.min(initial=0) < 0 or size.min(initial=0) < 0 or (start > room - size).any():
+        bad = (start < 0) | (size < 0) | (start > room - size)
         first = int(bad.argmax())
-        at, many = (int(np.broadcast_to(each, bad.shape).flat[first]) for each in (start, length))
+        at, many = (int(np.broadcast_to(each, bad.shape).flat[first]) for each in (start, size))
         raise InvalidError(
             f"rows[{first}].{field}",
             f"{many} bytes from {at} on",

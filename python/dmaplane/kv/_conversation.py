@@ -149,6 +149,7 @@ class Conversation(abc.ABC):
         self._free_sends = list(range(SENDS))
         self._unposted_recvs: list[int] = []
         self._all_said = asyncio.Event()
+        self._is_leaving = False
         self._heard_bye = False
         self._says: Waiting[bytes] = Waiting()
         self._read = [0, 0]  # asks and says given to who reads them, in all
@@ -256,7 +257,9 @@ class Conversation(abc.ABC):
             while not self._closed:
                 watch.clear()
                 self._turn()
-                await watch.wait(1 if self._outbox else self._patience())
+                # Messages that have gone out are not worth a turn, but to who waits for that.
+                waits = self._outbox or self._is_leaving or not self._greeted.done()
+                await watch.wait(1 if waits else self._patience())
         except DmaplaneError as failure:
             self._end(failure)
         except BaseException as failure:
@@ -501,6 +504,7 @@ class Conversation(abc.ABC):
         try:
             if not self._closed:
                 self._all_said.clear()
+                self._is_leaving = True
                 self._say(Kind.BYE)
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._all_said.wait(), _BYE_S)

@@ -51,45 +51,47 @@ class Pieces:
         return int(self.length.sum())
 
 
-def _cut(stream: Offsets, near: Offsets, far: Offsets, length: Offsets, chunk_bytes: int) -> Pieces:
-    """Runs that begin at @stream in the stream, which they cover without a gap, cut."""
-    if len(stream) > 1 and not (stream[1:] > stream[:-1]).all():
-        order = np.argsort(stream, kind="stable")
-        stream, near, far, length = stream[order], near[order], far[order], length[order]
-    first = stream // chunk_bytes
-    parts = (stream + length - 1) // chunk_bytes - first + 1
-    if (parts != 1).any():
-        whose = np.repeat(np.arange(len(stream)), parts)
-        index = np.arange(len(whose)) - np.repeat(np.cumsum(parts) - parts, parts)
-        begin = np.where(index == 0, stream[whose], (first[whose] + index) * chunk_bytes)
-        end = np.minimum((first[whose] + index + 1) * chunk_bytes, (stream + length)[whose])
-        skipped = begin - stream[whose]
-        near, far = near[whose] + skipped, far[whose] + skipped
-        stream, length, first = begin, end - begin, begin // chunk_bytes
-    begins = np.flatnonzero(np.diff(first, prepend=-1))
-    starts = np.append(begins, len(first))
+def _cut(near: Offsets, far: Offsets, length: Offsets, chunk_bytes: int) -> Pieces:
+    """Runs that are the stream, one after another, cut where a chunk ends."""
+    ends = np.cumsum(length)
+    stream, total = ends - length, int(ends[-1]) if len(ends) else 0
+    begins = np.arange(0, total, chunk_bytes)
+    whose = np.searchsorted(stream, begins, side="right") - 1
+    skipped = begins - stream[whose]
+    if skipped.any():
+        inside = skipped > 0
+        whose, skipped, after = whose[inside], skipped[inside], whose[inside] + 1
+        near = np.insert(near, after, near[whose] + skipped)
+        far = np.insert(far, after, far[whose] + skipped)
+        stream = np.insert(stream, after, begins[inside])
+        length = np.diff(stream, append=total)
+    starts = np.append(np.searchsorted(stream, begins), len(stream))
     return Pieces(near, far, length, starts, int(np.diff(starts).max(initial=0)))
 
 
 def staged(plan: Plan, tokens: int, blocks: Offsets, chunk_bytes: int) -> Pieces:
     """From a stage, where the stream lies as it is. All that a receiver needs, too."""
     runs = plan.gathered_copies(tokens, blocks)
-    near, far, length = _columns(runs)
-    return _cut(np.cumsum(length) - length, near, far, length, chunk_bytes)
+    return _cut(*_columns(runs), chunk_bytes)
 
 
 def direct(
     plan: Plan, tokens: int, source: Offsets, destination: Offsets, chunk_bytes: int
 ) -> Pieces:
-    """From the source's own memory. @destination is rising, as blocks of a lease are."""
+    """From the source's own memory. @destination is rising, as blocks of a lease are.
+
+    So the stream has its bytes in the order of the destination's memory, and so have the runs
+    that cover the same bytes, once they rise.
+    """
     near, far, length = _columns(plan.copies(tokens, source, destination))
-    _, there, sizes = _columns(plan.gathered_copies(tokens, destination))
-    at = np.cumsum(sizes) - sizes
-    if len(there) > 1 and not (there[1:] > there[:-1]).all():
-        order = np.argsort(there, kind="stable")
-        there, at = there[order], at[order]
-    which = np.searchsorted(there, far, side="right") - 1
-    return _cut(at[which] + far - there[which], near, far, length, chunk_bytes)
+    if not _rise(far):
+        order = np.argsort(far, kind="stable")
+        near, far, length = near[order], far[order], length[order]
+    return _cut(near, far, length, chunk_bytes)
+
+
+def _rise(offsets: Offsets) -> bool:
+    return bool((offsets[1:] > offsets[:-1]).all())
 
 
 def _columns(runs: npt.NDArray[np.void]) -> tuple[Offsets, Offsets, Offsets]:

@@ -34,7 +34,7 @@ from dmaplane._errors import (
     TransferError,
 )
 from dmaplane.kv import _pieces, _sums, _wire
-from dmaplane.kv._conversation import Conversation, Waiting
+from dmaplane.kv._conversation import SENDS, Conversation, Waiting
 from dmaplane.kv._incoming import Incoming, State
 from dmaplane.kv._plan import compile_plan
 from dmaplane.kv._transfer import ReceiverStatistics, failure_of
@@ -336,7 +336,7 @@ class Receiver(Conversation):
                 patience = 1
             elif not incoming._announce.checksum:  # else nobody can go on before its sums are here
                 patience = min(patience, max(1, incoming._missing()))
-        return patience if self._open else 1
+        return patience if self._open else SENDS
 
     def _tell(self, incoming: Incoming, kind: Kind, body: bytes = b"") -> None:
         self._say(kind, body, tag=incoming._tag, serial=incoming._serial)

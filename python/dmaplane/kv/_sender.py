@@ -42,7 +42,7 @@ from dmaplane._errors import (
 )
 from dmaplane.kv import _pieces, _sums, _wire
 from dmaplane.kv._ask import Ask, Asks
-from dmaplane.kv._conversation import Conversation
+from dmaplane.kv._conversation import SENDS, Conversation
 from dmaplane.kv._outgoing import Outgoing, State, announce_of
 from dmaplane.kv._plan import compile_plan
 from dmaplane.kv._pool import Pool
@@ -335,8 +335,10 @@ class Sender(Conversation):
 
     def _patience(self) -> int:
         rows = self._window.rows
+        if not rows:
+            return SENDS
         if not any(each._unposted or each._announce.checksum for each in self._turns):
-            return max(rows, 1)
+            return rows
         return max(1, min(rows, max(rows // 2, _REFILL)))
 
     def _announce_queued(self) -> None:
