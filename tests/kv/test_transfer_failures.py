@@ -314,6 +314,7 @@ class Storm:
         self.both = both
         self.chance = random.Random(seed)
         self.done: list[str] = []
+        self.roomed: dict[str, asyncio.Future[Incoming]] = {}
 
     async def lease(self, pool: Pool, blocks: int) -> Lease:
         while True:
@@ -339,20 +340,43 @@ class Storm:
                 await outgoing.done()
                 self.done.append(request)
 
+    async def room(self, request: str) -> None:
+        """Asks with a room, which may be too small, or too late, or called off."""
+        chance, receiver = self.chance, self.both.receiver
+        self.roomed[request] = came = asyncio.get_running_loop().create_future()
+        with await self.lease(receiver.pool, chance.randrange(1, 40)) as lease:
+            await receiver.ask(request, lease=lease)
+            await asyncio.sleep(chance.choice([0, 0.001, 0.05]))
+            if chance.random() < 0.3 and not came.done():
+                del self.roomed[request]
+                await receiver.withdraw(request)
+                return
+            incoming = await came
+            if incoming is None:
+                await receiver.withdraw(request)
+            elif incoming.blocks > len(lease):
+                await self.receive(incoming)
+            else:
+                await self.arrive(incoming, lease)
+
     async def receive(self, incoming: Incoming) -> None:
         chance, pool = self.chance, self.both.receiver.pool
         if chance.random() < 0.1:
             incoming.refuse("storm")
             return
         with await self.lease(pool, incoming.blocks) as lease:
-            with contextlib.suppress(dmaplane.TransferError):
-                await incoming.accept(lease)
-                if chance.random() < 0.2:
-                    await asyncio.sleep(chance.choice([0, 0.001, 0.01]))
-                    await incoming.abort("storm")
-                await incoming.complete()
-                pool.stamp(lease.blocks)
-            assert incoming.ended
+            await self.arrive(incoming, lease)
+
+    async def arrive(self, incoming: Incoming, lease: Lease) -> None:
+        chance = self.chance
+        with contextlib.suppress(dmaplane.TransferError):
+            await incoming.accept(lease)
+            if chance.random() < 0.2:
+                await asyncio.sleep(chance.choice([0, 0.001, 0.01]))
+                await incoming.abort("storm")
+            await incoming.complete()
+            lease.pool.stamp(lease.blocks)
+        assert incoming.ended
 
 
 @pytest.mark.parametrize("path", ["shm", "tcp"])
@@ -360,21 +384,34 @@ class Storm:
 def test_whoever_ends_what_whenever_the_books_balance(path: str, seed: int) -> None:
     async def main() -> None:
         target = HND if seed % 2 else NHD
-        async with couple(path, target=target, transfers=6, window=1 + 7 * seed) as both:
+        async with couple(
+            path, target=target, blocks=1024, transfers=6, window=1 + 7 * seed
+        ) as both:
             storm = Storm(both, seed)
+            asking = [asyncio.ensure_future(storm.room(f"r{number}")) for number in range(0, 40, 2)]
+            if seed != 1:
+                await asyncio.sleep(0.01)
             sending = [asyncio.ensure_future(storm.send(f"r{number}")) for number in range(40)]
             receiving: list[asyncio.Future[None]] = []
 
             async def accept() -> None:
                 async for incoming in both.receiver:
-                    receiving.append(asyncio.ensure_future(storm.receive(incoming)))
+                    room = storm.roomed.pop(incoming.request, None)
+                    if room is not None:
+                        room.set_result(incoming)
+                    else:
+                        receiving.append(asyncio.ensure_future(storm.receive(incoming)))
 
             accepting = asyncio.ensure_future(accept())
             await asyncio.gather(*sending)
+            for room in storm.roomed.values():
+                room.set_result(None)
+            await asyncio.gather(*asking)
             accepting.cancel()
             await asyncio.gather(*receiving)
             assert 0 < len(storm.done) < 40
             await both.settles()
+            assert not both.receiver._rooms
             assert both.sender.statistics().open == both.receiver.statistics().open == 0
             assert both.sender.statistics().chunks_under_way == 0
             await both.moves()

@@ -77,7 +77,8 @@ class Stranger:
 
 
 def announce(serial: int = 1, tag: int = 0, **changed: object) -> bytes:
-    body = dataclasses.replace(ANNOUNCE, **changed).encode()  # type: ignore[arg-type]
+    room = int(changed.pop("room", 0))  # type: ignore[call-overload]
+    body = dataclasses.replace(ANNOUNCE, **changed).encode(room)  # type: ignore[arg-type]
     return wire.pack(Kind.ANNOUNCE, body, tag=tag, serial=serial)
 
 
@@ -129,6 +130,8 @@ BAD_AT_ONCE: dict[str, Callable[[Stranger], bytes]] = {
         layer_chunks=1,
     ),
     "other bytes than the layout": lambda _: announce(layer_bytes=LAYER_BYTES - 4, layer_chunks=4),
+    "to a room there is not": lambda _: announce(room=1),
+    "gone, a room there is not": lambda _: wire.pack(Kind.GONE, serial=1),
     "a long say": lambda _: wire.pack(Kind.SAY, bytes(wire.PAYLOAD_BYTES_MAX + 1)),
 }
 
@@ -240,6 +243,10 @@ def test_chunk_whose_sum_is_another_ends_the_transfer_alone() -> None:
 # ---- the other way round
 
 
+def ask(*blocks: int, number: int = 1, request: str = "a") -> bytes:
+    return wire.pack(Kind.ASK, wire.encode_ask(request, b"", np.array(blocks)), serial=number)
+
+
 def accept(*blocks: int, first: int = 0, total: int = 8) -> bytes:
     body = wire._ACCEPT.pack(first, total) + np.array(blocks, dtype="<u4").tobytes()
     return wire.pack(Kind.ACCEPT, body, serial=1)
@@ -260,6 +267,14 @@ BAD_ANSWERS: dict[str, list[bytes]] = {
     "done in the middle": [GOOD, wire.pack(Kind.DONE, serial=1)],
     "abort of what never was": [wire.pack(Kind.ABORT, wire.Reason("x").encode(), serial=7)],
     "sums, which are not his to say": [sums(0)],
+    "a room beyond the pool": [ask(0, BLOCKS)],
+    "a room of nothing": [ask()],
+    "two rooms for one": [ask(0), ask(1, number=2)],
+    "rooms that are more than the pool": [
+        ask(*range(BLOCKS)),
+        ask(0, number=2, request="b"),
+    ],
+    "a room out of turn": [ask(0, number=2)],
     "257 asks": [wire.pack(Kind.ASK, wire.encode_ask(f"r{each}")) for each in range(257)],
 }
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def bodies() -> dict[wire.Kind, bytes]:
     several = np.array([(1, 2), (7, 9)], dtype=wire.SUM)
     return {
         wire.Kind.HELLO: HELLO.encode(),
-        wire.Kind.ASK: wire.encode_ask("request", b"payload"),
+        wire.Kind.ASK: wire.encode_ask("request", b"payload", np.array([3, 5, 6])),
         wire.Kind.WITHDRAW: wire.encode_ask("request"),
         wire.Kind.ANNOUNCE: ANNOUNCE.encode(),
         wire.Kind.ACCEPT: wire.encode_accept(np.arange(3))[0],
@@ -38,6 +39,7 @@ def bodies() -> dict[wire.Kind, bytes]:
         wire.Kind.SAY: b"anything",
         wire.Kind.GRANT: wire.encode_grant(1, 2),
         wire.Kind.BYE: b"",
+        wire.Kind.GONE: b"",
     }
 
 
@@ -73,8 +75,11 @@ def test_what_was_packed_is_what_is_unpacked(kind: wire.Kind) -> None:
 
 def test_fields_come_back_as_they_were() -> None:
     assert wire.Hello.decode(HELLO.encode()) == HELLO
-    assert wire.Announce.decode(ANNOUNCE.encode()) == ANNOUNCE
-    assert wire.decode_ask(wire.Kind.ASK, wire.encode_ask("r", b"p")) == ("r", b"p")
+    assert wire.Announce.decode(ANNOUNCE.encode()) == (ANNOUNCE, 0)
+    assert wire.Announce.decode(ANNOUNCE.encode(7)) == (ANNOUNCE, 7)
+    asked = wire.encode_ask("r", b"p", np.array([0, 2, wire.BLOCKS_MAX]))
+    request, payload, room = wire.decode_ask(wire.Kind.ASK, asked)
+    assert (request, payload, room.tolist()) == ("r", b"p", [0, 2, wire.BLOCKS_MAX])
     assert wire.Reason.decode(wire.Kind.ABORT, wire.Reason("why", 3).encode()).chunk == 3
 
 
@@ -164,6 +169,19 @@ def test_blocks_of_any_number_come_in_parts_that_fit() -> None:
     read = [wire.decode_accept(part) for part in parts]
     assert [first for first, _, _ in read] == [0, 60000, 120000]
     assert (np.concatenate([some for _, _, some in read]) == blocks).all()
+
+
+def test_largest_ask_is_one_message() -> None:
+    room = np.arange(wire.ROOM_BLOCKS_MAX)
+    asked = wire.encode_ask("r" * wire.REQUEST_BYTES_MAX, bytes(wire.PAYLOAD_BYTES_MAX), room)
+    assert len(wire.pack(wire.Kind.ASK, asked)) <= wire.MESSAGE_BYTES_MAX
+
+
+@pytest.mark.parametrize("room", [[1, 1], [2, 1], range(wire.ROOM_BLOCKS_MAX + 1)])
+def test_room_whose_blocks_do_not_rise_or_are_too_many_is_refused(room: Sequence[int]) -> None:
+    asked = wire.encode_ask("r", b"", np.array(room))
+    with pytest.raises(dmaplane.ProtocolError):
+        wire.decode_ask(wire.Kind.ASK, asked)
 
 
 def test_tag_and_ordinal_fill_the_immediate_and_come_back() -> None:

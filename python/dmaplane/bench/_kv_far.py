@@ -3,7 +3,8 @@
 
 Told what to do in JSON, one line a request on stdin; answers in JSON on stdout, as _far.py does.
 "pool" makes the blocks, "meet" lets one connection in, "times" tells what the last transfer
-took there. It ends when stdin does.
+took there. It asks for one transfer after the other, each with the blocks it goes to. It ends when
+stdin does.
 
 Who owns what. One pool, and on it one connection after the other, each with its own listener;
 all of them are this process's until it ends.
@@ -13,10 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import sys
-import time
 from typing import Any, Final
 
 import dmaplane
@@ -63,7 +64,7 @@ class Far:
         return {"address": listener.address}
 
     async def times(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Seconds of the last transfer, from accept() on: to its first layer, and to its end."""
+        """Seconds of the last transfer since it was announced: to its first layer, to its end."""
         return self._times
 
     async def _part(self) -> None:
@@ -78,14 +79,15 @@ class Far:
         with listener:
             endpoint = await listener.accept_async(window=WINDOW, window_bytes=1 << 30)
         async with await Receiver.open(endpoint, pool) as receiver:
-            async for incoming in receiver:
-                with pool.lease(incoming.blocks, holder="bench") as lease:
-                    begin = time.monotonic()
+            for number in itertools.count():
+                with pool.lease(pool.blocks, holder="bench") as lease:
+                    await receiver.ask(f"r{number}", lease=lease)
+                    incoming = await anext(receiver)
                     await incoming.accept(lease)
                     await incoming.layer(0)
-                    first = time.monotonic() - begin
                     await incoming.complete()
-                    self._times = {"first": first, "whole": time.monotonic() - begin}
+                    took = incoming.statistics
+                    self._times = {"first": took.first_layer_seconds, "whole": took.seconds}
 
 
 async def _serve() -> None:

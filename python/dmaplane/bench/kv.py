@@ -2,13 +2,14 @@
 """What a KV cache costs on its way from one process to another, next to memcpy and bare writes.
 
 Transfers. 128 MiB of cache in 32 layers, chunks of 1 MiB, window 16, from send() until the other
-process has all of it, checked and published, and has said so. Next to it, in turns: over shm
-memcpy of the same chunks into the same memory as this process maps it; over tcp a plain stream
-of WRITE_IMMs of 1 MiB, as `bench endpoint` has it. After the first round bytes are compared.
+process has all of it, checked and published, and has said so. It was asked for with the blocks it
+goes to, as a decode server asks. Next to it, in turns: over shm memcpy of the same chunks into the
+same memory as this process maps it; over tcp a plain stream of WRITE_IMMs of 1 MiB, as `bench
+endpoint` has it. After the first round bytes are compared.
 
-First layer. In the other process, from accept(): the time to layer 0 as a share of the time to the
-last, times the number of layers; 1 would be a transfer without a beginning. The worse of the
-paths.
+First layer. In the other process, since it was announced there: the time to layer 0 as a share of
+the time to the last, times the number of layers; 1 would be a transfer without a beginning. The
+worse of the paths.
 
 Posting. CPU time of Python until rows for 100,000 blocks that lie anywhere on both sides are
 ready to push: plan, chunks, rows, immediates.
@@ -38,11 +39,12 @@ from dmaplane.kv import _pieces as pieces
 from dmaplane.kv._template import Template
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
     import numpy.typing as npt
 
     from dmaplane._plane import Plane
+    from dmaplane.kv._ask import Ask
 
 MIB: Final = 1 << 20
 LENGTH_BYTES: Final = 128 * MIB
@@ -96,7 +98,7 @@ class Ground:
         self._stack = contextlib.ExitStack()
         self._stack.callback(self._loop.close)
         self._sender: Sender | None = None
-        self._number = 0
+        self._asks: AsyncIterator[Ask] | None = None
         self.far = self._stack.enter_context(
             _link.FarSide(plane.name, "kv", 0, module="dmaplane.bench._kv_far", begin=False)
         )
@@ -129,6 +131,7 @@ class Ground:
             )
 
         self._sender = self.run(open_sender())
+        self._asks = self._sender.asks()
 
     def part(self) -> None:
         """Ends the connection."""
@@ -138,13 +141,16 @@ class Ground:
 
     def ours(self, *, checksum: bool) -> float:
         """GB/s of one transfer."""
-        sender = self._sender
-        assert sender is not None
-        self._number += 1
-        begin = time.monotonic()
-        outgoing = sender.send(f"r{self._number}", self.lease, self.tokens, checksum=checksum)
-        self.run(outgoing.done())
-        return self.length_bytes / (time.monotonic() - begin) / 1e9
+
+        async def send() -> float:
+            assert self._sender is not None
+            assert self._asks is not None
+            ask = await anext(self._asks)
+            begin = time.monotonic()
+            await self._sender.send(ask.request, self.lease, self.tokens, checksum=checksum).done()
+            return time.monotonic() - begin
+
+        return self.length_bytes / float(self.run(send())) / 1e9
 
     def first_layer(self) -> float:
         """Of the last transfer: share of the first layer in its time, times the layers."""

@@ -3,13 +3,23 @@
 
 The bytes are opaque here. An ask is the program's as soon as it was given; it is known by its
 request as long as somebody holds it, so that it can still be called off.
+
+An ask may come with a room: blocks of the receiver that what is asked for goes to as soon as it is
+announced. A room is kept here until it is taken, once: for the transfer of that request, or
+because the ask was called off.
 """
 
 from __future__ import annotations
 
 import weakref
+from typing import TYPE_CHECKING, NamedTuple
 
+from dmaplane._errors import ProtocolError
 from dmaplane.kv._conversation import Waiting
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 class Ask:
@@ -27,12 +37,23 @@ class Ask:
         return f"<ask {self.request}, {len(self.payload)} bytes>"
 
 
+class Offer(NamedTuple):
+    """A room, as the side that may write to it knows it."""
+
+    number: int
+    blocks: npt.NDArray[np.int64]
+    """Rising."""
+
+
 class Asks:
     """Those that wait for the program, and those that it has."""
 
     def __init__(self) -> None:
         self.waiting: Waiting[Ask] = Waiting()
         self._known: weakref.WeakValueDictionary[str, Ask] = weakref.WeakValueDictionary()
+        self._offers: dict[str, Offer] = {}
+        self._offered_blocks = 0
+        self._newest = 0
 
     def put(self, ask: Ask) -> None:
         """Behind all others."""
@@ -46,3 +67,26 @@ class Asks:
             return False
         known.cancelled = True
         return self.waiting.drop(known)
+
+    def offer(self, request: str, offer: Offer, *, blocks_max: int) -> None:
+        """A room for @request. The peer's @blocks_max blocks are in one room each, so that is
+        how many are kept here.
+        """
+        self._offered_blocks += len(offer.blocks)
+        if (
+            offer.number != self._newest + 1
+            or request in self._offers
+            or not len(offer.blocks)
+            or int(offer.blocks[-1]) >= blocks_max
+            or self._offered_blocks > blocks_max
+        ):
+            raise ProtocolError("ASK with a room that cannot be")
+        self._newest = offer.number
+        self._offers[request] = offer
+
+    def take(self, request: str) -> Offer | None:
+        """The room for @request, if there is one; it is kept no longer."""
+        offer = self._offers.pop(request, None)
+        if offer is not None:
+            self._offered_blocks -= len(offer.blocks)
+        return offer

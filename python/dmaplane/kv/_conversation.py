@@ -46,7 +46,7 @@ from dmaplane.kv import _wire
 from dmaplane.kv._wire import Hello, Kind, Message, Role
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
     from types import TracebackType
 
     import numpy.typing as npt
@@ -83,6 +83,9 @@ class Waiting(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._items)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(list(self._items))
 
     def put(self, item: T) -> None:
         """Behind all others."""
@@ -380,19 +383,20 @@ class Conversation(abc.ABC):
             self._read_told = list(self._read)
             self._say(Kind.GRANT, _wire.encode_grant(*self._read))
 
-    async def _speak(self, which: int, kind: Kind, body: bytes) -> None:
-        """Sends an ASK or SAY once the peer has room for it."""
+    async def _may_speak(self, which: int) -> None:
+        """Until the peer has room for one more ASK or SAY, which follows at once."""
         self._check()
         while self._spoken[which] - self._granted[which] >= _wire.ASKS_MAX:
             self._room.clear()
             await self._room.wait()
             self._check()
         self._spoken[which] += 1
-        self._say(kind, body)
 
     async def say(self, payload: bytes) -> None:
         """Sends opaque bytes, at most 64 KiB, to who iterates says() there."""
-        await self._speak(1, Kind.SAY, _wire.checked_payload(payload))
+        said = _wire.checked_payload(payload)
+        await self._may_speak(1)
+        self._say(Kind.SAY, said)
 
     async def says(self) -> AsyncIterator[bytes]:
         """What the peer says, in order, until it closes. Unread, 256 of them make it wait."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Incoming: one transfer on its way in, from its announcement until it is published or gone.
 
-    OFFERED   announced; waits for accept() or refuse()
+    OFFERED   announced; waits for accept() or refuse(); not if it was asked for with a room
     COMING    chunks land in the blocks of the lease, whose generations are odd
     ENDING    aborted here: ABORT is said, the blocks are in quarantine until the peer says ABORTED
     ENDED     published, refused, or gone: the lease is let go
@@ -11,7 +11,7 @@ CRC32C that the sender's copy had. A layer is there when all of its chunks count
 transfer when all layers do: then the lease is published, and only then is DONE said.
 
 Who owns what. The Receiver owns every Incoming and changes its state; the caller owns the lease,
-which is lent to the Incoming from accept() to ENDED.
+which is lent to the Incoming from accept() to ENDED, or to its room from ask() on (_room.py).
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from dmaplane.kv import _pieces, _wire
 from dmaplane.kv._transfer import Outcome, Transferred
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Hashable
 
     import numpy.typing as npt
 
     from dmaplane.kv._lease import Lease
     from dmaplane.kv._pieces import Pieces
     from dmaplane.kv._receiver import Receiver
+    from dmaplane.kv._room import Room
     from dmaplane.kv._wire import Announce
 
 
@@ -63,6 +64,8 @@ class Incoming:
         self._state = State.OFFERED
         self._outcome = Outcome()
         self._lease: Lease | None = None
+        self._borrower: Hashable = self
+        """Who the lease is lent to: this, or the room it came to."""
         self._publish = True
         self._pieces: Pieces | None = None
         self._landed = np.zeros(announce.chunks, dtype=np.bool_)
@@ -91,10 +94,12 @@ class Incoming:
 
         The blocks count as being filled from here on. @publish: they are published when all of
         it is there; False if other transfers fill the same blocks (other heads), and
-        whoever gathers them publishes.
+        whoever gathers them publishes. Nothing is left to do where it was asked for with @lease.
         """
         receiver = self._receiver
         receiver._check()
+        if self._borrower is not self and lease is self._lease:
+            return
         if self._state is not State.OFFERED:
             self._raise_if_failed()
             raise InvalidError("incoming", "it was accepted or refused already", fix="once")
@@ -106,8 +111,6 @@ class Incoming:
                 f"{len(lease)} blocks",
                 fix=f"{self.blocks} or more for {self.tokens} tokens",
             )
-        plan = receiver.plan
-        assert plan is not None
         chosen = lease.blocks[: self.blocks]
         lease.lend(self)
         try:
@@ -120,12 +123,14 @@ class Incoming:
         for body in _wire.encode_accept(chosen):
             receiver._tell(self, _wire.Kind.ACCEPT, body)
         receiver._flush()  # at once: the sender begins while pieces are cut here
-        if self._announce.checksum:
-            self._pieces = _pieces.staged(plan, self.tokens, chosen, self._announce.chunk_bytes)
+        self._cut(chosen)
 
     def refuse(self, reason: str) -> None:
-        """It is not wanted: the sender's done() raises TransferError with @reason."""
-        if self._state is State.OFFERED:
+        """It is not wanted: the sender's done() raises TransferError with @reason.
+
+        abort() is for what was accepted; what was asked for with a lease can be refused, too.
+        """
+        if self._state is State.OFFERED or self._borrower is not self:
             self._receiver._stop(self, _wire.Reason(reason))
 
     async def layer(self, layer: int) -> None:
@@ -193,6 +198,19 @@ class Incoming:
         return f"<{self}, {self._state.name.lower()}>"
 
     # ---- for the receiver
+
+    def _enter(self, room: Room) -> None:
+        """It comes to @room, and may have begun to."""
+        self._lease, self._publish, self._borrower = room.lease, room.publish, room
+        self._state = State.COMING
+        self._cut(room.lease.blocks[: self.blocks])
+
+    def _cut(self, chosen: npt.NDArray[np.int64]) -> None:
+        """Finds what each chunk is here, if that will be asked."""
+        plan = self._receiver.plan
+        assert plan is not None
+        if self._announce.checksum:
+            self._pieces = _pieces.staged(plan, self.tokens, chosen, self._announce.chunk_bytes)
 
     def _raise_if_failed(self) -> None:
         if self._outcome.failure is not None:

@@ -9,6 +9,9 @@ What may come for a transfer, and what becomes of it (states in _incoming.py):
   ENDING      passed over   passed over   -> ENDED: blocks are let go
   ENDED       broken        passed over   passed over
 
+What comes to a room (_room.py) is COMING when it is announced. Its immediates may be seen ahead of
+that, as they may of any message: a tag nobody knows is kept while there is a room it may be for.
+
 broken: the peer does not keep to the protocol, and the connection ends; so do a chunk that comes
 twice, an ordinal there is not, numbers that the layouts do not give, a tag that is taken.
 
@@ -29,6 +32,7 @@ import numpy as np
 
 from dmaplane._errors import (
     DmaplaneError,
+    InvalidError,
     ProtocolError,
     TimedOutError,
     TransferError,
@@ -37,6 +41,7 @@ from dmaplane.kv import _pieces, _sums, _wire
 from dmaplane.kv._conversation import SENDS, Conversation, Waiting
 from dmaplane.kv._incoming import Incoming, State
 from dmaplane.kv._plan import compile_plan
+from dmaplane.kv._room import Room
 from dmaplane.kv._transfer import ReceiverStatistics, failure_of
 from dmaplane.kv._wire import Announce, Hello, Kind, Message, Reason, Role
 
@@ -46,6 +51,7 @@ if TYPE_CHECKING:
 
     from dmaplane._endpoint import Endpoint
     from dmaplane._region import Region
+    from dmaplane.kv._lease import Lease
     from dmaplane.kv._plan import Plan
     from dmaplane.kv._pool import Pool
 
@@ -81,6 +87,11 @@ class Receiver(Conversation):
         self._offered: Waiting[Incoming] = Waiting()
         self._newest = 0
         self._withdrawn: collections.OrderedDict[str, None] = collections.OrderedDict()
+        self._rooms: dict[int, Room] = {}
+        """By number, until something is announced to them, or they are GONE."""
+        self._newest_room = 0
+        self._early: list[npt.NDArray[np.uint32]] = []
+        """Immediates of tags that were not announced yet."""
         self._reasons: dict[int, TransferError] = {}
         """Of those that are ENDING, by serial."""
         self._look: asyncio.TimerHandle | None = None
@@ -126,26 +137,66 @@ class Receiver(Conversation):
 
     # ---- for callers
 
-    async def ask(self, request: str, payload: bytes = b"") -> None:
+    async def ask(
+        self,
+        request: str,
+        payload: bytes = b"",
+        *,
+        lease: Lease | None = None,
+        publish: bool = True,
+    ) -> None:
         """Asks the peer for the cache of @request; it comes as an Incoming of that name.
 
         @payload: opaque bytes, at most 64 KiB. Waits while the peer has 256 unread.
+        @lease: it goes to the first blocks of that, from here on and without accept(), if they
+        are enough; else it is announced and waits. @publish: as for accept().
         """
-        body = _wire.encode_ask(request, payload)
+        if lease is None:
+            body = _wire.encode_ask(request, payload)
+            await self._may_speak(0)
+            self._withdrawn.pop(request, None)
+            self._say(Kind.ASK, body)
+            return
+        if lease.pool is not self.pool:
+            raise InvalidError("lease", "it is of another pool", fix="this receiver's")
+        offered = lease.blocks[: _wire.ROOM_BLOCKS_MAX]
+        body = _wire.encode_ask(request, payload, offered)
+        await self._may_speak(0)
+        if any(each.request == request and not each.called_off for each in self._rooms.values()):
+            raise InvalidError("request", f"{request} has a room", fix="withdraw() it first")
+        number, peer = self._newest_room + 1, self.endpoint.peer_address
+        room = Room(number, request, lease, len(offered), publish=publish, peer=peer)
+        lease.lend(room)
+        try:
+            lease.fill()
+        except BaseException:
+            lease.let_go(room)
+            raise
+        self._newest_room, self._rooms[number] = number, room
         self._withdrawn.pop(request, None)
-        await self._speak(0, Kind.ASK, body)
+        self._say(Kind.ASK, body, serial=number)
 
     async def withdraw(self, request: str) -> None:
-        """What was asked is not wanted: the peer is told, and refused if it sends it yet."""
+        """What was asked is not wanted: the peer is told, and refused if it sends it yet.
+
+        A lease it was asked with ends ("aborted"); its blocks are free when the peer has said
+        that it writes none of them.
+        """
         self._check()
         body = _wire.encode_ask(request)
-        for incoming in self._open.values():
-            if incoming.request == request and incoming._state is State.OFFERED:
+        for incoming in (*self._offered, *self._open.values()):
+            if incoming.request == request and (
+                self._offered.drop(incoming) or incoming._state is State.OFFERED
+            ):
                 incoming.refuse("withdrawn")
                 return
         self._withdrawn[request] = None
         if len(self._withdrawn) > _WITHDRAWN_MAX:
             self._withdrawn.popitem(last=False)
+        for room in self._rooms.values():
+            if room.request == request and not room.called_off:
+                room.called_off = True
+                room.lease.quarantine(room, why="withdrawn")
         self._say(Kind.WITHDRAW, body)
 
     def __aiter__(self) -> Self:
@@ -175,6 +226,11 @@ class Receiver(Conversation):
         if message.kind is Kind.ANNOUNCE:
             self._heard_announce(message)
             return
+        if message.kind is Kind.GONE:
+            room = self._room_of(message.serial)
+            del self._rooms[room.number]
+            self.pool.let_go(room)
+            return
         if message.kind not in (Kind.SUMS, Kind.ABORTED):
             raise ProtocolError(f"{message.kind.name} is not the sender's to say")
         incoming = self._open.get(message.tag)
@@ -191,7 +247,7 @@ class Receiver(Conversation):
             raise ProtocolError("SUMS of a transfer that was not accepted")
 
     def _heard_announce(self, message: Message) -> None:
-        announce = Announce.decode(message.body)
+        announce, number = Announce.decode(message.body)
         plan = self.plan
         assert plan is not None
         if message.tag in self._open or message.serial != self._newest + 1:
@@ -208,16 +264,33 @@ class Receiver(Conversation):
         self._totals[0] += 1
         incoming = Incoming(self, announce, tag=message.tag, serial=message.serial)
         self._open[message.tag] = incoming
-        if announce.request in self._withdrawn:
-            del self._withdrawn[announce.request]
+        if number:
+            room = self._room_of(number)
+            if room.request != announce.request or room.count < incoming.blocks:
+                raise ProtocolError(f"ANNOUNCE of {incoming} to the {room}, where it cannot go")
+            incoming._enter(self._rooms.pop(number))
+            withdrawn = room.called_off
+        else:
+            withdrawn = announce.request in self._withdrawn
+        if withdrawn:
+            self._withdrawn.pop(announce.request, None)
             self._stop(incoming, Reason("withdrawn"))
         else:
             self._offered.put(incoming)
+
+    def _room_of(self, number: int) -> Room:
+        room = self._rooms.get(number)
+        if room is None:
+            raise ProtocolError(f"there is no room {number}")
+        return room
 
     def _landed(self, immediates: npt.NDArray[np.uint32]) -> None:
         tags, ordinals = _wire.tags_and_ordinals(immediates)
         for tag in np.unique(tags).tolist():
             incoming = self._open.get(tag)
+            if incoming is None and self._rooms:
+                self._early.append(immediates[tags == tag])
+                continue
             if incoming is None or incoming._state is State.OFFERED:
                 raise ProtocolError(f"a chunk of tag {tag}, which was not accepted")
             if incoming._state is State.ENDING:
@@ -228,6 +301,15 @@ class Receiver(Conversation):
                 self._count(incoming, mine)
             else:
                 self._compare(incoming, mine[incoming._summed[mine]])
+
+    def _land_early(self) -> None:
+        """Those that were seen ahead of their announcement, if that was heard by now."""
+        early, self._early = self._early, []
+        if early:
+            kept = np.concatenate(early)
+            if len(kept) > _wire.CHUNKS_MAX:
+                raise ProtocolError(f"{len(kept)} chunks of tags that were never announced")
+            self._landed(kept)
 
     def _heard_sums(self, incoming: Incoming, body: bytes) -> None:
         if not incoming._announce.checksum:
@@ -317,16 +399,20 @@ class Receiver(Conversation):
     # ---- turns
 
     def _pump(self) -> None:
+        self._land_early()
         if self._look is not None:
             self._look.cancel()
             self._look = None
         coming = [each for each in self._open.values() if each._state is State.COMING]
         for incoming in coming:
-            lease = incoming._lease
-            if lease is not None and (lease.expired or lease.state != "live"):
-                ended = "expired" if lease.expired else f"ended ({lease.state})"
+            ended = _end_of(incoming._lease)
+            if ended:
                 self._stop(incoming, Reason(f"the lease of its destination has {ended}"))
-        if coming:
+        for room in self._rooms.values():
+            if not room.called_off and _end_of(room.lease):
+                room.called_off = True
+                self._say(Kind.WITHDRAW, _wire.encode_ask(room.request))
+        if coming or self._rooms:
             self._look = self._loop.call_later(_LOOK_S, self._ring)
 
     def _patience(self) -> int:
@@ -364,7 +450,7 @@ class Receiver(Conversation):
         lease = incoming._lease
         assert lease is not None
         shown = "".join(each if each.isprintable() else " " for each in why)
-        lease.quarantine(incoming, why=shown[:256])
+        lease.quarantine(incoming._borrower, why=shown[:256])
 
     def _finish(self, incoming: Incoming, failure: TransferError | None) -> None:
         """The peer writes nothing of it any more: lets go."""
@@ -373,12 +459,13 @@ class Receiver(Conversation):
             return
         incoming._state = State.ENDED
         self._open.pop(incoming._tag, None)
-        self._offered.drop(incoming)
+        if was is State.OFFERED:
+            self._offered.drop(incoming)
         failure = self._reasons.pop(incoming._serial, failure)
         if incoming._lease is not None:
             if failure is not None and was is State.COMING:
                 self._quarantine(incoming, failure.cause)
-            self.pool.let_go(incoming)
+            self.pool.let_go(incoming._borrower)
         incoming._took = time.monotonic() - incoming._began
         if failure is not None:
             self._totals[1] += 1
@@ -393,6 +480,8 @@ class Receiver(Conversation):
             if incoming._state is State.COMING:
                 incoming._state = State.ENDING
                 self._quarantine(incoming, str(failure))
+        for room in self._rooms.values():
+            room.lease.quarantine(room, why="the connection has ended")
         self._fence(failure)
         for incoming in list(
             self._open.values()
@@ -414,6 +503,9 @@ class Receiver(Conversation):
             return
         for incoming in list(self._open.values()):
             self._finish(incoming, failure_of(incoming.request, failure))
+        for room in self._rooms.values():
+            self.pool.let_go(room)
+        self._rooms.clear()
         self._fenced.set()
 
     def _is_fenced(self) -> bool:
@@ -426,3 +518,10 @@ class Receiver(Conversation):
         await super()._leave()
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._fenced.wait(), _LEAVE_S)
+
+
+def _end_of(lease: Lease | None) -> str:
+    """How it ended, if it has."""
+    if lease is None or (lease.state == "live" and not lease.expired):
+        return ""
+    return "expired" if lease.expired else f"ended ({lease.state})"

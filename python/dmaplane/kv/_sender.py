@@ -3,13 +3,16 @@
 
 What may come for a transfer, and what becomes of it (states in _outgoing.py):
 
-              ACCEPT         REFUSE     DONE               ABORT
+              ACCEPT, room   REFUSE     DONE               ABORT
   ANNOUNCED   -> GOING       -> ENDED   broken             -> ENDING
   GOING       broken         broken     -> ENDED when all  -> ENDING
                                         was posted, else
                                         broken
   ENDING      passed over    passed     passed over        passed over
   ENDED       passed over, as long as the serial was ever given out
+
+room: the receiver has said with its ASK where the transfer goes, and ACCEPT never comes: it is
+GOING as soon as ANNOUNCE is on its way, ahead of its chunks.
 
 broken: the peer does not keep to the protocol, and the connection ends. Whatever state it is
 in, the end of the connection ends it, after the endpoint is closed: so nothing is in flight.
@@ -41,7 +44,7 @@ from dmaplane._errors import (
     error_from,
 )
 from dmaplane.kv import _pieces, _sums, _wire
-from dmaplane.kv._ask import Ask, Asks
+from dmaplane.kv._ask import Ask, Asks, Offer
 from dmaplane.kv._conversation import SENDS, Conversation
 from dmaplane.kv._outgoing import Outgoing, State, announce_of
 from dmaplane.kv._plan import compile_plan
@@ -90,6 +93,8 @@ class Sender(Conversation):
         self._queue: list[tuple[int, int, Outgoing]] = []
         self._open: dict[int, Outgoing] = {}
         """By tag: from ANNOUNCED to ENDED."""
+        self._roomed: list[tuple[Outgoing, npt.NDArray[np.int64]]] = []
+        """To which blocks, once ANNOUNCE is on its way."""
         self._turns: list[Outgoing] = []
         """Of these, the ones that are GOING; whose turn it is comes first."""
         self._window = Window(self._channel, window)
@@ -260,12 +265,20 @@ class Sender(Conversation):
             self._finish(outgoing, TransferError(outgoing.request, f"refused: {reason.cause}"))
 
     def _heard_ask(self, message: Message) -> None:
-        request, payload = _wire.decode_ask(message.kind, message.body)
+        request, payload, room = _wire.decode_ask(message.kind, message.body)
         if message.kind is Kind.ASK:
             self._bounded(self._asks.waiting, "asks")
+            if message.serial:
+                assert self.peer is not None
+                offer = Offer(message.serial, room)
+                self._asks.offer(request, offer, blocks_max=self.peer.blocks)
             self._asks.put(Ask(request, payload))
-        elif self._asks.withdraw(request):
+            return
+        if self._asks.withdraw(request):
             self._was_read(0)
+        offered = self._asks.take(request)
+        if offered is not None:
+            self._say(Kind.GONE, serial=offered.number)
 
     def _heard_done(self, outgoing: Outgoing, body: bytes) -> None:
         if body or outgoing._unposted or outgoing._heard_done:
@@ -292,6 +305,10 @@ class Sender(Conversation):
         parts.clear()
         if (chosen[1:] <= chosen[:-1]).any():
             raise ProtocolError("ACCEPT of blocks that are not rising")
+        self._goes(outgoing, chosen)
+
+    def _goes(self, outgoing: Outgoing, chosen: npt.NDArray[np.int64]) -> None:
+        """To the blocks @chosen there, from this turn on."""
         outgoing._stalls = -self.endpoint.ledger().stalls
         assert self._routes is not None
         outgoing._route = self._routes.of(outgoing, chosen)
@@ -302,6 +319,12 @@ class Sender(Conversation):
 
     def _pump(self) -> None:
         self._announce_queued()
+        if self._roomed:
+            self._flush()
+            while self._roomed and not self._outbox:
+                outgoing, chosen = self._roomed.pop(0)
+                if outgoing._state is State.ANNOUNCED:
+                    self._goes(outgoing, chosen)
         for outgoing in self._turns:
             self._take_ready(outgoing)
         window = self._window
@@ -353,8 +376,23 @@ class Sender(Conversation):
             self._newest += 1
             outgoing._serial = self._newest
             outgoing._state = State.ANNOUNCED
-            self._tell(outgoing, Kind.ANNOUNCE, outgoing._announce.encode())
-            self._loop.call_soon(self._draft, outgoing)  # when that is on its way
+            room = self._room_for(outgoing)
+            self._tell(outgoing, Kind.ANNOUNCE, outgoing._announce.encode(room))
+            if not room:
+                self._loop.call_soon(self._draft, outgoing)  # when that is on its way
+
+    def _room_for(self, outgoing: Outgoing) -> int:
+        """Its number, if the peer has made room for it; else 0, and it waits for ACCEPT."""
+        offer = self._asks.take(outgoing.request)
+        if offer is None:
+            return 0
+        assert self.peer is not None
+        needed = self.peer.layout.blocks_for(outgoing._announce.tokens)
+        if needed > len(offer.blocks):
+            self._say(Kind.GONE, serial=offer.number)
+            return 0
+        self._roomed.append((outgoing, offer.blocks[:needed]))
+        return offer.number
 
     def _draft(self, outgoing: Outgoing) -> None:
         if outgoing._state is State.ANNOUNCED:

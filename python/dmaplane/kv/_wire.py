@@ -52,7 +52,7 @@ _TAG_BITS: Final = 16
 assert CHUNKS_MAX.bit_length() - 1 + TAGS_MAX.bit_length() - 1 == 32, "they fill the immediate"
 
 _MAGIC: Final = b"DKVT"
-_VERSION: Final = 1
+_VERSION: Final = 2
 _HEADER: Final = struct.Struct("<4sBBHIIIIQ")
 HEADER_BYTES: Final = _HEADER.size
 assert HEADER_BYTES == 32
@@ -63,6 +63,8 @@ SUM: Final = np.dtype([("ordinal", "<u4"), ("crc", "<u4")])
 SUMS_MAX: Final = BODY_BYTES_MAX // SUM.itemsize
 _ACCEPT: Final = struct.Struct("<II")
 BLOCKS_PER_ACCEPT: Final = 60_000
+ROOM_BLOCKS_MAX: Final = 40_000
+"""So many blocks go into one ASK, beside its request and payload."""
 
 
 class Kind(enum.IntEnum):
@@ -71,7 +73,7 @@ class Kind(enum.IntEnum):
     HELLO = 1
     """Both, first: role, layout, blocks, the key of the receiver's region."""
     ASK = 2
-    """Receiver: opaque bytes, "compute this"."""
+    """Receiver: opaque bytes, "compute this"; with blocks it may go to at once, a room."""
     WITHDRAW = 3
     """Receiver: what was asked is not wanted any more."""
     ANNOUNCE = 4
@@ -94,6 +96,8 @@ class Kind(enum.IntEnum):
     """Both: how many asks and says were read, in all."""
     BYE = 13
     """Both, last: the connection ends in good order."""
+    GONE = 14
+    """Sender: nothing will be written to that room."""
 
 
 class Role(enum.IntEnum):
@@ -270,7 +274,7 @@ class Hello:
         return cls(Role(role), layout, *numbers, key)
 
 
-_ANNOUNCE: Final = struct.Struct("<IIIIQiIHHI")
+_ANNOUNCE: Final = struct.Struct("<IIIIQiIIHHI")
 _CHECKSUM: Final = 1
 
 
@@ -295,8 +299,8 @@ class Announce:
         """In all layers."""
         return self.layers * self.layer_chunks
 
-    def encode(self) -> bytes:
-        """The body of ANNOUNCE."""
+    def encode(self, room: int = 0) -> bytes:
+        """The body of ANNOUNCE. @room: where it goes, at once; 0: it waits for ACCEPT."""
         request, trace = self.request.encode(), self.trace.encode()
         numbers = _ANNOUNCE.pack(
             self.tokens,
@@ -306,6 +310,7 @@ class Announce:
             self.layer_bytes,
             self.priority,
             _CHECKSUM if self.checksum else 0,
+            room,
             len(request),
             len(trace),
             len(self.metadata),
@@ -313,12 +318,12 @@ class Announce:
         return numbers + request + trace + self.metadata
 
     @classmethod
-    def decode(cls, body: bytes) -> Announce:
-        """Bounded; what the layouts make of it the receiver compares."""
+    def decode(cls, body: bytes) -> tuple[Announce, int]:
+        """And its room. Bounded; what the layouts make of it the receiver compares."""
         reader = Reader(Kind.ANNOUNCE, body)
         numbers = reader.numbers(_ANNOUNCE)
-        tokens, layers, layer_chunks, chunk_bytes, layer_bytes, priority, flags = numbers[:7]
-        request_bytes, trace_bytes, metadata_bytes = numbers[7:]
+        tokens, layers, layer_chunks, chunk_bytes, layer_bytes, priority, flags, room = numbers[:8]
+        request_bytes, trace_bytes, metadata_bytes = numbers[8:]
         request = reader.text(request_bytes, REQUEST_BYTES_MAX)
         trace = reader.text(trace_bytes, TRACE_BYTES_MAX)
         metadata = reader.rest(METADATA_BYTES_MAX)
@@ -332,7 +337,7 @@ class Announce:
             raise ProtocolError("ANNOUNCE whose chunks do not make up a layer")
         if not 1 <= layers * layer_chunks <= CHUNKS_MAX:
             raise ProtocolError(f"ANNOUNCE of {layers * layer_chunks} chunks; {CHUNKS_MAX} at most")
-        return cls(
+        announce = cls(
             request,
             trace,
             metadata,
@@ -344,6 +349,7 @@ class Announce:
             priority,
             bool(flags & _CHECKSUM),
         )
+        return announce, room
 
 
 def encode_accept(blocks: npt.NDArray[np.int64]) -> list[bytes]:
@@ -400,25 +406,34 @@ class Reason:
         return cls(shown, None if chunk < 0 else chunk)
 
 
-_LENGTH: Final = struct.Struct("<H")
+_ASK: Final = struct.Struct("<HI")
 _GRANT: Final = struct.Struct("<II")
 
 
-def encode_ask(request: str, payload: bytes = b"") -> bytes:
-    """The body of ASK; of WITHDRAW without a payload."""
+_NO_BLOCKS: Final = np.zeros(0, dtype=np.int64)
+
+
+def encode_ask(
+    request: str, payload: bytes = b"", room: npt.NDArray[np.int64] = _NO_BLOCKS
+) -> bytes:
+    """The body of ASK; of WITHDRAW with the request alone. @room: blocks, rising."""
     named = checked_text("request", request, REQUEST_BYTES_MAX, empty=False)
-    return _LENGTH.pack(len(named)) + named + checked_payload(payload)
+    blocks = room.astype("<u4").tobytes()
+    return _ASK.pack(len(named), len(room)) + named + blocks + checked_payload(payload)
 
 
-def decode_ask(kind: Kind, body: bytes) -> tuple[str, bytes]:
-    """Request and payload."""
+def decode_ask(kind: Kind, body: bytes) -> tuple[str, bytes, npt.NDArray[np.int64]]:
+    """Request, payload, and the blocks of its room."""
     reader = Reader(kind, body)
-    (length,) = reader.numbers(_LENGTH)
+    length, blocks = reader.numbers(_ASK)
+    if blocks > (ROOM_BLOCKS_MAX if kind is Kind.ASK else 0):
+        raise ProtocolError(f"{kind.name} with a room of {blocks} blocks")
     request = reader.text(length, REQUEST_BYTES_MAX)
+    room = np.frombuffer(reader.take(4 * blocks), dtype="<u4").astype(np.int64)
     payload = reader.rest(PAYLOAD_BYTES_MAX if kind is Kind.ASK else 0)
-    if not request:
-        raise ProtocolError(f"{kind.name} of nothing")
-    return request, payload
+    if not request or (room[1:] <= room[:-1]).any():
+        raise ProtocolError(f"{kind.name} of nothing, or to blocks that are not rising")
+    return request, payload, room
 
 
 def checked_payload(payload: bytes) -> bytes:

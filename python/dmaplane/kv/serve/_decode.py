@@ -233,7 +233,7 @@ class Decoder:
     ) -> None:
         """A request that has its blocks."""
         notes.known["admitted"] = notes.now()
-        order = await self.link.order(request, prompt[:-1]) if len(prompt) > 1 else None
+        order = await self.link.order(request, prompt[:-1], lease) if len(prompt) > 1 else None
         try:
             if order is None:
                 lease.fill()

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from dmaplane import Plane
     from dmaplane._address import Require
     from dmaplane.kv._incoming import Incoming
+    from dmaplane.kv._lease import Lease
     from dmaplane.kv._pool import Pool
 
 _LOG: Final = logging.getLogger("dmaplane.kv.serve")
@@ -109,8 +110,11 @@ class Link:
             raise
         return self
 
-    async def order(self, request: str, tokens: npt.NDArray[np.int64]) -> Order:
-        """Asks for the cache of @tokens. withdraw() it when it is over, however it ended."""
+    async def order(self, request: str, tokens: npt.NDArray[np.int64], lease: Lease) -> Order:
+        """Asks for the cache of @tokens, which goes to the first blocks of @lease.
+
+        withdraw() it when it is over, however it ended.
+        """
         receiver = self._receiver
         if receiver is None:
             raise UnreachableError(
@@ -118,7 +122,7 @@ class Link:
             )
         order = self._orders[request] = Order(request)
         try:
-            await receiver.ask(request, encode_order(tokens))
+            await receiver.ask(request, encode_order(tokens), lease=lease)
         except BaseException:
             del self._orders[request]
             raise
