@@ -229,7 +229,8 @@ static bool must_hand_over_locked(struct dmp_embedded_channel *channel)
 	if (!channel->network)
 		return false;
 	channel->handed_over = channel->network->pressing != 0 || channel->network->ending ||
-			       channel->waiters_any != 0 || channel->told_by_event ||
+			       channel->waiters_any != 0 ||
+			       (channel->told_by_event && !channel->worker_in_network) ||
 			       (channel->eventfd >= 0 &&
 				__atomic_load_n(&channel->control->event_armed, __ATOMIC_RELAXED)) ||
 			       __atomic_load_n(&channel->plane->poll_waiters, __ATOMIC_RELAXED);

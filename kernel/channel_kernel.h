@@ -96,6 +96,7 @@ struct dmp_kernel_channel {
 	bool worker_sleeps;
 	bool executing;			/* somebody takes and runs operations */
 	bool closing;			/* waiters go home */
+	bool told_by_event;		/* by the eventfd, and nobody has waited in ENTER since */
 	struct dmp_network *network;	/* of its endpoints; NULL until there is one */
 
 	wait_queue_head_t done_wait;	/* waiters in ENTER, CANCEL, DESTROY */

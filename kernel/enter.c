@@ -77,6 +77,7 @@ static void signal_eventfd(struct dmp_kernel_channel *channel)
 	if (READ_ONCE(channel->control->event_armed) == 0)
 		return;
 	WRITE_ONCE(channel->control->event_armed, 0);
+	channel->told_by_event = true;
 	trace_dmp_wake(channel, DMP_WAKE_EVENTFD);
 	dmp_eventfd_signal(channel->eventfd);
 }

@@ -291,10 +291,11 @@ static bool may_come_back_locked(struct dmp_kernel_channel *channel)
 	    channel->network->pressing != 0 || channel->closing ||
 	    channel->waiters + channel->waiters_any > channel->spinners)
 		return false;
-	/* Who arms it or begins to poll only now is heard when the lease is over. */
-	if (channel->eventfd && READ_ONCE(channel->control->event_armed) != 0)
+	/* An event loop arms it when it has looked at everything, and does not wait here. */
+	if (channel->told_by_event ||
+	    (channel->eventfd && READ_ONCE(channel->control->event_armed) != 0))
 		return false;
-	/* As above. */
+	/* Who begins to poll only now is heard when the lease is over. */
 	return !waitqueue_active(&channel->plane->poll_wait);
 }
 
@@ -327,6 +328,8 @@ void dmp_executor_help_locked(struct dmp_kernel_channel *channel, u32 wanted, u6
 	bool content, wake, kick;
 
 	lockdep_assert_held(&channel->lock);
+	if (wanted != 0)
+		channel->told_by_event = false;
 	channel->executing = true;
 	content = execute_locked(channel, wanted, deadline_ns);
 	wake = dmp_channel_tell_locked(channel);

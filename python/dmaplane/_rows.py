@@ -189,8 +189,7 @@ def of_transfers(
     row[f"{far}_id"] = 0 if there is None else there.region.id
     rows = np.tile(row.view(np.uint64), (shape.size, 1)).view(_abi.SUBMISSION).reshape(-1)
     rows["user_data"] = np.arange(shape.size) if user_data is None else user_data
-    if np.any(immediates):
-        rows["immediate"] = immediates
+    rows["immediate"] = immediates
     length = here.length_bytes if lengths is None else np.asarray(lengths, dtype=np.int64)
     rows["length_bytes"] = length
     start = _within(local_offsets, length, here.length_bytes, "local")
@@ -208,13 +207,13 @@ def _within(
     start, size = np.asarray(offsets, dtype=np.int64), np.asarray(length)
     if start.min(initial=0) < 0 or size.min(initial=0) < 0 or (start > room - size).any():
         bad = (start < 0) | (size < 0) | (start > room - size)
-        first = int(bad.argmax())
-        at, many = (int(np.broadcast_to(each, bad.shape).flat[first]) for each in (start, size))
-        raise InvalidError(
-            f"rows[{first}].{field}",
-            f"{many} bytes from {at} on",
-            fix=f"inside the {room} bytes given",
-        )
+        for first in np.flatnonzero(bad)[:1].tolist():
+            at, many = (int(np.broadcast_to(each, bad.shape).flat[first]) for each in (start, size))
+            raise InvalidError(
+                f"rows[{first}].{field}",
+                f"{many} bytes from {at} on",
+                fix=f"inside the {room} bytes given",
+            )
     return start
 
 

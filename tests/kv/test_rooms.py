@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import sys
 import time
@@ -14,6 +15,7 @@ import pytest
 
 import dmaplane
 from dmaplane.kv import _wire as wire
+from dmaplane.kv._ask import Asks, Offer
 from dmaplane.kv._wire import Kind
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -77,6 +79,38 @@ def test_room_that_is_too_small_is_given_back_and_the_transfer_waits() -> None:
             await both.settles()
 
     run(main())
+
+
+def test_an_ask_that_is_refused_costs_nothing() -> None:
+    async def main() -> None:
+        async with couple() as both:
+            lease = await asked(both)
+            spoken = list(both.receiver._spoken)
+            with (
+                both.receiver.pool.lease(1, holder="decode") as other,
+                both.sender.pool.lease(1, holder="decode") as theirs,
+            ):
+                for request, given in (("r", other), ("s", lease), ("s", theirs)):
+                    with pytest.raises(dmaplane.InvalidError):
+                        await both.receiver.ask(request, lease=given)
+            with pytest.raises(dmaplane.StaleEpochError):
+                await both.receiver.ask("s", lease=other)
+            assert both.receiver._spoken == spoken
+            assert len(both.receiver._rooms) == 1
+            await both.receiver.withdraw("r")
+            lease.release()
+            await both.settles()
+
+    run(main())
+
+
+def test_rooms_of_one_connection_have_a_bound() -> None:
+    asks = Asks()
+    for number in range(1, wire.ROOMS_MAX + 1):
+        asks.offer(f"r{number}", Offer(number, np.array([0], dtype=np.uint32)), blocks_max=1 << 32)
+    late = Offer(wire.ROOMS_MAX + 1, np.array([0], dtype=np.uint32))
+    with pytest.raises(dmaplane.ProtocolError):
+        asks.offer("late", late, blocks_max=1 << 32)
 
 
 async def asked(both: Couple, blocks: int = 8) -> dmaplane.kv.Lease:
@@ -170,6 +204,25 @@ def test_rooms_end_with_the_connection() -> None:
     run(main())
 
 
+def test_calling_off_is_about_the_room_and_not_what_came_before() -> None:
+    async def main() -> None:
+        async with couple() as both:
+            first = await asked(both)
+            with both.sender.pool.lease(8, holder="prefill") as source:
+                await both.sender.send("r", source, 100).done()
+            with both.receiver.pool.lease(8, holder="decode") as second:
+                await both.receiver.ask("r", lease=second)
+                ask = await anext(both.sender.asks())
+                await both.receiver.withdraw("r")
+                while not ask.cancelled:
+                    await asyncio.sleep(0.001)
+            both.receiver.pool.stamp(first.blocks)  # what came is as it was
+            first.release()
+            await both.settles()
+
+    run(main())
+
+
 def test_one_request_has_one_room() -> None:
     async def main() -> None:
         async with couple() as both:
@@ -189,7 +242,8 @@ def test_one_request_has_one_room() -> None:
     run(main())
 
 
-def test_chunk_may_be_seen_ahead_of_its_announcement() -> None:
+@pytest.mark.parametrize("aborted", [False, True])
+def test_chunk_may_be_seen_ahead_of_its_announcement(aborted: bool) -> None:
     async def main() -> None:
         async with receiver_and_stranger() as (receiver, stranger, key):
             with receiver.pool.lease(NEEDED, holder="decode") as lease:
@@ -197,19 +251,44 @@ def test_chunk_may_be_seen_ahead_of_its_announcement() -> None:
                 told = wire.decode_ask(Kind.ASK, (await stranger.hear()).body)
                 assert told[2].tolist() == lease.blocks.tolist()
                 said = announce(room=1, checksum=False)
+                last = wire.pack(Kind.ABORTED, wire.Reason("no").encode(), serial=1)
                 memory = stranger._buffer.numpy()
-                memory[: len(said)] = np.frombuffer(said, dtype=np.uint8)
+                memory[: len(said + last)] = np.frombuffer(said + last, dtype=np.uint8)
                 with stranger.endpoint.region(key) as remote:
-                    part = stranger._buffer[len(said) : len(said) + 64]
+                    part, end = stranger._buffer[1024:1088], len(said + last)
                     going = [stranger.endpoint.send(stranger._buffer[: len(said)])]
                     for ordinal in range(ANNOUNCE.chunks):
                         going.append(stranger.endpoint.write_imm(part, remote[:64], ordinal))
+                    if aborted:
+                        going.append(stranger.endpoint.send(stranger._buffer[len(said) : end]))
                     time.sleep(0.2)  # all of it comes before the receiver has a turn
                     for each in going:
                         await each
                 incoming = await anext(receiver)
-                await incoming.complete()
-                assert (await stranger.hear()).kind is Kind.DONE
+                if aborted:
+                    with contextlib.suppress(dmaplane.TransferError):
+                        await incoming.complete()
+                else:
+                    await incoming.complete()
+                    assert (await stranger.hear()).kind is Kind.DONE
+                await asyncio.sleep(0.01)
+                assert receiver.lost is None
+
+    run(main())
+
+
+def test_chunks_of_more_tags_than_there_are_rooms_end_that_connection() -> None:
+    async def main() -> None:
+        async with receiver_and_stranger() as (receiver, stranger, key):
+            with receiver.pool.lease(NEEDED, holder="decode") as lease:
+                await receiver.ask("r", lease=lease)
+                await stranger.hear()
+                for tag in (3, 4):
+                    with contextlib.suppress(dmaplane.PeerLostError):
+                        await stranger.chunk(key, wire.immediate_of(tag, 0))
+                with contextlib.suppress(dmaplane.PeerLostError):
+                    await stranger.say(announce(room=1))
+                assert isinstance(await ends(receiver), dmaplane.ProtocolError)
 
     run(main())
 

@@ -82,7 +82,9 @@ class Far:
             for number in itertools.count():
                 with pool.lease(pool.blocks, holder="bench") as lease:
                     await receiver.ask(f"r{number}", lease=lease)
-                    incoming = await anext(receiver)
+                    incoming = await anext(receiver, None)
+                    if incoming is None:
+                        return
                     await incoming.accept(lease)
                     await incoming.layer(0)
                     await incoming.complete()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dmaplane._errors import ProtocolError
 from dmaplane.kv._conversation import Waiting
+from dmaplane.kv._wire import ROOMS_BLOCKS_MAX, ROOMS_MAX
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +42,7 @@ class Offer(NamedTuple):
     """A room, as the side that may write to it knows it."""
 
     number: int
-    blocks: npt.NDArray[np.int64]
+    blocks: npt.NDArray[np.uint32]
     """Rising."""
 
 
@@ -69,16 +70,15 @@ class Asks:
         return self.waiting.drop(known)
 
     def offer(self, request: str, offer: Offer, *, blocks_max: int) -> None:
-        """A room for @request. The peer's @blocks_max blocks are in one room each, so that is
-        how many are kept here.
-        """
+        """A room for @request. The peer has @blocks_max blocks, as it says, in one room each."""
         self._offered_blocks += len(offer.blocks)
         if (
             offer.number != self._newest + 1
             or request in self._offers
+            or len(self._offers) >= ROOMS_MAX
             or not len(offer.blocks)
             or int(offer.blocks[-1]) >= blocks_max
-            or self._offered_blocks > blocks_max
+            or self._offered_blocks > min(blocks_max, ROOMS_BLOCKS_MAX)
         ):
             raise ProtocolError("ASK with a room that cannot be")
         self._newest = offer.number

@@ -384,18 +384,18 @@ class Conversation(abc.ABC):
             self._say(Kind.GRANT, _wire.encode_grant(*self._read))
 
     async def _may_speak(self, which: int) -> None:
-        """Until the peer has room for one more ASK or SAY, which follows at once."""
+        """Until the peer has room for one more ASK or SAY: said, and counted, before any await."""
         self._check()
         while self._spoken[which] - self._granted[which] >= _wire.ASKS_MAX:
             self._room.clear()
             await self._room.wait()
             self._check()
-        self._spoken[which] += 1
 
     async def say(self, payload: bytes) -> None:
         """Sends opaque bytes, at most 64 KiB, to who iterates says() there."""
         said = _wire.checked_payload(payload)
         await self._may_speak(1)
+        self._spoken[1] += 1
         self._say(Kind.SAY, said)
 
     async def says(self) -> AsyncIterator[bytes]:

@@ -97,9 +97,9 @@ class Incoming:
         whoever gathers them publishes. Nothing is left to do where it was asked for with @lease.
         """
         receiver = self._receiver
-        receiver._check()
         if self._borrower is not self and lease is self._lease:
             return
+        receiver._check()
         if self._state is not State.OFFERED:
             self._raise_if_failed()
             raise InvalidError("incoming", "it was accepted or refused already", fix="once")

@@ -33,6 +33,7 @@ import numpy as np
 from dmaplane._errors import (
     DmaplaneError,
     InvalidError,
+    LimitError,
     ProtocolError,
     TimedOutError,
     TransferError,
@@ -90,7 +91,7 @@ class Receiver(Conversation):
         self._rooms: dict[int, Room] = {}
         """By number, until something is announced to them, or they are GONE."""
         self._newest_room = 0
-        self._early: list[npt.NDArray[np.uint32]] = []
+        self._early = np.zeros(0, dtype=np.uint32)
         """Immediates of tags that were not announced yet."""
         self._reasons: dict[int, TransferError] = {}
         """Of those that are ENDING, by serial."""
@@ -154,18 +155,35 @@ class Receiver(Conversation):
         if lease is None:
             body = _wire.encode_ask(request, payload)
             await self._may_speak(0)
-            self._withdrawn.pop(request, None)
-            self._say(Kind.ASK, body)
-            return
+            number = 0
+        else:
+            offered = lease.blocks[: _wire.ROOM_BLOCKS_MAX]
+            body = _wire.encode_ask(request, payload, offered)
+            await self._may_speak(0)
+            number = self._make_room(request, lease, len(offered), publish=publish)
+        self._withdrawn.pop(request, None)
+        self._spoken[0] += 1
+        self._say(Kind.ASK, body, serial=number)
+
+    def _make_room(self, request: str, lease: Lease, count: int, *, publish: bool) -> int:
+        """Its number; @lease is lent to it."""
+        rooms = self._rooms.values()
         if lease.pool is not self.pool:
             raise InvalidError("lease", "it is of another pool", fix="this receiver's")
-        offered = lease.blocks[: _wire.ROOM_BLOCKS_MAX]
-        body = _wire.encode_ask(request, payload, offered)
-        await self._may_speak(0)
-        if any(each.request == request and not each.called_off for each in self._rooms.values()):
+        if any(each.request == request and not each.called_off for each in rooms):
             raise InvalidError("request", f"{request} has a room", fix="withdraw() it first")
+        taken = [each.lease for each in rooms] + [each._lease for each in self._open.values()]
+        if any(each is lease for each in taken):
+            raise InvalidError("lease", "something else comes to it", fix="one of its own")
+        if len(rooms) >= _wire.ROOMS_MAX or count > _wire.ROOMS_BLOCKS_MAX - sum(
+            each.count for each in rooms
+        ):
+            raise LimitError(
+                f"{len(rooms)} rooms are open; {_wire.ROOMS_MAX} and {_wire.ROOMS_BLOCKS_MAX} "
+                "blocks at most: ask without a lease, or when some of it has come"
+            )
         number, peer = self._newest_room + 1, self.endpoint.peer_address
-        room = Room(number, request, lease, len(offered), publish=publish, peer=peer)
+        room = Room(number, request, lease, count, publish=publish, peer=peer)
         lease.lend(room)
         try:
             lease.fill()
@@ -173,8 +191,7 @@ class Receiver(Conversation):
             lease.let_go(room)
             raise
         self._newest_room, self._rooms[number] = number, room
-        self._withdrawn.pop(request, None)
-        self._say(Kind.ASK, body, serial=number)
+        return number
 
     async def withdraw(self, request: str) -> None:
         """What was asked is not wanted: the peer is told, and refused if it sends it yet.
@@ -184,19 +201,23 @@ class Receiver(Conversation):
         """
         self._check()
         body = _wire.encode_ask(request)
+        stopped = False
         for incoming in (*self._offered, *self._open.values()):
-            if incoming.request == request and (
-                self._offered.drop(incoming) or incoming._state is State.OFFERED
-            ):
+            if incoming.request != request:
+                continue
+            unseen = self._offered.drop(incoming)
+            if incoming._state is State.OFFERED or (unseen and not incoming.ended):
                 incoming.refuse("withdrawn")
-                return
+                stopped = True
+        for room in self._rooms.values():
+            if room.request == request and not room.called_off:
+                room.called_off, stopped = True, False
+                room.lease.quarantine(room, why="withdrawn")
+        if stopped:
+            return
         self._withdrawn[request] = None
         if len(self._withdrawn) > _WITHDRAWN_MAX:
             self._withdrawn.popitem(last=False)
-        for room in self._rooms.values():
-            if room.request == request and not room.called_off:
-                room.called_off = True
-                room.lease.quarantine(room, why="withdrawn")
         self._say(Kind.WITHDRAW, body)
 
     def __aiter__(self) -> Self:
@@ -230,6 +251,7 @@ class Receiver(Conversation):
             room = self._room_of(message.serial)
             del self._rooms[room.number]
             self.pool.let_go(room)
+            self._land_early()
             return
         if message.kind not in (Kind.SUMS, Kind.ABORTED):
             raise ProtocolError(f"{message.kind.name} is not the sender's to say")
@@ -277,6 +299,8 @@ class Receiver(Conversation):
             self._stop(incoming, Reason("withdrawn"))
         else:
             self._offered.put(incoming)
+        if number:
+            self._land_early()
 
     def _room_of(self, number: int) -> Room:
         room = self._rooms.get(number)
@@ -286,10 +310,11 @@ class Receiver(Conversation):
 
     def _landed(self, immediates: npt.NDArray[np.uint32]) -> None:
         tags, ordinals = _wire.tags_and_ordinals(immediates)
+        unknown: list[int] = []
         for tag in np.unique(tags).tolist():
             incoming = self._open.get(tag)
-            if incoming is None and self._rooms:
-                self._early.append(immediates[tags == tag])
+            if incoming is None and len(unknown) < len(self._rooms):
+                unknown.append(tag)
                 continue
             if incoming is None or incoming._state is State.OFFERED:
                 raise ProtocolError(f"a chunk of tag {tag}, which was not accepted")
@@ -301,15 +326,16 @@ class Receiver(Conversation):
                 self._count(incoming, mine)
             else:
                 self._compare(incoming, mine[incoming._summed[mine]])
+        if unknown:
+            self._early = np.append(self._early, immediates[np.isin(tags, unknown)])
+            if len(self._early) > _wire.CHUNKS_MAX:
+                raise ProtocolError(f"{len(self._early)} chunks that were never announced")
 
     def _land_early(self) -> None:
-        """Those that were seen ahead of their announcement, if that was heard by now."""
-        early, self._early = self._early, []
-        if early:
-            kept = np.concatenate(early)
-            if len(kept) > _wire.CHUNKS_MAX:
-                raise ProtocolError(f"{len(kept)} chunks of tags that were never announced")
-            self._landed(kept)
+        """Those that were seen ahead of their announcement, if that was heard now."""
+        early, self._early = self._early, self._early[:0]
+        if len(early):
+            self._landed(early)
 
     def _heard_sums(self, incoming: Incoming, body: bytes) -> None:
         if not incoming._announce.checksum:
@@ -399,7 +425,6 @@ class Receiver(Conversation):
     # ---- turns
 
     def _pump(self) -> None:
-        self._land_early()
         if self._look is not None:
             self._look.cancel()
             self._look = None

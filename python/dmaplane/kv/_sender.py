@@ -63,7 +63,6 @@ if TYPE_CHECKING:
     from dmaplane._region import RemoteRegion
     from dmaplane.kv._lease import Lease
     from dmaplane.kv._plan import Plan
-    from dmaplane.kv._window import Posting
 
 CHUNK_BYTES: Final = 1 << 20
 WINDOW: Final = 16
@@ -93,8 +92,8 @@ class Sender(Conversation):
         self._queue: list[tuple[int, int, Outgoing]] = []
         self._open: dict[int, Outgoing] = {}
         """By tag: from ANNOUNCED to ENDED."""
-        self._roomed: list[tuple[Outgoing, npt.NDArray[np.int64]]] = []
-        """To which blocks, once ANNOUNCE is on its way."""
+        self._roomed: list[Outgoing] = []
+        """They go once ANNOUNCE is on its way."""
         self._turns: list[Outgoing] = []
         """Of these, the ones that are GOING; whose turn it is comes first."""
         self._window = Window(self._channel, window)
@@ -305,13 +304,13 @@ class Sender(Conversation):
         parts.clear()
         if (chosen[1:] <= chosen[:-1]).any():
             raise ProtocolError("ACCEPT of blocks that are not rising")
-        self._goes(outgoing, chosen)
-
-    def _goes(self, outgoing: Outgoing, chosen: npt.NDArray[np.int64]) -> None:
-        """To the blocks @chosen there, from this turn on."""
-        outgoing._stalls = -self.endpoint.ledger().stalls
         assert self._routes is not None
         outgoing._route = self._routes.of(outgoing, chosen)
+        self._goes(outgoing)
+
+    def _goes(self, outgoing: Outgoing) -> None:
+        """It has a route, and the peer knows of it."""
+        outgoing._stalls = -self.endpoint.ledger().stalls
         outgoing._state = State.GOING
         self._turns.append(outgoing)
 
@@ -322,9 +321,9 @@ class Sender(Conversation):
         if self._roomed:
             self._flush()
             while self._roomed and not self._outbox:
-                outgoing, chosen = self._roomed.pop(0)
+                outgoing = self._roomed.pop(0)
                 if outgoing._state is State.ANNOUNCED:
-                    self._goes(outgoing, chosen)
+                    self._goes(outgoing)
         for outgoing in self._turns:
             self._take_ready(outgoing)
         window = self._window
@@ -359,7 +358,7 @@ class Sender(Conversation):
     def _patience(self) -> int:
         rows = self._window.rows
         if not rows:
-            return SENDS
+            return 1 if self._roomed else SENDS
         if not any(each._unposted or each._announce.checksum for each in self._turns):
             return rows
         return max(1, min(rows, max(rows // 2, _REFILL)))
@@ -376,13 +375,16 @@ class Sender(Conversation):
             self._newest += 1
             outgoing._serial = self._newest
             outgoing._state = State.ANNOUNCED
-            room = self._room_for(outgoing)
+            room = self._enter_room(outgoing)
             self._tell(outgoing, Kind.ANNOUNCE, outgoing._announce.encode(room))
             if not room:
                 self._loop.call_soon(self._draft, outgoing)  # when that is on its way
 
-    def _room_for(self, outgoing: Outgoing) -> int:
-        """Its number, if the peer has made room for it; else 0, and it waits for ACCEPT."""
+    def _enter_room(self, outgoing: Outgoing) -> int:
+        """Its number, if the peer has made room for it; else 0, and it waits for ACCEPT.
+
+        The way there is found first: who is told of a transfer has its chunks right behind.
+        """
         offer = self._asks.take(outgoing.request)
         if offer is None:
             return 0
@@ -391,7 +393,9 @@ class Sender(Conversation):
         if needed > len(offer.blocks):
             self._say(Kind.GONE, serial=offer.number)
             return 0
-        self._roomed.append((outgoing, offer.blocks[:needed]))
+        assert self._routes is not None
+        outgoing._route = self._routes.of(outgoing, offer.blocks[:needed].astype(np.int64))
+        self._roomed.append(outgoing)
         return offer.number
 
     def _draft(self, outgoing: Outgoing) -> None:
@@ -449,7 +453,7 @@ class Sender(Conversation):
                 self._failed(outgoing, posting.first + written.failed, written.result)
             if outgoing._state is State.GOING and len(chunks):
                 if outgoing._announce.checksum:
-                    some = self._sums_of(posting, chunks)
+                    some = posting.told(chunks)
                     if outgoing._source_sums is None:
                         sums.setdefault(outgoing, []).append(some)
                     else:
@@ -472,14 +476,6 @@ class Sender(Conversation):
         else:
             cause = f"it could not be written: {error_from(result, 'write')}"
         self._stop(outgoing, Reason(cause, ordinal))
-
-    @staticmethod
-    def _sums_of(posting: Posting, chunks: npt.NDArray[np.int64]) -> npt.NDArray[np.void]:
-        """An array of SUM for these chunks of it."""
-        sums = np.empty(len(chunks), dtype=_wire.SUM)
-        sums["ordinal"] = posting.first + chunks
-        sums["crc"] = posting.sums(chunks)
-        return sums
 
     def _tell_sums(self, outgoing: Outgoing, sums: npt.NDArray[np.void]) -> None:
         for first in range(0, len(sums), _wire.SUMS_MAX):

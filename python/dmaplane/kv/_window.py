@@ -20,7 +20,7 @@ import numpy as np
 
 from dmaplane import _abi
 from dmaplane._errors import InvalidError, WouldBlock
-from dmaplane.kv import _sums
+from dmaplane.kv import _sums, _wire
 from dmaplane.kv._conversation import KIND_SHIFT, RECVS, SENDS, WRITE
 from dmaplane.kv._template import LENGTH, USER_DATA
 
@@ -116,7 +116,14 @@ class Posting:
         self.left -= np.bincount(self.of_chunk[index], minlength=len(self.left))
         return np.flatnonzero((self.left == 0) & (before != 0))
 
-    def sums(self, chunks: npt.NDArray[np.int64]) -> Any:
+    def told(self, chunks: npt.NDArray[np.int64]) -> npt.NDArray[np.void]:
+        """An array of SUM for these chunks."""
+        told = np.empty(len(chunks), dtype=_wire.SUM)
+        told["ordinal"] = self.first + chunks
+        told["crc"] = self._sums(chunks)
+        return told
+
+    def _sums(self, chunks: npt.NDArray[np.int64]) -> Any:
         """CRC32C of these chunks, of those of their rows."""
         if len(self.left) == len(self.rows):
             return self.crcs[chunks]

@@ -65,6 +65,10 @@ _ACCEPT: Final = struct.Struct("<II")
 BLOCKS_PER_ACCEPT: Final = 60_000
 ROOM_BLOCKS_MAX: Final = 40_000
 """So many blocks go into one ASK, beside its request and payload."""
+ROOMS_MAX: Final = 1024
+"""That are open on one connection."""
+ROOMS_BLOCKS_MAX: Final = 1 << 22
+"""In all of them."""
 
 
 class Kind(enum.IntEnum):
@@ -422,14 +426,14 @@ def encode_ask(
     return _ASK.pack(len(named), len(room)) + named + blocks + checked_payload(payload)
 
 
-def decode_ask(kind: Kind, body: bytes) -> tuple[str, bytes, npt.NDArray[np.int64]]:
+def decode_ask(kind: Kind, body: bytes) -> tuple[str, bytes, npt.NDArray[np.uint32]]:
     """Request, payload, and the blocks of its room."""
     reader = Reader(kind, body)
     length, blocks = reader.numbers(_ASK)
     if blocks > (ROOM_BLOCKS_MAX if kind is Kind.ASK else 0):
         raise ProtocolError(f"{kind.name} with a room of {blocks} blocks")
     request = reader.text(length, REQUEST_BYTES_MAX)
-    room = np.frombuffer(reader.take(4 * blocks), dtype="<u4").astype(np.int64)
+    room = np.frombuffer(reader.take(4 * blocks), dtype="<u4")
     payload = reader.rest(PAYLOAD_BYTES_MAX if kind is Kind.ASK else 0)
     if not request or (room[1:] <= room[:-1]).any():
         raise ProtocolError(f"{kind.name} of nothing, or to blocks that are not rising")
