@@ -108,11 +108,14 @@ def machine_line(machine: dict[str, Any]) -> str:
     )
 
 
-def section(result: dict[str, Any]) -> str:
-    # The docstrings hold small indented lists: those stay as they are.
-    plane = result["machine"]["plane"]
-    lines = [f"## {result['bench']}" + ("" if plane == "embedded" else f", {plane} plane"), ""]
-    if plane == "embedded":
+def section(path: Path, *, first: bool) -> str:
+    """@first: what is measured has not been said yet."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    plane, cpu = result["machine"]["plane"], result["machine"]["cpu"]
+    other = f", {cpu}" if plane == "embedded" else f", {plane} plane"
+    which = "" if path.stem == result["bench"] else other
+    lines = [f"## {result['bench']}{which}", ""]
+    if first:  # the docstrings hold small indented lists: those stay as they are
         lines += ["```text", docstring(result["bench"]), "```", ""]
     lines += [
         f"{machine_line(result['machine'])}. Version {result['version']}, {result['measured_at']}.",
@@ -138,12 +141,18 @@ def section(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def bench_of(stem: str) -> str:
+    """Whose result a file of that name is: the longest name it begins with."""
+    return max((each for each in ORDER if f"{stem}-".startswith(f"{each}-")), key=len)
+
+
 def page() -> str:
     parts = [HEAD]
     for bench in ORDER:
-        # NAME.json is the embedded plane's, NAME-PLANE.json that of another one.
-        for path in sorted(RESULTS.glob(f"{bench}*.json"), key=lambda path: len(path.stem)):
-            parts.append(section(json.loads(path.read_text(encoding="utf-8"))))
+        # NAME.json comes first; NAME-PLANE.json is another plane's, NAME-MACHINE.json another's.
+        paths = [path for path in RESULTS.glob("*.json") if bench_of(path.stem) == bench]
+        paths.sort(key=lambda path: (len(path.stem), path.stem))
+        parts += [section(path, first=path is paths[0]) for path in paths]
     parts.append(TRUE_BY_CONSTRUCTION)
     return "\n".join(parts)
 

@@ -11,6 +11,7 @@ doors and the one buffer peers write into are this process's, until it ends.
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import json
 import mmap
@@ -201,7 +202,12 @@ class Far:
         source = self._buffer[: _link.PING_BYTES]
         self._say({"ready": True})
         remote = seat.remote[: _link.PING_BYTES]
-        _roundtrip.rounds(seat.endpoint, source, remote, request["count"], first=False)
+        if request["loop"]:
+            asyncio.run(
+                _roundtrip.loop_rounds(seat.endpoint, source, remote, request["count"], first=False)
+            )
+        else:
+            _roundtrip.rounds(seat.endpoint, source, remote, request["count"], first=False)
         return {}
 
     def stand(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 
 Python uses the public endpoint at both ends. "waiting" is a channel as it comes: whoever waits
 spins for a moment (50 us at most, less where that did not pay), then sleeps. "asleep" never
-spins: each of the two writes wakes a process. "spinning" never sleeps.
+spins: each of the two writes wakes a process. "spinning" never sleeps. "event loop" awaits each
+operation in asyncio, at both ends.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import time
@@ -38,6 +40,7 @@ class Trip(NamedTuple):
     path: _link.Path
     spin_us: int | None
     peer: str
+    loop: bool = False
 
     @property
     def case(self) -> str:
@@ -52,6 +55,8 @@ PYTHON: Final = (
     Trip("spinning", "endpoint/shm-rtt-spin-us", "shm", SPIN_US, "C threads spinning"),
     Trip("waiting", "endpoint/tcp-rtt-wait-us", "tcp", None, SOCKET),
     Trip("asleep", None, "tcp", 0, SOCKET),
+    Trip("event loop", None, "shm", None, EVENTFD, loop=True),
+    Trip("event loop", None, "tcp", None, SOCKET, loop=True),
 )
 
 
@@ -70,6 +75,22 @@ def rounds(
         begin = time.perf_counter_ns()
         endpoint.exchange(source, remote, number)
         each.append((time.perf_counter_ns() - begin) / 1e3)
+    return each
+
+
+async def loop_rounds(
+    endpoint: Endpoint, source: BufferRange, remote: RemoteRange, count: int, *, first: bool
+) -> list[float]:
+    """The same by a task of an event loop."""
+    each: list[float] = []
+    for number in range(count):
+        begin = time.perf_counter_ns()
+        if not first:
+            await endpoint.immediate()
+        await endpoint.write_imm(source, remote, number)
+        if first:
+            await endpoint.immediate()
+            each.append((time.perf_counter_ns() - begin) / 1e3)
     return each
 
 
@@ -104,9 +125,12 @@ def _python_row(trip: Trip, ground: Ground, blocks: int, count: int) -> _result.
         source = ground.source[: _link.PING_BYTES]
 
         def ours() -> float:
-            ground.far.tell("rounds", seat=seat["seat"], count=count)
+            ground.far.tell("rounds", seat=seat["seat"], count=count, loop=trip.loop)
             ground.far.hear()
-            each = rounds(endpoint, source, remote, count, first=True)
+            if trip.loop:
+                each = asyncio.run(loop_rounds(endpoint, source, remote, count, first=True))
+            else:
+                each = rounds(endpoint, source, remote, count, first=True)
             ground.far.hear()
             return _result.median(each)
 
