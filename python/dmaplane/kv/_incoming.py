@@ -232,8 +232,8 @@ class Incoming:
 
     def _count(self, ordinals: npt.NDArray[np.int64]) -> bool:
         """These chunks count from here on; True if that was all of them."""
-        layers, counts = np.unique(ordinals // self._announce.layer_chunks, return_counts=True)
-        self._layer_left[layers] -= counts
+        layers = ordinals // self._announce.layer_chunks
+        np.subtract.at(self._layer_left, layers, 1)
         self._chunks_left -= len(ordinals)
         if not self._layer_left[layers].all():
             if self._first_layer is None:

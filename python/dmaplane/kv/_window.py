@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from dmaplane import _abi
-from dmaplane._errors import InvalidError, WouldBlock
+from dmaplane._errors import InvalidError
 from dmaplane.kv import _sums, _wire
 from dmaplane.kv._conversation import KIND_SHIFT, RECVS, SENDS, WRITE
 from dmaplane.kv._template import LENGTH, USER_DATA
@@ -182,10 +182,8 @@ class Window:
             if not room:
                 break
         rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        try:
-            count = self._channel.push_nowait(rows.reshape(-1).view(_abi.SUBMISSION))
-        except WouldBlock:
-            return
+        # They are of a template that was checked when it was made.
+        count = self._channel._push_rows(rows.reshape(-1).view(_abi.SUBMISSION))
         self.rows += count
         self._waiting -= count
         while count:
@@ -202,10 +200,12 @@ class Window:
         numbers = (told >> _ROW_BITS) & _POSTING_MASK
         self.rows -= len(rows)
         written = []
-        for number in np.unique(numbers).tolist():
+        first = int(numbers[0])
+        several = not (numbers == first).all()
+        for number in np.unique(numbers).tolist() if several else (first,):
             posting = self._postings[number]
-            mine = numbers == number
-            some = rows if mine.all() else rows[mine]
+            mine = numbers == number if several else slice(None)
+            some = rows[mine]
             index = told[mine] & ((1 << _ROW_BITS) - 1)
             chunks = posting.complete(index, some["checksum"])
             self.chunks -= len(chunks)
