@@ -68,8 +68,8 @@ TRUE_BY_CONSTRUCTION = """\
 - The kernel plane was measured in a machine that QEMU emulates instruction by instruction, on a CPU
   that others used too: compare its rows with each other, not with those above. What a system call
   and a switch between threads cost there is what a batch saves.
-- RDMA ran over Soft-RoCE in that same machine, with `--quick`: two samples a case, every packet
-  made and taken by one of two emulated processors. Look at the ratios, not at the figures.
+- RDMA ran over Soft-RoCE in that same machine: every packet is made and taken by one of two
+  emulated processors. Look at the ratios, not at the figures.
 - Peers that poll (libfabric, NIXL) lose more than we do when somebody else wants their CPU. Look at
   the load before you believe a ratio to them.
 - memcpy between processes tells nobody. Ours tells the other side of every block and learns that
