@@ -15,6 +15,8 @@ import attack
 import pytest
 from soft_roce import ADDRESS
 
+from dmaplane.testing import _rig
+
 TREE = Path(__file__).resolve().parents[2]
 
 
@@ -46,7 +48,11 @@ def test_own_program_over_a_device(clean: None, program: Callable[[str], Path]) 
 def test_conformance_over_a_device(clean: None, groups: tuple[str, ...]) -> None:
     done = subprocess.run(
         [sys.executable, TREE / "tests/kernel/verbs_conformance.py", *groups],
-        env={**os.environ, "DMAPLANE_CONFORMANCE_ADDRESS": f"{ADDRESS}:0"},
+        env={
+            **os.environ,
+            "DMAPLANE_CONFORMANCE_ADDRESS": f"{ADDRESS}:0",
+            _rig.SLOWNESS_VARIABLE: str(max(2.0, _rig.SLOWNESS, attack.SLOWNESS)),
+        },
         capture_output=True,
         text=True,
         timeout=attack.CHILD_S,
