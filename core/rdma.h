@@ -23,6 +23,16 @@
 #define DMP_RDMA_SLOT_BYTES_MIN	512u
 #define DMP_RDMA_SLOT_BYTES_MAX	65536u
 
+/*
+ * Who revokes a region gives its peer so long to stop using it; then the rkey ends, and with
+ * it the connection of a peer that still writes. So the peer has no more under way than comes
+ * back in a part of that: between one piece and 400 Gbit/s times 80 us. A STOP of ours, too,
+ * waits for what is under way.
+ */
+#define DMP_RDMA_LET_GO_MS	500u
+#define DMP_RDMA_PIECE_BYTES	(1u << 20)
+#define DMP_RDMA_MOVING_BYTES	(4u << 20)
+
 /* The private data of a connect request and of its answer: limits, and nothing secret. */
 struct dmp_rdma_hello {
 	__u32 slots;		/* posted for the other side */
@@ -83,6 +93,12 @@ int dmp_rdma_get_message(__u8 kind, const __u8 *bytes, __u32 count,
  * one byte and none behind the region's end. -EPROTO.
  */
 int dmp_rdma_check_grant(const struct dmp_rdma_message *grant, __u64 from);
+
+/*
+ * How much of moves may be under way from now on: it was @bytes, beginning with
+ * DMP_RDMA_PIECE_BYTES, and a piece has just come back, @took_ns after it was posted.
+ */
+__u32 dmp_rdma_pace(__u32 bytes, __u64 took_ns);
 
 void dmp_rdma_put_word(__u32 emptied, __u8 bytes[DMP_RDMA_WORD_BYTES]);
 

@@ -76,6 +76,7 @@ static int open_fabric(struct dmp_plane *plane, struct dmp_verbs **opened)
 	verbs->plane = plane;
 	verbs->memory = MAP_FAILED;
 	pthread_mutex_init(&verbs->locals_lock, NULL);
+	verbs->moving_max = DMP_RDMA_PIECE_BYTES;
 	verbs->fabric.fd = epoll_create1(EPOLL_CLOEXEC);
 	error = verbs->fabric.fd < 0 ? -errno : open_events(verbs);
 	if (error) {

@@ -18,8 +18,6 @@
 
 #include "verbs_layout.h"
 
-#define LET_GO_NS	500000000u	/* the peer has so long to stop using what was revoked */
-
 static __u64 part_limit = ~0ull;
 
 void dmp_verbs_limit_parts(__u64 bytes)
@@ -164,7 +162,7 @@ bool dmp_verbs_revoke(struct dmp_fabric *fabric, __u32 slot, __u64 now_ns)
 		if (grant->slot != slot || grant->revoked)
 			continue;
 		grant->revoked = true;
-		grant->due_ns = now_ns + LET_GO_NS;
+		grant->due_ns = now_ns + DMP_RDMA_LET_GO_MS * 1000000ull;
 		verbs->untold++;
 		any = true;
 	}

@@ -27,8 +27,6 @@
 #define DMP_VERBS_SLOTS		32u
 #define DMP_VERBS_SLOT_BYTES	8192u
 #define DMP_VERBS_MOVES		64u
-/* Of moves, under way: 400 Gbit/s times 80 us. What is revoked or stopped waits for no more. */
-#define DMP_VERBS_MOVING_BYTES	(4u << 20)
 #define DMP_VERBS_WORDS		8u
 #define DMP_VERBS_SEND_MAX	(DMP_VERBS_SLOTS + DMP_VERBS_MOVES + DMP_VERBS_WORDS)
 #define DMP_VERBS_RECEIVE_MAX	(DMP_VERBS_SLOTS + 1u)
@@ -64,6 +62,7 @@ struct dmp_verbs_inbox {
 struct dmp_verbs_piece {
 	__u64 tag;
 	__u64 length;
+	__u64 posted_ns;
 	__u32 rkey;
 };
 
@@ -147,6 +146,7 @@ struct dmp_verbs {
 	__u32 piece_count;		/* posted, not reaped */
 	__u32 pieces_done;		/* of these, completed */
 	__u64 piece_bytes;		/* posted, not reaped */
+	__u32 moving_max;		/* how many that may be: dmp_rdma_pace() */
 	struct dmp_verbs_request moves[DMP_VERBS_MOVES];
 	__u32 moves_chained;
 	__u32 moves_quiet;		/* since the last that was signalled */

@@ -76,7 +76,7 @@ ssize_t dmp_verbs_post(struct dmp_fabric *fabric, const struct dmp_move *move, _
 		return -ESTALE;
 	if (verbs->piece_count == DMP_VERBS_MOVES ||
 	    (verbs->piece_count != 0 &&
-	     verbs->piece_bytes + length > DMP_VERBS_MOVING_BYTES))
+	     verbs->piece_bytes + length > verbs->moving_max))
 		return -EAGAIN;
 	error = local_key(verbs, move->buffer, &lkey);
 	if (error)
@@ -102,6 +102,7 @@ ssize_t dmp_verbs_post(struct dmp_fabric *fabric, const struct dmp_move *move, _
 	verbs->pieces[(verbs->piece_first + verbs->piece_count++) % DMP_VERBS_MOVES] =
 		(struct dmp_verbs_piece){
 			.tag = tag, .length = length, .rkey = part->rkey,
+			.posted_ns = dmp_now_ns(),
 		};
 	verbs->piece_bytes += length;
 	return (ssize_t)length;
@@ -119,13 +120,15 @@ void dmp_verbs_push(struct dmp_fabric *fabric)
 bool dmp_verbs_reap(struct dmp_fabric *fabric, __u64 *tag, __u64 *length)
 {
 	struct dmp_verbs *verbs = dmp_verbs_of(fabric);
+	const struct dmp_verbs_piece *piece = &verbs->pieces[verbs->piece_first];
 
 	if (!verbs->pieces_done)
 		dmp_verbs_poll(verbs);
 	if (!verbs->pieces_done)
 		return false;
-	*tag = verbs->pieces[verbs->piece_first].tag;
-	*length = verbs->pieces[verbs->piece_first].length;
+	*tag = piece->tag;
+	*length = piece->length;
+	verbs->moving_max = dmp_rdma_pace(verbs->moving_max, dmp_now_ns() - piece->posted_ns);
 	verbs->piece_first = (verbs->piece_first + 1) % DMP_VERBS_MOVES;
 	verbs->piece_count--;
 	verbs->piece_bytes -= *length;

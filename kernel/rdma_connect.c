@@ -170,7 +170,7 @@ struct dmp_pair *dmp_pair_make(void)
 		return ERR_PTR(error);
 	}
 	pair->ear.hear = hear;
-	pair->moving_max = DMP_PAIR_PIECE_BYTES;
+	pair->moving_max = DMP_RDMA_PIECE_BYTES;
 	pair->answered = true;		/* nothing has been asked */
 	spin_lock_init(&pair->bell_lock);
 	INIT_DELAYED_WORK(&pair->due, due);

@@ -22,8 +22,6 @@
 
 #include "rdma_layout.h"
 
-#define LET_GO_MS	500U	/* the peer has so long to stop using what was revoked */
-
 #define GRANTED_BYTES	640U	/* charged for a peer's rkey: it may fill a node of the array */
 
 /* ---- ours */
@@ -197,7 +195,7 @@ bool dmp_pair_revoke(struct dmp_pair *pair, u32 slot)
 		if (grant->slot != slot || grant->revoked)
 			continue;
 		grant->revoked = true;
-		grant->due_ns = ktime_get_ns() + LET_GO_MS * NSEC_PER_MSEC;
+		grant->due_ns = ktime_get_ns() + DMP_RDMA_LET_GO_MS * (u64)NSEC_PER_MSEC;
 		any = true;
 	}
 	mutex_unlock(&pair->grants_lock);

@@ -37,9 +37,6 @@
 #define DMP_PAIR_SLOTS		32U
 #define DMP_PAIR_SLOT_BYTES	8192U
 #define DMP_PAIR_MOVES		64U
-#define DMP_PAIR_PIECE_BYTES	(1U << 20)
-/* Of moves, under way: 400 Gbit/s times 80 us. What is revoked or stopped waits for no more. */
-#define DMP_PAIR_MOVING_BYTES	(4U << 20)
 #define DMP_PAIR_WORDS		8U
 #define DMP_PAIR_CHORES		32U
 /* Where the device takes as many: scatter entries of a piece, pages of a registration. */
@@ -198,7 +195,7 @@ struct dmp_pair {
 	u32 piece_count;		/* posted, not reaped */
 	u32 pieces_done;		/* of these, completed */
 	u64 piece_bytes;		/* posted, not reaped */
-	u64 moving_max;			/* how many may be under way: see learn() */
+	u32 moving_max;			/* how many may be under way: dmp_rdma_pace() */
 	struct ib_sge sges[DMP_PAIR_PLACES];
 	struct mutex mappings_lock;
 	struct list_head mappings;	/* protected by mappings_lock */

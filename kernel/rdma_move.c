@@ -10,10 +10,6 @@
 
 #include "rdma_layout.h"
 
-/* From posting to completion; a tenth, and a fifth, of what a STOP waits for. */
-#define FAST_NS	(50 * (u64)NSEC_PER_MSEC)
-#define SLOW_NS	(100 * (u64)NSEC_PER_MSEC)
-
 /* The part that holds @offset; NULL if there is none: a remote that is not whole. */
 static const struct dmp_pair_part *part_at(const struct dmp_pair_remote *remote, u64 offset)
 {
@@ -66,22 +62,10 @@ static int post_piece(struct dmp_pair *pair, const struct dmp_pair_part *part,
 	return error;
 }
 
-/*
- * What is revoked or stopped waits for what is under way, and for half a second at most. So no more
- * is under way than comes back in a part of that: on a slow link less than on a fast one.
- */
-static void learn(struct dmp_pair *pair, u64 took_ns)
-{
-	if (took_ns > SLOW_NS && pair->moving_max > DMP_PAIR_PIECE_BYTES)
-		pair->moving_max /= 2;
-	else if (took_ns < FAST_NS && pair->moving_max < DMP_PAIR_MOVING_BYTES)
-		pair->moving_max *= 2;
-}
-
 int dmp_pair_post(struct dmp_pair *pair, struct dmp_pair_move *move, u64 tag)
 {
 	const struct dmp_pair_part *part = part_at(move->remote, move->offset);
-	u64 length = min_t(u64, move->length, DMP_PAIR_PIECE_BYTES);
+	u64 length = min_t(u64, move->length, DMP_RDMA_PIECE_BYTES);
 	int error;
 
 	if (pair->lost)
@@ -118,7 +102,7 @@ bool dmp_pair_reap(struct dmp_pair *pair, u64 *tag, u64 *length)
 		return false;
 	*tag = piece->tag;
 	*length = piece->length;
-	learn(pair, ktime_get_ns() - piece->posted_ns);
+	pair->moving_max = dmp_rdma_pace(pair->moving_max, ktime_get_ns() - piece->posted_ns);
 	pair->piece_first = (pair->piece_first + 1) % DMP_PAIR_MOVES;
 	pair->piece_count--;
 	pair->piece_bytes -= *length;

@@ -323,6 +323,14 @@ MUTANTS = (
         "word >> 32",
         "test_rdma",
     ),
+    # L5: who revokes waits for what is under way, and not for long
+    mutant(
+        "more_is_under_way_than_comes_back_in_time",
+        "rdma.c",
+        "took_ns > SLOW_NS && bytes > DMP_RDMA_PIECE_BYTES",
+        "0",
+        "test_rdma",
+    ),
 )
 
 PROGRAMS = ("simulate", "test_credit", "test_channel", "test_errand", "test_rdma")

@@ -174,6 +174,31 @@ static void test_a_word_repays_what_was_sent_and_no_more(void)
 	CHECK(dmp_rdma_get_word(1ULL << 32, 4, &repaid) == -EPROTO && repaid == 0);
 }
 
+/*
+ * On a device of any pace, what is under way comes back within the time that a revocation
+ * gives, unless one piece alone takes longer; and on a fast one it is all that may be.
+ */
+static void test_what_is_under_way_comes_back_in_time(void)
+{
+	__u64 piece_ns, took_ns;
+	__u32 bytes, round;
+
+	for (piece_ns = 1000; piece_ns < 10000000000ull; piece_ns += piece_ns / 7) {
+		bytes = DMP_RDMA_PIECE_BYTES;
+		for (round = 0; round < 16; round++) {
+			took_ns = piece_ns * (bytes / DMP_RDMA_PIECE_BYTES);
+			CHECK(took_ns < DMP_RDMA_LET_GO_MS * 1000000ull / 2 ||
+			      bytes == DMP_RDMA_PIECE_BYTES);
+			bytes = dmp_rdma_pace(bytes, took_ns);
+			CHECK(bytes >= DMP_RDMA_PIECE_BYTES && bytes <= DMP_RDMA_MOVING_BYTES);
+		}
+		CHECK(piece_ns > 10000000 || bytes == DMP_RDMA_MOVING_BYTES);
+	}
+	/* One that slows down is followed. */
+	bytes = dmp_rdma_pace(DMP_RDMA_MOVING_BYTES, 400000000);
+	CHECK(dmp_rdma_pace(bytes, 200000000) == DMP_RDMA_PIECE_BYTES);
+}
+
 int main(void)
 {
 	test_hello_comes_back();
@@ -183,5 +208,6 @@ int main(void)
 	test_messages_that_lie_are_refused();
 	test_a_grant_covers_what_was_asked_and_no_more();
 	test_a_word_repays_what_was_sent_and_no_more();
+	test_what_is_under_way_comes_back_in_time();
 	return 0;
 }

@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 import dmaplane
 from dmaplane import testing
+from dmaplane.testing import _rig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CASE_S = 60
+CASE_S = 60 * _rig.SLOWNESS
 NOT_YET = {
     "connecting-ipv6_is_served_as_ipv4_is": "it is about [::1], and RDMA has no loopback",
     "strangers-wrong_secret_is_refused": "no secret at all is EPERM before anybody is called",
