@@ -15,6 +15,7 @@
 #include <endian.h>
 #include <errno.h>
 #include <string.h>
+#include <sys/epoll.h>
 
 #include "verbs_layout.h"
 
@@ -90,7 +91,7 @@ static void empty_slot(struct dmp_verbs *verbs, struct dmp_verbs_inbox *inbox)
 }
 
 /* Tells the peer what is emptied: the word is written where it looks. */
-static void repay(struct dmp_verbs *verbs, bool all)
+static void repay(struct dmp_verbs *verbs)
 {
 	__u8 word[DMP_RDMA_WORD_BYTES];
 	struct ibv_sge place = { .addr = (uintptr_t)word, .length = sizeof(word) };
@@ -103,11 +104,10 @@ static void repay(struct dmp_verbs *verbs, bool all)
 		.wr.rdma = { .remote_addr = verbs->word_offset, .rkey = verbs->word_rkey },
 	};
 	struct ibv_send_wr *refused;
-	__u32 due = verbs->emptied - verbs->told;
 
 	if (!verbs->word_known || verbs->lost || verbs->words_out == DMP_VERBS_WORDS)
 		return;
-	if (!verbs->wake_asked && due < (all ? 1 : DMP_VERBS_SLOTS / TELL_PARTS))
+	if (!verbs->wake_asked && verbs->emptied - verbs->told < DMP_VERBS_SLOTS / TELL_PARTS)
 		return;
 	dmp_rdma_put_word(verbs->emptied, word);
 	if (ibv_post_send(verbs->id->qp, &request, &refused)) {
@@ -146,7 +146,7 @@ static ssize_t verbs_receive(struct dmp_fabric *fabric, const struct iovec *piec
 		if (front->taken == front->length)
 			empty_slot(verbs, &verbs->stream);
 	}
-	repay(verbs, false);
+	repay(verbs);
 	return done || !count ? (ssize_t)done : verbs->lost;
 }
 
@@ -190,7 +190,6 @@ int dmp_verbs_ring(struct dmp_verbs *verbs, struct dmp_verbs_request *chain, __u
 	for (number = 0; number < last; number++)
 		chain[number].request.next = &chain[number + 1].request;
 	chain[last].request.next = NULL;
-	chain[last].request.send_flags |= IBV_SEND_SIGNALED;
 	if (ibv_post_send(verbs->id->qp, &chain[0].request, &refused))
 		return dmp_verbs_lose(verbs, -ECONNRESET);
 	return 0;
@@ -215,7 +214,8 @@ static void chain_slot(struct dmp_verbs *verbs, __u8 kind, __u32 length)
 	};
 	if (slot->place.length <= verbs->inline_max)
 		slot->request.send_flags |= IBV_SEND_INLINE;
-	if (verbs->slots_chained % DMP_VERBS_SLOTS_SIGNAL == 0)
+	/* Nobody waits for a slot to have gone: a completion for each would wake him. */
+	if ((verbs->sent + 1) % DMP_VERBS_SLOTS_SIGNAL == 0)
 		slot->request.send_flags |= IBV_SEND_SIGNALED;
 	if (verbs->peer_slots - (verbs->sent - verbs->repaid) == 1) {
 		header.flags = DMP_RDMA_WAKE;
@@ -392,50 +392,59 @@ static void handle_mail(struct dmp_verbs *verbs)
 	verbs->letter_waits = !is_set_up(verbs) || dmp_verbs_write_letters(verbs);
 }
 
-/* The bell has rung, or may have: it is emptied, and rings again only when armed again. */
+/* The bell rings once for each time it is armed. */
 static void hear_bell(struct dmp_verbs *verbs)
 {
 	struct ibv_cq *cq;
 	void *owner;
 
-	while (verbs->bell && !verbs->library->get_cq_event(verbs->bell, &cq, &owner))
-		verbs->library->ack_cq_events(cq, 1);
+	if (verbs->library->get_cq_event(verbs->bell, &cq, &owner))
+		return;
+	verbs->library->ack_cq_events(cq, 1);
 	verbs->armed = false;
+}
+
+/* What made fabric->fd readable: it tells an edge, so all that is there is taken. */
+static void hear(struct dmp_verbs *verbs)
+{
+	struct epoll_event said[2];
+	int number, count, error = 0;
+
+	count = epoll_wait(verbs->fabric.fd, said, 2, 0);
+	for (number = 0; number < count; number++) {
+		if (said[number].data.fd == verbs->events->fd)
+			error = dmp_verbs_hear_manager(verbs);
+		else
+			hear_bell(verbs);
+	}
+	if (error)
+		dmp_verbs_lose(verbs, error);
 }
 
 static int verbs_drain(struct dmp_fabric *fabric)
 {
 	struct dmp_verbs *verbs = dmp_verbs_of(fabric);
-	int error = 0;
 
-	if (verbs->armed || !verbs->connected) {
-		hear_bell(verbs);
-		error = dmp_verbs_hear_manager(verbs);
-	}
+	if (verbs->armed || !verbs->connected)
+		hear(verbs);
 	dmp_verbs_poll(verbs);
-	if (error)
-		dmp_verbs_lose(verbs, error);
 	handle_mail(verbs);
-	repay(verbs, false);
+	repay(verbs);
 	return verbs->lost;
 }
 
 static bool verbs_rest(struct dmp_fabric *fabric)
 {
 	struct dmp_verbs *verbs = dmp_verbs_of(fabric);
-	int error;
 
 	if (!verbs->armed) {
-		hear_bell(verbs);
-		error = dmp_verbs_hear_manager(verbs);
-		if (error)
-			dmp_verbs_lose(verbs, error);
+		/* drain() looked at no edge while it was not armed. */
+		hear(verbs);
 		if (verbs->id->qp && ibv_req_notify_cq(verbs->cq, 0))
 			dmp_verbs_lose(verbs, -ECONNRESET);
 		verbs->armed = true;
 	}
 	dmp_verbs_poll(verbs);
-	repay(verbs, true);
 	return !has_work(verbs);
 }
 

@@ -111,7 +111,7 @@ static int register_memory(struct dmp_verbs *verbs)
 
 static int watch(struct dmp_verbs *verbs, int fd)
 {
-	struct epoll_event event = { .events = EPOLLIN };
+	struct epoll_event event = { .events = EPOLLIN, .data.fd = fd };
 
 	if (fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) != 0)
 		return -errno;
@@ -184,13 +184,22 @@ static int make_queues(struct dmp_verbs *verbs)
 	return error ? error : watch(verbs, verbs->events->fd);
 }
 
-/* Nobody waits for a host that died: its connections end without a last word. */
+/*
+ * Nobody waits for a host that died: its connections end without a last word. Most slots are
+ * not signalled: a WRITE of nothing, behind the last one, tells that it has arrived.
+ */
 void dmp_verbs_finish(struct dmp_fabric *fabric)
 {
 	struct dmp_verbs *verbs = dmp_verbs_of(fabric);
+	struct ibv_send_wr nothing = {
+		.wr_id = DMP_VERBS_ID(DMP_VERBS_SENT, verbs->sent),
+		.opcode = IBV_WR_RDMA_WRITE,
+		.send_flags = IBV_SEND_SIGNALED,
+	}, *refused;
 	__u64 until_ns = dmp_now_ns() + LAST_WORD_NS;
 
-	if (!verbs->connected || !verbs->id->qp || verbs->piece_count != 0)
+	if (!verbs->connected || !verbs->id->qp || verbs->piece_count != 0 || !verbs->sends_out ||
+	    ibv_post_send(verbs->id->qp, &nothing, &refused))
 		return;
 	while (verbs->sends_out != 0 && !verbs->lost && dmp_now_ns() < until_ns)
 		dmp_verbs_poll(verbs);

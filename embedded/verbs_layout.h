@@ -28,11 +28,11 @@
 #define DMP_VERBS_SLOT_BYTES	8192u
 #define DMP_VERBS_MOVES		64u
 #define DMP_VERBS_WORDS		8u
-#define DMP_VERBS_SEND_MAX	(DMP_VERBS_SLOTS + DMP_VERBS_MOVES + DMP_VERBS_WORDS)
+#define DMP_VERBS_SEND_MAX	(DMP_VERBS_SLOTS + DMP_VERBS_MOVES + DMP_VERBS_WORDS + 1u)
 #define DMP_VERBS_RECEIVE_MAX	(DMP_VERBS_SLOTS + 1u)
 #define DMP_VERBS_PAGE		4096u
 #define DMP_VERBS_INLINE	256u	/* wished for: a small frame is posted without its slot */
-#define DMP_VERBS_SLOTS_SIGNAL	8u	/* of a chain, each so many-th is signalled */
+#define DMP_VERBS_SLOTS_SIGNAL	8u	/* each so many-th is signalled */
 #define DMP_VERBS_MOVES_SIGNAL	16u
 #define DMP_VERBS_BYTES_SIGNAL	(256u << 10)	/* or after so many bytes */
 
@@ -111,7 +111,7 @@ struct dmp_verbs {
 	struct ibv_mr *memory_mr;
 	struct ibv_mr *word_mr;
 	bool connected;			/* there is a queue pair that can send */
-	bool armed;			/* the bell will ring */
+	bool armed;			/* the bell will ring, or has rung and nobody heard it */
 	bool trusted;			/* the peer has proved the secret: its letters are read */
 
 	/* sending */
@@ -119,7 +119,7 @@ struct dmp_verbs {
 	__u32 peer_slot_bytes;
 	__u32 sent;
 	__u32 repaid;			/* of what was sent */
-	__u32 sends_out;		/* posted, not completed: in order, so a ring */
+	__u32 sends_out;		/* posted, no completion stands for them: in order, so a ring */
 	struct dmp_verbs_request slots[DMP_VERBS_SLOTS];
 	__u32 slots_chained;
 	__u32 inline_max;		/* bytes that go without a slot */
@@ -192,7 +192,7 @@ void dmp_verbs_poll(struct dmp_verbs *verbs);
 /* A message in a slot of its own: -EAGAIN, there is no slot now. */
 int dmp_verbs_say(struct dmp_verbs *verbs, __u8 kind, const struct dmp_rdma_message *message);
 int dmp_verbs_lose(struct dmp_verbs *verbs, int error);
-/* Posts @count requests with one doorbell; the last is signalled. */
+/* Posts @count requests with one doorbell. */
 int dmp_verbs_ring(struct dmp_verbs *verbs, struct dmp_verbs_request *chain, __u32 *count);
 
 /* verbs_ladder.c. A range of a buffer's memory; the first byte is to be called @iova. */

@@ -114,6 +114,8 @@ void dmp_verbs_push(struct dmp_fabric *fabric)
 
 	verbs->moves_quiet = 0;
 	verbs->bytes_quiet = 0;
+	if (verbs->moves_chained != 0)
+		verbs->moves[verbs->moves_chained - 1].request.send_flags |= IBV_SEND_SIGNALED;
 	dmp_verbs_ring(verbs, verbs->moves, &verbs->moves_chained);
 }
 

@@ -114,7 +114,7 @@ static void empty_slot(struct dmp_pair *pair, struct dmp_pair_inbox *inbox)
 }
 
 /* Tells the peer what is emptied: the word is written where it looks. */
-static void repay(struct dmp_pair *pair, bool all)
+static void repay(struct dmp_pair *pair)
 {
 	u32 at = pair->words_sent % DMP_PAIR_WORDS * DMP_RDMA_WORD_BYTES;
 	struct ib_sge place = {
@@ -133,11 +133,10 @@ static void repay(struct dmp_pair *pair, bool all)
 		.remote_addr = pair->word_offset,
 		.rkey = pair->word_rkey,
 	};
-	u32 due = pair->emptied - pair->told;
 
 	if (!pair->word_known || pair->lost || pair->words_out == DMP_PAIR_WORDS)
 		return;
-	if (!pair->wake_asked && due < (all ? 1 : DMP_PAIR_SLOTS / TELL_PARTS))
+	if (!pair->wake_asked && pair->emptied - pair->told < DMP_PAIR_SLOTS / TELL_PARTS)
 		return;
 	dmp_rdma_put_word(pair->emptied, pair->words.at + at);
 	ib_dma_sync_single_for_device(pair->id->device, place.addr, place.length, DMA_TO_DEVICE);
@@ -180,7 +179,7 @@ ssize_t dmp_pair_get(struct dmp_pair *pair, const struct dmp_run *run)
 		if (front->taken == front->length)
 			empty_slot(pair, &pair->stream);
 	}
-	repay(pair, false);
+	repay(pair);
 	return done || !run->length ? (ssize_t)done : pair->lost;
 }
 
@@ -447,7 +446,7 @@ int dmp_pair_serve(struct dmp_pair *pair)
 	hear_news(pair);
 	dmp_pair_poll(pair);
 	handle_mail(pair);
-	repay(pair, false);
+	repay(pair);
 	return pair->lost;
 }
 
@@ -461,7 +460,6 @@ bool dmp_pair_rest(struct dmp_pair *pair)
 	}
 	dmp_pair_poll(pair);
 	hear_news(pair);
-	repay(pair, true);
 	return !has_work(pair);
 }
 
