@@ -18,14 +18,75 @@
 #define LEASE_NS 1000000u	/* for a caller who had the place and may come back */
 #define BRIEF_ROUNDS 8u
 
-/* Has the place in the network for as long as nobody takes it away. Lock held, as below. */
+/* Racy on purpose: what it finds is looked at again under the lock. */
+static bool stirs(const void *context)
+{
+	const struct dmp_embedded_channel *channel = context;
+	struct dmp_network *network = channel->network;
+	/* Pairs with the store in activate(): as many are filled in. */
+	uint32_t count = __atomic_load_n(&network->active_count, __ATOMIC_ACQUIRE), number;
+
+	for (number = 0; number < count; number++) {
+		struct dmp_fabric *fabric = network->active[number]->fabric;
+
+		if (fabric && fabric->type->ready(fabric))
+			return true;
+	}
+	return __atomic_load_n(&channel->news, __ATOMIC_RELAXED);
+}
+
+/* Spins for what is to come. True: it has. */
+static bool spin_locked(struct dmp_embedded_channel *channel, uint64_t deadline_ns)
+{
+	struct dmp_network *network = channel->network;
+	bool stirred;
+
+	if (network->active_count != network->count)
+		return dmp_network_poll_locked(channel, channel->network_spin.budget_ns, deadline_ns);
+	if (network->count == 0)
+		return false;
+	pthread_mutex_unlock(&channel->lock);
+	stirred = dmp_spin_briefly(&channel->network_spin, stirs, channel, deadline_ns);
+	pthread_mutex_lock(&channel->lock);
+	return stirred;
+}
+
+/*
+ * Nobody can take the place meanwhile, so not for long, whatever was asked for callers; who
+ * brings work says so, and that ends it.
+ */
+static bool spin_as_worker_locked(struct dmp_embedded_channel *channel)
+{
+	bool stirred;
+
+	channel->executing = true;
+	stirred = spin_locked(channel,
+			      dmp_network_due_locked(channel, dmp_now_ns() + DMP_SPIN_MAX_NS));
+	if (stirred)
+		dmp_spin_caught(&channel->network_spin);
+	channel->executing = false;
+	return stirred;
+}
+
+/*
+ * Has the place in the network for as long as nobody takes it away. Where what came last came
+ * soon it spins first: a peer who writes much would pay for each time we fall asleep.
+ */
 static void watch_locked(struct dmp_embedded_channel *channel)
 {
+	uint32_t waiters = channel->waiters;
+	uint64_t began_ns;
+
+	/* Who has come to wait meanwhile is offered the place instead. */
+	if (spin_as_worker_locked(channel) || channel->waiters > waiters)
+		return;
 	channel->executing = true;
 	channel->worker_watches = true;
 	channel->worker_in_network = true;
+	began_ns = dmp_now_ns();
 	dmp_network_rest_locked(channel, 0);
 	channel->worker_in_network = false;
+	dmp_spin_slept(&channel->network_spin, dmp_now_ns() - began_ns);
 	if (!channel->worker_watches) {
 		/* A caller has it now; what woke us may have been meant for him. */
 		if (channel->network->dirty_first)
@@ -125,39 +186,6 @@ static bool is_short_locked(const struct dmp_embedded_channel *channel)
 
 	return dmp_channel_next_bytes(machine) <= DMP_BATCH_BYTES ||
 	       channel->holds[machine->queue_first].endpoint;
-}
-
-/* Racy on purpose: what it finds is looked at again under the lock. */
-static bool stirs(const void *context)
-{
-	const struct dmp_embedded_channel *channel = context;
-	struct dmp_network *network = channel->network;
-	/* Pairs with the store in activate(): as many are filled in. */
-	uint32_t count = __atomic_load_n(&network->active_count, __ATOMIC_ACQUIRE), number;
-
-	for (number = 0; number < count; number++) {
-		struct dmp_fabric *fabric = network->active[number]->fabric;
-
-		if (fabric && fabric->type->ready(fabric))
-			return true;
-	}
-	return __atomic_load_n(&channel->news, __ATOMIC_RELAXED);
-}
-
-/* Spins for what is to come. True: it has. */
-static bool spin_locked(struct dmp_embedded_channel *channel, uint64_t deadline_ns)
-{
-	struct dmp_network *network = channel->network;
-	bool stirred;
-
-	if (network->active_count != network->count)
-		return dmp_network_poll_locked(channel, channel->network_spin.budget_ns, deadline_ns);
-	if (network->count == 0)
-		return false;
-	pthread_mutex_unlock(&channel->lock);
-	stirred = dmp_spin_briefly(&channel->network_spin, stirs, channel, deadline_ns);
-	pthread_mutex_lock(&channel->lock);
-	return stirred;
 }
 
 /* Nothing to do, and more completions are wanted: spins, then sleeps in the network. */

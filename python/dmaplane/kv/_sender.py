@@ -12,7 +12,7 @@ What may come for a transfer, and what becomes of it (states in _outgoing.py):
   ENDED       passed over, as long as the serial was ever given out
 
 room: the receiver has said with its ASK where the transfer goes, and ACCEPT never comes: it is
-GOING as soon as ANNOUNCE is on its way, ahead of its chunks.
+GOING at once, and its ANNOUNCE leaves ahead of its chunks.
 
 broken: the peer does not keep to the protocol, and the connection ends. Whatever state it is
 in, the end of the connection ends it, after the endpoint is closed: so nothing is in flight.
@@ -92,8 +92,8 @@ class Sender(Conversation):
         self._queue: list[tuple[int, int, Outgoing]] = []
         self._open: dict[int, Outgoing] = {}
         """By tag: from ANNOUNCED to ENDED."""
-        self._roomed: list[Outgoing] = []
-        """They go once ANNOUNCE is on its way."""
+        self._is_announcing = False
+        """An ANNOUNCE may be in the outbox whose chunks are not to be ahead of it."""
         self._turns: list[Outgoing] = []
         """Of these, the ones that are GOING; whose turn it is comes first."""
         self._window = Window(self._channel, window)
@@ -318,20 +318,22 @@ class Sender(Conversation):
 
     def _pump(self) -> None:
         self._announce_queued()
-        if self._roomed:
-            self._flush()
-            while self._roomed and not self._outbox:
-                outgoing = self._roomed.pop(0)
-                if outgoing._state is State.ANNOUNCED:
-                    self._goes(outgoing)
         for outgoing in self._turns:
             self._take_ready(outgoing)
+        self._push()
         window = self._window
-        window.push()
-        if window.chunks and window.room < window.chunks_max // _REFILL:
-            return
-        self._fill()
-        window.push()
+        if not window.chunks or window.room >= window.chunks_max // _REFILL:
+            self._fill()
+            self._push()
+
+    def _push(self) -> None:
+        """ANNOUNCE leaves when its first chunks are made: so these are right behind."""
+        if self._is_announcing:
+            if self._window.waiting:
+                self._flush()
+            self._is_announcing = bool(self._outbox)
+        if not self._is_announcing:  # else a completion rings
+            self._window.push()
 
     def _fill(self) -> None:
         """Chunks go into the window until it is full."""
@@ -353,12 +355,12 @@ class Sender(Conversation):
             is_first = not window.rows
             window.add(chosen._post(window.number(), chunks_max, self.peer.layer_bytes))
             if is_first:  # it is under way while the others are made
-                window.push()
+                self._push()
 
     def _patience(self) -> int:
         rows = self._window.rows
         if not rows:
-            return 1 if self._roomed else SENDS
+            return 1 if self._is_announcing else SENDS
         if not any(each._unposted or each._announce.checksum for each in self._turns):
             return rows
         return max(1, min(rows, max(rows // 2, _REFILL)))
@@ -377,14 +379,14 @@ class Sender(Conversation):
             outgoing._state = State.ANNOUNCED
             room = self._enter_room(outgoing)
             self._tell(outgoing, Kind.ANNOUNCE, outgoing._announce.encode(room))
-            if not room:
+            if room:
+                self._is_announcing = True
+                self._goes(outgoing)
+            else:
                 self._loop.call_soon(self._draft, outgoing)  # when that is on its way
 
     def _enter_room(self, outgoing: Outgoing) -> int:
-        """Its number, if the peer has made room for it; else 0, and it waits for ACCEPT.
-
-        The way there is found first: who is told of a transfer has its chunks right behind.
-        """
+        """Its number, if the peer has made room for it; else 0, and it waits for ACCEPT."""
         offer = self._asks.take(outgoing.request)
         if offer is None:
             return 0
@@ -395,7 +397,6 @@ class Sender(Conversation):
             return 0
         assert self._routes is not None
         outgoing._route = self._routes.of(outgoing, offer.blocks[:needed].astype(np.int64))
-        self._roomed.append(outgoing)
         return offer.number
 
     def _draft(self, outgoing: Outgoing) -> None:

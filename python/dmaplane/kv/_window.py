@@ -145,8 +145,8 @@ class Window:
         self._postings: dict[int, Posting] = {}
         self._next = 0
         self._backlog: list[Posting] = []
-        self._waiting = 0
-        """Rows in the backlog."""
+        self.waiting = 0
+        """Rows that are not pushed yet."""
         self._rows_max = channel.slots - 2 * (RECVS + SENDS)
         self.rows = 0
         """With the channel."""
@@ -154,7 +154,7 @@ class Window:
     @property
     def room(self) -> int:
         """Chunks that can be added; none while as many rows wait as the channel has slots."""
-        if self.rows + self._waiting >= self._rows_max:
+        if self.rows + self.waiting >= self._rows_max:
             return 0
         return self.chunks_max - self.chunks
 
@@ -168,7 +168,7 @@ class Window:
         self._postings[posting.number] = posting
         self.chunks += posting.count
         self._backlog.append(posting)
-        self._waiting += len(posting.rows)
+        self.waiting += len(posting.rows)
 
     def push(self) -> None:
         """Rows of all postings go to the channel at once, as far as it has room."""
@@ -185,7 +185,7 @@ class Window:
         # They are of a template that was checked when it was made.
         count = self._channel._push_rows(rows.reshape(-1).view(_abi.SUBMISSION))
         self.rows += count
-        self._waiting -= count
+        self.waiting -= count
         while count:
             posting = self._backlog[0]
             taken = min(count, len(posting.rows) - posting.pushed)
@@ -220,7 +220,7 @@ class Window:
     def drop(self, outgoing: Outgoing) -> list[int]:
         """Rows of it that were not pushed never will be; user_data of those that are in flight."""
         self._backlog = [each for each in self._backlog if each.outgoing is not outgoing]
-        self._waiting = sum(len(each.rows) - each.pushed for each in self._backlog)
+        self.waiting = sum(len(each.rows) - each.pushed for each in self._backlog)
         under_way: list[int] = []
         for posting in list(outgoing._postings.values()):
             under_way += posting.user_data()
