@@ -86,13 +86,13 @@ static void watch_locked(struct dmp_embedded_channel *channel)
 	began_ns = dmp_now_ns();
 	dmp_network_rest_locked(channel, 0);
 	channel->worker_in_network = false;
-	dmp_spin_slept(&channel->network_spin, dmp_now_ns() - began_ns);
 	if (!channel->worker_watches) {
 		/* A caller has it now; what woke us may have been meant for him. */
 		if (channel->network->dirty_first)
 			dmp_channel_claim_wake_locked(channel);
 		return;
 	}
+	dmp_spin_slept(&channel->network_spin, dmp_now_ns() - began_ns);
 	channel->worker_watches = false;
 	channel->watching = false;
 	channel->executing = false;

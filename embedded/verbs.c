@@ -21,6 +21,7 @@
 
 #define POLLED		16
 #define TELL_PARTS	4u	/* repaid when this part of the slots has come together */
+#define DEAF_NS		1000000u	/* a channel that never rests hears so late at worst */
 
 int dmp_verbs_lose(struct dmp_verbs *verbs, int error)
 {
@@ -90,6 +91,14 @@ static void empty_slot(struct dmp_verbs *verbs, struct dmp_verbs_inbox *inbox)
 	verbs->emptied++;
 }
 
+/* Enough is emptied to tell the peer, or it waits for that; and there is a place for the word. */
+static bool owes_word(const struct dmp_verbs *verbs)
+{
+	return verbs->word_known && !verbs->lost && verbs->words_out != DMP_VERBS_WORDS &&
+	       (verbs->wake_asked ||
+		verbs->emptied - verbs->told >= DMP_VERBS_SLOTS / TELL_PARTS);
+}
+
 /* Tells the peer what is emptied: the word is written where it looks. */
 static void repay(struct dmp_verbs *verbs)
 {
@@ -105,9 +114,7 @@ static void repay(struct dmp_verbs *verbs)
 	};
 	struct ibv_send_wr *refused;
 
-	if (!verbs->word_known || verbs->lost || verbs->words_out == DMP_VERBS_WORDS)
-		return;
-	if (!verbs->wake_asked && verbs->emptied - verbs->told < DMP_VERBS_SLOTS / TELL_PARTS)
+	if (!owes_word(verbs))
 		return;
 	dmp_rdma_put_word(verbs->emptied, word);
 	if (ibv_post_send(verbs->id->qp, &request, &refused)) {
@@ -346,7 +353,7 @@ static bool has_work(struct dmp_verbs *verbs)
 {
 	bool letters = verbs->trusted && (verbs->letter_waits || verbs->mail_waits);
 
-	return verbs->lost || verbs->stream.count || verbs->pieces_done ||
+	return verbs->lost || verbs->stream.count || verbs->pieces_done || owes_word(verbs) ||
 	       (verbs->mail.count && verbs->trusted && !verbs->mail_waits) ||
 	       ((verbs->wants_room || letters) && room(verbs));
 }
@@ -410,6 +417,7 @@ static void hear(struct dmp_verbs *verbs)
 	struct epoll_event said[2];
 	int number, count, error = 0;
 
+	verbs->heard_ns = dmp_now_ns();
 	count = epoll_wait(verbs->fabric.fd, said, 2, 0);
 	for (number = 0; number < count; number++) {
 		if (said[number].data.fd == verbs->events->fd)
@@ -425,7 +433,7 @@ static int verbs_drain(struct dmp_fabric *fabric)
 {
 	struct dmp_verbs *verbs = dmp_verbs_of(fabric);
 
-	if (verbs->armed || !verbs->connected)
+	if (verbs->armed || !verbs->connected || dmp_now_ns() - verbs->heard_ns > DEAF_NS)
 		hear(verbs);
 	dmp_verbs_poll(verbs);
 	handle_mail(verbs);

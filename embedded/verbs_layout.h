@@ -6,12 +6,12 @@
  * pieces of moves and WORDS repayments; in the receive queue SLOTS + 1; the completion
  * queue has room for all of them.
  *
- * Slots and pieces go out in chains, one doorbell each. Of a chain every n-th request is
- * signalled, and always the last one: so whatever is in the send queue has a completion
- * behind it that is still to come. A completion names the last slot, or piece, it stands
- * for; who was posted before is done with it, since a queue pair completes in order.
- * Until then all of them count as in the queue. Between two calls of the fabric no chain
- * is left unposted.
+ * Slots and pieces go out in chains, one doorbell each. Of a chain of pieces every n-th is
+ * signalled, and always the last one. Of slots every n-th there ever is: of n in a row one
+ * is, so fewer than n are without a completion behind them when all is quiet. A completion
+ * names the last slot, or piece, it stands for; who was posted before is done with it, since
+ * a queue pair completes in order. Until then all of them count as in the queue. Between two
+ * calls of the fabric no chain is left unposted. The end adds one request, see finish().
  */
 #ifndef DMP_VERBS_LAYOUT_H
 #define DMP_VERBS_LAYOUT_H
@@ -112,6 +112,7 @@ struct dmp_verbs {
 	struct ibv_mr *word_mr;
 	bool connected;			/* there is a queue pair that can send */
 	bool armed;			/* the bell will ring, or has rung and nobody heard it */
+	__u64 heard_ns;			/* when the bell and the manager were last asked */
 	bool trusted;			/* the peer has proved the secret: its letters are read */
 
 	/* sending */
@@ -119,7 +120,7 @@ struct dmp_verbs {
 	__u32 peer_slot_bytes;
 	__u32 sent;
 	__u32 repaid;			/* of what was sent */
-	__u32 sends_out;		/* posted, no completion stands for them: in order, so a ring */
+	__u32 sends_out;		/* posted, no completion stands for them */
 	struct dmp_verbs_request slots[DMP_VERBS_SLOTS];
 	__u32 slots_chained;
 	__u32 inline_max;		/* bytes that go without a slot */

@@ -312,6 +312,21 @@ int dmp_pair_make_queues(struct dmp_pair *pair)
 
 /* ---- the end */
 
+/* Most slots are not signalled: the completion of this stands for all before, flushed or not. */
+static void write_nothing(struct dmp_pair *pair)
+{
+	struct ib_rdma_wr request = {
+		.wr = {
+			.wr_id = DMP_PAIR_ID(DMP_PAIR_SENT, (u64)pair->sent),
+			.opcode = IB_WR_RDMA_WRITE,
+			.send_flags = IB_SEND_SIGNALED,
+		},
+	};
+
+	if (pair->sends_out && ib_post_send(pair->id->qp, &request.wr, NULL))
+		dmp_pair_lose(pair, -ECONNRESET);
+}
+
 /* What is said last should arrive; nothing else is waited for. */
 static void finish_sending(struct dmp_pair *pair)
 {
@@ -320,6 +335,7 @@ static void finish_sending(struct dmp_pair *pair)
 	if (!pair->connected || pair->piece_count != 0)
 		return;
 	dmp_pair_flush(pair);
+	write_nothing(pair);
 	while (pair->sends_out != 0 && !pair->lost && time_before(jiffies, until)) {
 		usleep_range(100, 500);
 		dmp_pair_poll(pair);
@@ -341,6 +357,7 @@ static void end_queue_pair(struct dmp_pair *pair)
 	finish_sending(pair);
 	rdma_disconnect(pair->id);
 	if (!ib_modify_qp(pair->id->qp, &broken, IB_QP_STATE)) {
+		write_nothing(pair);
 		dmp_pair_poll(pair);
 		while (!is_flushed(pair) && time_before(jiffies, until)) {
 			usleep_range(100, 500);

@@ -44,7 +44,10 @@
 #define DMP_PAIR_PART_PAGES	4096U
 #define DMP_PAIR_PARTS_MAX	(1U << 17)	/* of a peer's region that we go on asking for */
 #define DMP_PAIR_GRANTED_MAX	(2 * DMP_PAIR_PARTS_MAX)	/* rkeys of a peer known at once */
-#define DMP_PAIR_SEND_MAX	(DMP_PAIR_SLOTS + DMP_PAIR_MOVES + DMP_PAIR_WORDS + DMP_PAIR_CHORES)
+#define DMP_PAIR_SLOTS_SIGNAL	8U	/* each so many-th is signalled */
+#define DMP_PAIR_LAST		2U	/* writes of nothing, see dmp_pair_close() */
+#define DMP_PAIR_SEND_MAX	(DMP_PAIR_SLOTS + DMP_PAIR_MOVES + DMP_PAIR_WORDS + \
+				 DMP_PAIR_CHORES + DMP_PAIR_LAST)
 #define DMP_PAIR_RECEIVE_MAX	(DMP_PAIR_SLOTS + 1U)
 #define DMP_PAIR_POLLED		16
 
@@ -169,11 +172,12 @@ struct dmp_pair {
 	u32 peer_slot_bytes;
 	u32 sent;
 	u32 repaid;			/* of what was sent */
-	u32 sends_out;			/* posted, not completed: in order, so a ring */
+	u32 sends_out;			/* posted, no completion stands for them */
 	u32 filled;			/* bytes in the slot that goes out next */
 	bool set_up;			/* our SETUP is sent */
 	bool wake_out;			/* a slot with WAKE is not answered */
-	bool wants_room;
+	bool wants_room;		/* put()'s: bytes of the stream wait */
+	bool letter_waits;		/* handle_mail()'s: a letter of ours does */
 
 	/* receiving */
 	struct dmp_pair_inbox stream;

@@ -113,6 +113,13 @@ static void empty_slot(struct dmp_pair *pair, struct dmp_pair_inbox *inbox)
 	pair->emptied++;
 }
 
+/* Enough is emptied to tell the peer, or it waits for that; and there is a place for the word. */
+static bool owes_word(const struct dmp_pair *pair)
+{
+	return pair->word_known && !pair->lost && pair->words_out != DMP_PAIR_WORDS &&
+	       (pair->wake_asked || pair->emptied - pair->told >= DMP_PAIR_SLOTS / TELL_PARTS);
+}
+
 /* Tells the peer what is emptied: the word is written where it looks. */
 static void repay(struct dmp_pair *pair)
 {
@@ -134,9 +141,7 @@ static void repay(struct dmp_pair *pair)
 		.rkey = pair->word_rkey,
 	};
 
-	if (!pair->word_known || pair->lost || pair->words_out == DMP_PAIR_WORDS)
-		return;
-	if (!pair->wake_asked && pair->emptied - pair->told < DMP_PAIR_SLOTS / TELL_PARTS)
+	if (!owes_word(pair))
 		return;
 	dmp_rdma_put_word(pair->emptied, pair->words.at + at);
 	ib_dma_sync_single_for_device(pair->id->device, place.addr, place.length, DMA_TO_DEVICE);
@@ -225,13 +230,15 @@ static int launch(struct dmp_pair *pair, u8 kind, u32 length)
 		.lkey = pair->pd->local_dma_lkey,
 	};
 	struct ib_send_wr request = {
-		.wr_id = DMP_PAIR_ID(DMP_PAIR_SENT, 0),
+		.wr_id = DMP_PAIR_ID(DMP_PAIR_SENT, (u64)(pair->sent + 1)),
 		.sg_list = &place,
 		.num_sge = 1,
 		.opcode = IB_WR_SEND,
-		.send_flags = IB_SEND_SIGNALED,
 	};
 
+	/* Nobody waits for a slot to have gone: a completion for each would wake him. */
+	if ((pair->sent + 1) % DMP_PAIR_SLOTS_SIGNAL == 0)
+		request.send_flags = IB_SEND_SIGNALED;
 	if (pair->peer_slots - (pair->sent - pair->repaid) == 1) {
 		header.flags = DMP_RDMA_WAKE;
 		pair->wake_out = true;
@@ -262,7 +269,7 @@ int dmp_pair_say(struct dmp_pair *pair, u8 kind, const struct dmp_rdma_message *
 	u32 length;
 
 	if (room(pair) < (pair->filled ? 2 : 1)) {
-		pair->wants_room = true;
+		pair->letter_waits = true;
 		return -EAGAIN;
 	}
 	dmp_pair_flush(pair);
@@ -355,7 +362,7 @@ static void completed(struct dmp_pair *pair, const struct ib_wc *completion)
 	pair->mail_waits = false;
 	switch (what) {
 	case DMP_PAIR_SENT:
-		pair->sends_out--;
+		pair->sends_out = pair->sent - (u32)completion->wr_id;
 		break;
 	case DMP_PAIR_REPAID:
 		pair->words_out--;
@@ -401,7 +408,8 @@ static bool has_mail(const struct dmp_pair *pair)
 static bool has_work(struct dmp_pair *pair)
 {
 	return pair->lost || pair->stream.count || has_mail(pair) || pair->pieces_done ||
-	       pair->chores_done || (pair->wants_room && room(pair));
+	       pair->chores_done || owes_word(pair) ||
+	       ((pair->wants_room || pair->letter_waits) && room(pair));
 }
 
 bool dmp_pair_is_ready(struct dmp_pair *pair)
@@ -414,6 +422,7 @@ bool dmp_pair_is_ready(struct dmp_pair *pair)
 /* Letters that came, in order, and those of ours that wait for a slot. */
 static void handle_mail(struct dmp_pair *pair)
 {
+	pair->letter_waits = false;
 	while (pair->mail.count && !pair->lost) {
 		const struct dmp_pair_arrived *front = &pair->mail.entries[pair->mail.first];
 		struct dmp_rdma_message message;
