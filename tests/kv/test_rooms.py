@@ -58,6 +58,42 @@ def test_what_was_asked_for_with_a_room_comes_without_a_word_more(
     run(main())
 
 
+def test_words_without_end_do_not_hold_back_what_was_announced() -> None:
+    """ANNOUNCE goes ahead of its chunks; what is said after it does not."""
+
+    async def main() -> None:
+        async with couple() as both:
+            heard = 0
+
+            async def listen() -> None:
+                nonlocal heard
+                async for _ in both.receiver.says():
+                    heard += 1
+
+            async def talk() -> None:
+                while True:
+                    await both.sender.say(b"word")
+
+            talkers = [asyncio.create_task(each) for each in (listen(), talk(), talk())]
+            theirs, ours = both.receiver.pool, both.sender.pool
+            with theirs.lease(60, holder="decode") as to, ours.lease(60, holder="prefill") as lease:
+                for number in range(4):
+                    while heard < 300 * (number + 1):  # more wait than may be under way
+                        await asyncio.sleep(0)
+                    await both.receiver.ask(f"r{number}", lease=to)
+                    ask = await anext(both.sender.asks())
+                    outgoing = both.sender.send(ask.request, lease, 700)
+                    await asyncio.wait_for(outgoing.done(), 10)
+                    incoming = await both.next()
+                    await incoming.complete()
+                    assert both.same(outgoing, incoming)
+            for task in talkers:
+                task.cancel()
+            await asyncio.wait(talkers)
+
+    run(main())
+
+
 def test_room_that_is_too_small_is_given_back_and_the_transfer_waits() -> None:
     async def main() -> None:
         async with couple() as both:

@@ -149,6 +149,7 @@ class Conversation(abc.ABC):
         self._unfit: LayoutError | None = None
         self._is_ready = True
         self._outbox: collections.deque[bytes] = collections.deque()
+        self._flushed = 0  # messages that left it, in all
         self._free_sends = list(range(SENDS))
         self._unposted_recvs: list[int] = []
         self._all_said = asyncio.Event()
@@ -363,6 +364,7 @@ class Conversation(abc.ABC):
             except WouldBlock:
                 return  # a completion rings, and makes room
             self._outbox.popleft()
+            self._flushed += 1
             self._free_sends.pop()
 
     def _bounded(self, waiting: Waiting[Any], what: str) -> None:

@@ -92,8 +92,8 @@ class Sender(Conversation):
         self._queue: list[tuple[int, int, Outgoing]] = []
         self._open: dict[int, Outgoing] = {}
         """By tag: from ANNOUNCED to ENDED."""
-        self._is_announcing = False
-        """An ANNOUNCE may be in the outbox whose chunks are not to be ahead of it."""
+        self._announced = 0
+        """Messages up to the last ANNOUNCE whose chunks are not to be ahead of it."""
         self._turns: list[Outgoing] = []
         """Of these, the ones that are GOING; whose turn it is comes first."""
         self._window = Window(self._channel, window)
@@ -328,11 +328,9 @@ class Sender(Conversation):
 
     def _push(self) -> None:
         """ANNOUNCE leaves when its first chunks are made: so these are right behind."""
-        if self._is_announcing:
-            if self._window.waiting:
-                self._flush()
-            self._is_announcing = bool(self._outbox)
-        if not self._is_announcing:  # else a completion rings
+        if self._flushed < self._announced and self._window.waiting:
+            self._flush()
+        if self._flushed >= self._announced:  # else a completion rings
             self._window.push()
 
     def _fill(self) -> None:
@@ -360,7 +358,7 @@ class Sender(Conversation):
     def _patience(self) -> int:
         rows = self._window.rows
         if not rows:
-            return 1 if self._is_announcing else SENDS
+            return SENDS
         if not any(each._unposted or each._announce.checksum for each in self._turns):
             return rows
         return max(1, min(rows, max(rows // 2, _REFILL)))
@@ -380,7 +378,7 @@ class Sender(Conversation):
             room = self._enter_room(outgoing)
             self._tell(outgoing, Kind.ANNOUNCE, outgoing._announce.encode(room))
             if room:
-                self._is_announcing = True
+                self._announced = self._flushed + len(self._outbox)
                 self._goes(outgoing)
             else:
                 self._loop.call_soon(self._draft, outgoing)  # when that is on its way
