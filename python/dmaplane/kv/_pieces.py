@@ -56,15 +56,13 @@ def _cut(near: Offsets, far: Offsets, length: Offsets, chunk_bytes: int) -> Piec
     ends = np.cumsum(length)
     stream, total = ends - length, int(ends[-1]) if len(ends) else 0
     begins = np.arange(0, total, chunk_bytes)
-    whose = np.searchsorted(stream, begins, side="right") - 1
-    skipped = begins - stream[whose]
-    if skipped.any():
-        inside = skipped > 0
-        whose, skipped, after = whose[inside], skipped[inside], whose[inside] + 1
-        near = np.insert(near, after, near[whose] + skipped)
-        far = np.insert(far, after, far[whose] + skipped)
-        stream = np.insert(stream, after, begins[inside])
-        length = np.diff(stream, append=total)
+    inside = stream[np.searchsorted(stream, begins, side="right") - 1] != begins
+    if inside.any():
+        every = np.sort(np.concatenate((stream, begins[inside])), kind="stable")
+        whose = np.searchsorted(stream, every, side="right") - 1
+        skipped = every - stream[whose]
+        near, far, stream = near[whose] + skipped, far[whose] + skipped, every
+        length = np.append(every[1:], total) - every
     starts = np.append(np.searchsorted(stream, begins), len(stream))
     return Pieces(near, far, length, starts, int(np.diff(starts).max(initial=0)))
 
