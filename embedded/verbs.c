@@ -351,10 +351,10 @@ void dmp_verbs_poll(struct dmp_verbs *verbs)
 /* What waits for a slot is no work until there is one: a peer that repays nothing costs nothing. */
 static bool has_work(struct dmp_verbs *verbs)
 {
-	bool letters = verbs->trusted && (verbs->letter_waits || verbs->mail_waits);
+	bool letters = verbs->trusted && verbs->letter_waits;
 
 	return verbs->lost || verbs->stream.count || verbs->pieces_done || owes_word(verbs) ||
-	       (verbs->mail.count && verbs->trusted && !verbs->mail_waits) ||
+	       (verbs->mail.count && verbs->trusted) ||
 	       ((verbs->wants_room || letters) && room(verbs));
 }
 
@@ -369,10 +369,6 @@ static bool verbs_ready(struct dmp_fabric *fabric)
 /* Letters that came, in order, and those of ours that wait for a slot. */
 static void handle_mail(struct dmp_verbs *verbs)
 {
-	verbs->mail_waits = false;
-	/* What is revoked is said before anything is granted. */
-	if (verbs->untold != 0 && is_set_up(verbs))
-		dmp_verbs_write_letters(verbs);
 	while (verbs->mail.count && !verbs->lost) {
 		const struct dmp_verbs_arrived *front = &verbs->mail.entries[verbs->mail.first];
 		struct dmp_rdma_message message;
@@ -390,9 +386,8 @@ static void handle_mail(struct dmp_verbs *verbs)
 			verbs->word_known = true;
 		} else if (!verbs->trusted) {
 			break;
-		} else if (!dmp_verbs_serve(verbs, front->kind, &message)) {
-			verbs->mail_waits = true;
-			break;
+		} else {
+			dmp_verbs_read_letter(verbs, front->kind, &message);
 		}
 		empty_slot(verbs, &verbs->mail);
 	}

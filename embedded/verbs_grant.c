@@ -122,16 +122,16 @@ static int add_grant(struct dmp_verbs *verbs, struct dmp_region *region, char *a
 	return 0;
 }
 
-static bool answer(struct dmp_verbs *verbs, const struct dmp_rdma_message *question)
+/* What the peer has asked last; again when there is a slot. */
+static void answer(struct dmp_verbs *verbs)
 {
+	const struct dmp_rdma_message *question = &verbs->question;
 	struct dmp_rdma_message message = { .number = question->number };
 	struct dmp_verbs_grant *grant = NULL;
 	__u64 from = question->from;
 	struct dmp_region *region;
 	char *address;
 
-	if (verbs->untold != 0)
-		return false;
 	message.result = dmp_region_admit(verbs->plane, question->key, question->key_bytes, from,
 					  1, 0, &region, &address);
 	if (!message.result) {
@@ -147,7 +147,7 @@ static bool answer(struct dmp_verbs *verbs, const struct dmp_rdma_message *quest
 		message.offset = grant->base + (from - grant->from);
 		message.covered = grant->length - (from - grant->from);
 	}
-	return dmp_verbs_say(verbs, DMP_RDMA_GRANT, &message) != -EAGAIN;
+	verbs->question_waits = dmp_verbs_say(verbs, DMP_RDMA_GRANT, &message) == -EAGAIN;
 }
 
 bool dmp_verbs_revoke(struct dmp_fabric *fabric, __u32 slot, __u64 now_ns)
@@ -202,20 +202,24 @@ static void let_go(struct dmp_verbs *verbs, __u32 rkey)
 		pthread_cond_broadcast(&verbs->plane->released);
 }
 
-bool dmp_verbs_serve(struct dmp_verbs *verbs, __u8 kind, const struct dmp_rdma_message *message)
+void dmp_verbs_read_letter(struct dmp_verbs *verbs, __u8 kind,
+			   const struct dmp_rdma_message *message)
 {
 	switch (kind) {
 	case DMP_RDMA_ASK:
-		return answer(verbs, message);
+		/* Who asks anew has given up the question before. */
+		verbs->question = *message;
+		verbs->question_waits = true;
+		break;
 	case DMP_RDMA_GRANT:
 		dmp_verbs_note_answer(verbs, message);
-		return true;
+		break;
 	case DMP_RDMA_REVOKE:
 		dmp_verbs_obey(verbs, message->rkey);
-		return true;
+		break;
 	default:
 		let_go(verbs, message->rkey);
-		return true;
+		break;
 	}
 }
 
@@ -240,7 +244,10 @@ bool dmp_verbs_write_letters(struct dmp_verbs *verbs)
 		if (!grant->mr)
 			drop_grant(verbs, number);
 	}
-	return revoked_waits || verbs->ask_waits || verbs->untold != 0;
+	/* What is revoked is said before anything is granted. */
+	if (verbs->question_waits && verbs->untold == 0)
+		answer(verbs);
+	return revoked_waits || verbs->ask_waits || verbs->untold != 0 || verbs->question_waits;
 }
 
 void dmp_verbs_trust(struct dmp_fabric *fabric)

@@ -128,7 +128,6 @@ struct dmp_verbs {
 	bool wake_out;			/* a slot with WAKE is not answered */
 	bool wants_room;		/* verbs_send's: bytes of the stream wait */
 	bool letter_waits;		/* handle_mail's: a letter of ours does */
-	bool mail_waits;		/* the answer to the first letter that came does */
 
 	/* receiving */
 	struct dmp_verbs_inbox stream;
@@ -174,6 +173,8 @@ struct dmp_verbs {
 	__u32 part_count;
 	__u32 asked;			/* the number of the last question */
 	bool ask_waits;			/* it is not sent yet */
+	struct dmp_rdma_message question;	/* the peer's last, */
+	bool question_waits;		/* not answered */
 	bool answered;
 	struct dmp_rdma_message ask;
 	struct dmp_rdma_message answer;
@@ -214,8 +215,9 @@ void dmp_verbs_push(struct dmp_fabric *fabric);
 bool dmp_verbs_reap(struct dmp_fabric *fabric, __u64 *tag, __u64 *length);
 void dmp_verbs_free_locals(struct dmp_verbs *verbs);
 
-/* verbs_grant.c. serve: false, the message has to wait. channel->lock held. */
-bool dmp_verbs_serve(struct dmp_verbs *verbs, __u8 kind, const struct dmp_rdma_message *message);
+/* verbs_grant.c. channel->lock held. Answers are owed until write_letters finds a slot. */
+void dmp_verbs_read_letter(struct dmp_verbs *verbs, __u8 kind,
+			   const struct dmp_rdma_message *message);
 /* True: one waits for a slot. */
 bool dmp_verbs_write_letters(struct dmp_verbs *verbs);
 void dmp_verbs_free_grants(struct dmp_verbs *verbs);

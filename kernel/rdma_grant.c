@@ -15,6 +15,9 @@
  *    first: when the queue pair is gone.
  *  - An rkey may come back with a later registration. So what is void is said with a number:
  *    all grants of the rkey that were answered before the REVOKE.
+ *  - What came is read, and its slot emptied, whether or not there is a slot for the answer: two
+ *    sides whose slots are full of letters would wait for each other. The answer is owed: one to
+ *    the last question, and a mark on each rkey of the peer's that is void.
  */
 #include <linux/ktime.h>
 #include <linux/mm.h>
@@ -23,6 +26,7 @@
 #include "rdma_layout.h"
 
 #define GRANTED_BYTES	640U	/* charged for a peer's rkey: it may fill a node of the array */
+#define OWED		XA_MARK_0	/* void, and the peer is not told that we know */
 
 /* ---- ours */
 
@@ -171,18 +175,20 @@ static int admit_locked(struct dmp_pair *pair, const struct dmp_rdma_message *qu
 	return 0;
 }
 
-static bool answer(struct dmp_pair *pair, const struct dmp_rdma_message *question)
+/* What the peer has asked last; again when there is a slot, or a chore has completed. */
+static void answer(struct dmp_pair *pair)
 {
-	struct dmp_rdma_message message = { .number = question->number };
+	struct dmp_rdma_message message = { .number = pair->question.number };
 	int error;
 
 	mutex_lock(&pair->grants_lock);
-	error = admit_locked(pair, question, &message);
+	error = admit_locked(pair, &pair->question, &message);
 	mutex_unlock(&pair->grants_lock);
 	if (error == -EAGAIN)
-		return false;
+		return;
 	message.result = error;
-	return dmp_pair_say(pair, DMP_RDMA_GRANT, &message) != -EAGAIN;
+	if (dmp_pair_say(pair, DMP_RDMA_GRANT, &message) != -EAGAIN)
+		pair->question_waits = false;
 }
 
 bool dmp_pair_revoke(struct dmp_pair *pair, u32 slot)
@@ -319,8 +325,14 @@ static int note_granted(struct dmp_pair *pair, u32 rkey, u32 number)
 {
 	int error;
 
-	if (xa_load(&pair->granted, rkey))
+	if (xa_load(&pair->granted, rkey)) {
+		/* It was void, and is granted anew: so its owner does not wait to be told. */
+		if (xa_get_mark(&pair->granted, rkey, OWED)) {
+			xa_store(&pair->granted, rkey, xa_mk_value(number - 1), GFP_KERNEL);
+			xa_clear_mark(&pair->granted, rkey, OWED);
+		}
 		return 0;
+	}
 	if (pair->granted_count == DMP_PAIR_GRANTED_MAX)
 		return -ENOSPC;
 	error = dmp_charge(GRANTED_BYTES);
@@ -335,7 +347,6 @@ static int note_granted(struct dmp_pair *pair, u32 rkey, u32 number)
 	return 0;
 }
 
-/* All that was granted of the rkey is void; a grant to come is not. */
 static void forget_granted(struct dmp_pair *pair, u32 rkey)
 {
 	if (!xa_erase(&pair->granted, rkey))
@@ -344,15 +355,46 @@ static void forget_granted(struct dmp_pair *pair, u32 rkey)
 	dmp_uncharge(GRANTED_BYTES);
 }
 
-/* False: pieces of ours are still on their way there, or there is no slot for the answer. */
-static bool obey(struct dmp_pair *pair, u32 rkey)
+/* False: pieces of ours are still on their way there, or there is no slot. */
+static bool say_revoked(struct dmp_pair *pair, u32 rkey)
 {
 	struct dmp_rdma_message message = { .rkey = rkey };
 
-	/* Answers come in order with this: one that brings the same rkey again means it anew. */
+	if (dmp_pair_is_moving(pair, rkey) ||
+	    dmp_pair_say(pair, DMP_RDMA_REVOKED, &message) == -EAGAIN)
+		return false;
 	forget_granted(pair, rkey);
-	return !dmp_pair_is_moving(pair, rkey) &&
-	       dmp_pair_say(pair, DMP_RDMA_REVOKED, &message) != -EAGAIN;
+	return true;
+}
+
+/*
+ * All that was granted of the rkey is void; a grant to come is not: answers come in order with
+ * this. False: it is to be read again, for it is not answered, and there is no memory to keep that
+ * in mind; it takes none where the rkey was granted.
+ */
+static bool obey(struct dmp_pair *pair, u32 rkey)
+{
+	if (note_granted(pair, rkey, pair->asked + 1))
+		return say_revoked(pair, rkey);
+	xa_store(&pair->granted, rkey, xa_mk_value(pair->asked), GFP_KERNEL);
+	xa_set_mark(&pair->granted, rkey, OWED);
+	say_revoked(pair, rkey);
+	return true;
+}
+
+static void pay_revoked(struct dmp_pair *pair)
+{
+	unsigned long rkey;
+	void *entry;
+
+	xa_for_each_marked(&pair->granted, rkey, entry, OWED)
+		if (!say_revoked(pair, rkey) && pair->letter_waits)
+			return;
+}
+
+bool dmp_pair_owes_revoked(const struct dmp_pair *pair)
+{
+	return xa_marked(&pair->granted, OWED);
 }
 
 void dmp_pair_free_granted(struct dmp_pair *pair)
@@ -413,7 +455,10 @@ bool dmp_pair_read_letter(struct dmp_pair *pair, u8 kind, const struct dmp_rdma_
 {
 	switch (kind) {
 	case DMP_RDMA_ASK:
-		return answer(pair, message);
+		/* Who asks anew has given up the question before. */
+		pair->question = *message;
+		pair->question_waits = true;
+		return true;
 	case DMP_RDMA_GRANT:
 		note_answer(pair, message);
 		return true;
@@ -428,6 +473,9 @@ bool dmp_pair_read_letter(struct dmp_pair *pair, u8 kind, const struct dmp_rdma_
 void dmp_pair_write_letters(struct dmp_pair *pair)
 {
 	pair->chores_done = false;
+	if (pair->question_waits)
+		answer(pair);
+	pay_revoked(pair);
 	if (pair->ask_waits && !dmp_pair_say(pair, DMP_RDMA_ASK, &pair->ask))
 		pair->ask_waits = false;
 	end_grants(pair);

@@ -5,8 +5,9 @@
  * Counting, so that no queue overflows. In the send queue are at most SLOTS slots, MOVES
  * pieces of moves, WORDS repayments and CHORES registrations and invalidations; in the
  * receive queue SLOTS + 1; the completion queue has room for all of them. Every request is
- * signalled and counted until its completion has been polled, so nothing is posted without
- * a place for itself and for its completion.
+ * counted until its completion has been polled, or that of one behind it which stands for it (only
+ * slots are not all signalled): so nothing is posted without a place for itself and for its
+ * completion.
  *
  * The receive queue never runs empty: the peer has at most SLOTS slots on the way that we have
  * not repaid, a slot is posted again before it is repaid, and the one more that a WRITE
@@ -211,6 +212,8 @@ struct dmp_pair {
 	u32 chore_first;
 	u32 chore_count;
 	bool chores_done;		/* some completed since letters were last written */
+	struct dmp_rdma_message question;	/* the peer's last, */
+	bool question_waits;		/* not answered: no slot, or no room for a chore */
 
 	/* the peer's */
 	struct xarray granted;		/* rkey: what came of it after that answer is good */
@@ -254,6 +257,7 @@ bool dmp_pair_is_moving(const struct dmp_pair *pair, u32 rkey);
 bool dmp_pair_read_letter(struct dmp_pair *pair, u8 kind, const struct dmp_rdma_message *message);
 void dmp_pair_write_letters(struct dmp_pair *pair);
 void dmp_pair_chore_done(struct dmp_pair *pair);
+bool dmp_pair_owes_revoked(const struct dmp_pair *pair);
 bool dmp_pair_is_void(const struct dmp_pair *pair, const struct dmp_pair_part *part);
 void dmp_pair_free_grants(struct dmp_pair *pair);
 void dmp_pair_free_granted(struct dmp_pair *pair);

@@ -370,6 +370,7 @@ static void completed(struct dmp_pair *pair, const struct ib_wc *completion)
 	case DMP_PAIR_MOVED:
 		/* What is lost is counted by close() and given back by nobody. */
 		pair->pieces_done++;
+		pair->letter_waits |= dmp_pair_owes_revoked(pair);
 		break;
 	case DMP_PAIR_CHORE:
 		dmp_pair_chore_done(pair);

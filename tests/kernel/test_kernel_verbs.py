@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -213,6 +214,52 @@ def test_a_channel_is_destroyed_while_its_plane_waits_for_callers(clean: None) -
                 closing.answer()
             _rig.expect(_rig.destroy(plane, _abi.LISTENER_DESTROY, listener), 0)
             assert accepting.answer()[0] == -errno.ESTALE
+
+
+def take_back(at_once: threading.Barrier, side: _pair.Side, region: int) -> int:
+    """Ends a region of @side's at the moment others begin, too."""
+    at_once.wait(10)
+    return side.destroy_region(region, drain_until=_rig.later())
+
+
+def test_both_sides_take_back_more_than_there_are_slots(clean: None) -> None:
+    """L1: REVOKEs of one side fill its slots, and do not keep those of the other from being obeyed.
+
+    Nor do they hold up what else goes over the connection, a question that is asked meanwhile
+    included.
+    """
+    with dmaplane.open(plane="kernel") as one, dmaplane.open(plane="kernel") as other:
+        near, far = _pair.join(
+            (one, Rings(one)), (other, Rings(other)), "verbs", address=HERE, secret=b"peer"
+        )
+        # In parts of 2 MiB, and there are 32 slots.
+        large = {side: side.memory(96 * MIB) for side in (near, far)}
+        words = {side: side.memory(4096) for side in (near, far)}
+        for turn in range(2 if attack.IS_DEBUG else 8):
+            made = {side: side.region(memory) for side, memory in large.items()}
+            small = far.region(words[far])
+            remotes = {near: near.import_region(made[far]), far: far.import_region(made[near])}
+            at_once = threading.Barrier(3)
+            with (
+                _pair.Meanwhile(
+                    functools.partial(take_back, at_once, near, made[near].region_id)
+                ) as here,
+                _pair.Meanwhile(
+                    functools.partial(take_back, at_once, far, made[far].region_id)
+                ) as there,
+            ):
+                at_once.wait(10)
+                answer, asked = near.try_import(_pair.key_of(small))
+                assert (here.answer(), there.answer(), answer) == (0, 0, 0), turn
+            for side, remote in remotes.items():
+                assert side.result(_pair.write(large[side], remote, 4096)) == -errno.ESTALE
+                _rig.expect(side.destroy_region(remote), 0)
+            _rig.expect(near.destroy_region(asked.region_id), 0)
+            far.revoke(small)
+            for one_side, other_side in ((near, far), (far, near)):
+                other_side.submit(_pair.recv(words[other_side], 64, user_data=turn))
+                assert one_side.result(_pair.send(words[one_side], 64)) == 0
+                assert int(other_side.wait_for(turn)["result"]) == 0
 
 
 def test_an_endpoint_is_destroyed_while_its_channel_goes(clean: None) -> None:
