@@ -176,15 +176,15 @@ static bool is_on_this_host(int socket)
 
 /*
  * Between two machines the choice of a congestion control is the administrator's. Here there is no
- * link to be careful with: bytes that wait for a pace (bbr) cost a quarter of the rate and of the
+ * link to be careful with: bytes that wait for bbr's pace cost a quarter of the rate and of the
  * processor, and a bound on what is unsent only wake-ups. Everybody may choose reno.
  */
 static void set_congestion(int socket)
 {
-	static const char unpaced[] = "reno";
+	static const char plain[] = "reno";
 
 	if (is_on_this_host(socket))
-		setsockopt(socket, IPPROTO_TCP, TCP_CONGESTION, unpaced, sizeof(unpaced) - 1);
+		setsockopt(socket, IPPROTO_TCP, TCP_CONGESTION, plain, sizeof(plain) - 1);
 	else
 		set(socket, IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES);
 }

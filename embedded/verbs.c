@@ -384,10 +384,10 @@ static void handle_mail(struct dmp_verbs *verbs)
 			verbs->word_rkey = message.rkey;
 			verbs->word_offset = message.offset;
 			verbs->word_known = true;
-		} else if (!verbs->trusted) {
-			break;
-		} else {
+		} else if (verbs->trusted) {
 			dmp_verbs_read_letter(verbs, front->kind, &message);
+		} else {
+			break;
 		}
 		empty_slot(verbs, &verbs->mail);
 	}

@@ -172,6 +172,7 @@ struct dmp_verbs {
 	struct dmp_remote_part *parts;	/* of what is being imported */
 	__u32 part_count;
 	__u32 asked;			/* the number of the last question */
+	__u32 revokes;			/* that came */
 	bool ask_waits;			/* it is not sent yet */
 	struct dmp_rdma_message question;	/* the peer's last, */
 	bool question_waits;		/* not answered */

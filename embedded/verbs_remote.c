@@ -51,10 +51,22 @@ static bool is_held_at(const struct dmp_verbs *verbs, __u32 place, __u32 rkey)
 	return place < verbs->granted_count && verbs->granted[place].rkey == rkey;
 }
 
+/* It is granted anew: so its owner does not wait to be told, and would take that for the new one. */
+static void forget_owed(struct dmp_verbs *verbs, __u32 rkey)
+{
+	__u32 *owed = verbs->owed + verbs->owed_first, number;
+
+	for (number = verbs->owed_count; number-- != 0;)
+		if (owed[number] == rkey)
+			memmove(&owed[number], &owed[number + 1],
+				(--verbs->owed_count - number) * sizeof(*owed));
+}
+
 static int hold(struct dmp_verbs *verbs, const struct dmp_rdma_message *grant)
 {
 	__u32 place = place_of(verbs, grant->rkey);
 
+	forget_owed(verbs, grant->rkey);
 	if (is_held_at(verbs, place, grant->rkey))
 		return 0;
 	if (verbs->granted_count == verbs->granted_room) {
@@ -120,6 +132,11 @@ void dmp_verbs_obey(struct dmp_verbs *verbs, __u32 rkey)
 {
 	__u32 place = place_of(verbs, rkey);
 
+	/* An owner registers at most once for each question, so it has no more to take back. */
+	if ((__s32)(verbs->asked - ++verbs->revokes) < 0) {
+		dmp_verbs_lose(verbs, -EPROTO);
+		return;
+	}
 	if (is_held_at(verbs, place, rkey))
 		memmove(&verbs->granted[place], &verbs->granted[place + 1],
 			(--verbs->granted_count - place) * sizeof(*verbs->granted));

@@ -91,18 +91,27 @@ static int access_of(u32 access)
 	return rights;
 }
 
+/* A device that says "not now" does not say when. */
+static int final(int error)
+{
+	return error == -EAGAIN ? -ENOMEM : error;
+}
+
 static int register_part(struct dmp_pair *pair, const struct dmp_pair_admitted *admitted,
 			 struct dmp_pair_grant *grant)
 {
 	int error;
 
+	/* The only reason to come back to a question: the end of a chore makes us. */
+	if (pair->chore_count == DMP_PAIR_CHORES)
+		return -EAGAIN;
 	grant->mapping = dmp_pair_map(pair, admitted->memory);
 	if (IS_ERR(grant->mapping))
-		return PTR_ERR(grant->mapping);
+		return final(PTR_ERR(grant->mapping));
 	grant->mr = dmp_pair_make_mr(pair, grant->mapping, admitted->offset + grant->from,
 				     grant->length);
 	if (IS_ERR(grant->mr)) {
-		error = PTR_ERR(grant->mr);
+		error = final(PTR_ERR(grant->mr));
 		goto err_unmap;
 	}
 	error = dmp_pair_post_registration(pair, grant->mr, access_of(admitted->access));
@@ -369,17 +378,22 @@ static bool say_revoked(struct dmp_pair *pair, u32 rkey)
 
 /*
  * All that was granted of the rkey is void; a grant to come is not: answers come in order with
- * this. False: it is to be read again, for it is not answered, and there is no memory to keep that
- * in mind; it takes none where the rkey was granted.
+ * this. An owner registers at most once for each question, so it has no more to take back.
  */
-static bool obey(struct dmp_pair *pair, u32 rkey)
+static void obey(struct dmp_pair *pair, u32 rkey)
 {
-	if (note_granted(pair, rkey, pair->asked + 1))
-		return say_revoked(pair, rkey);
+	int error = (s32)(pair->asked - ++pair->revokes) < 0 ? -EPROTO : 0;
+
+	/* Takes no memory where the rkey was granted. */
+	if (!error)
+		error = note_granted(pair, rkey, pair->asked + 1);
+	if (error) {
+		dmp_pair_lose(pair, error);
+		return;
+	}
 	xa_store(&pair->granted, rkey, xa_mk_value(pair->asked), GFP_KERNEL);
 	xa_set_mark(&pair->granted, rkey, OWED);
 	say_revoked(pair, rkey);
-	return true;
 }
 
 static void pay_revoked(struct dmp_pair *pair)
@@ -451,22 +465,23 @@ static void note_answer(struct dmp_pair *pair, const struct dmp_rdma_message *me
 	}
 }
 
-bool dmp_pair_read_letter(struct dmp_pair *pair, u8 kind, const struct dmp_rdma_message *message)
+void dmp_pair_read_letter(struct dmp_pair *pair, u8 kind, const struct dmp_rdma_message *message)
 {
 	switch (kind) {
 	case DMP_RDMA_ASK:
 		/* Who asks anew has given up the question before. */
 		pair->question = *message;
 		pair->question_waits = true;
-		return true;
+		break;
 	case DMP_RDMA_GRANT:
 		note_answer(pair, message);
-		return true;
+		break;
 	case DMP_RDMA_REVOKE:
-		return obey(pair, message->rkey);
+		obey(pair, message->rkey);
+		break;
 	default:
 		let_go(pair, message->rkey);
-		return true;
+		break;
 	}
 }
 

@@ -183,7 +183,6 @@ struct dmp_pair {
 	/* receiving */
 	struct dmp_pair_inbox stream;
 	struct dmp_pair_inbox mail;
-	bool mail_waits;		/* the letter in front could not be answered */
 	u32 receives_out;
 	u32 emptied;
 	u32 told;
@@ -221,6 +220,7 @@ struct dmp_pair {
 	struct dmp_pair_remote gathered;	/* parts that came so far */
 	u32 gathered_max;
 	u32 asked;			/* the number of the last question */
+	u32 revokes;			/* that came */
 	u64 asked_from;
 	bool ask_waits;			/* it is not sent yet */
 	bool answered;			/* all parts are there, or @ask_result says why not */
@@ -253,8 +253,8 @@ long dmp_pair_ticks_until(u64 deadline_ns);	/* jiffies; a deadline of 0: never *
 /* rdma_move.c */
 bool dmp_pair_is_moving(const struct dmp_pair *pair, u32 rkey);
 
-/* rdma_grant.c. read_letter: false, the letter has to wait. */
-bool dmp_pair_read_letter(struct dmp_pair *pair, u8 kind, const struct dmp_rdma_message *message);
+/* rdma_grant.c. Answers are owed until write_letters finds a slot. */
+void dmp_pair_read_letter(struct dmp_pair *pair, u8 kind, const struct dmp_rdma_message *message);
 void dmp_pair_write_letters(struct dmp_pair *pair);
 void dmp_pair_chore_done(struct dmp_pair *pair);
 bool dmp_pair_owes_revoked(const struct dmp_pair *pair);

@@ -359,7 +359,6 @@ static void completed(struct dmp_pair *pair, const struct ib_wc *completion)
 
 	if (!good)
 		dmp_pair_lose(pair, -ECONNRESET);
-	pair->mail_waits = false;
 	switch (what) {
 	case DMP_PAIR_SENT:
 		pair->sends_out = pair->sent - (u32)completion->wr_id;
@@ -398,10 +397,9 @@ void dmp_pair_poll(struct dmp_pair *pair)
 
 /* ---- sleep */
 
-/* A letter that had to wait is worth another look after the next completion. */
 static bool has_mail(const struct dmp_pair *pair)
 {
-	if (!pair->mail.count || pair->mail_waits)
+	if (!pair->mail.count)
 		return false;
 	return pair->trusted || pair->mail.entries[pair->mail.first].kind == DMP_RDMA_SETUP;
 }
@@ -439,10 +437,9 @@ static void handle_mail(struct dmp_pair *pair)
 			pair->word_rkey = message.rkey;
 			pair->word_offset = message.offset;
 			pair->word_known = true;
-		} else if (!pair->trusted) {
-			break;
-		} else if (!dmp_pair_read_letter(pair, front->kind, &message)) {
-			pair->mail_waits = true;
+		} else if (pair->trusted) {
+			dmp_pair_read_letter(pair, front->kind, &message);
+		} else {
 			break;
 		}
 		empty_slot(pair, &pair->mail);

@@ -218,7 +218,7 @@ def test_a_channel_is_destroyed_while_its_plane_waits_for_callers(clean: None) -
 
 def take_back(at_once: threading.Barrier, side: _pair.Side, region: int) -> int:
     """Ends a region of @side's at the moment others begin, too."""
-    at_once.wait(10)
+    at_once.wait(_rig.PATIENCE_S)
     return side.destroy_region(region, drain_until=_rig.later())
 
 
@@ -248,8 +248,11 @@ def test_both_sides_take_back_more_than_there_are_slots(clean: None) -> None:
                     functools.partial(take_back, at_once, far, made[far].region_id)
                 ) as there,
             ):
-                at_once.wait(10)
-                answer, asked = near.try_import(_pair.key_of(small))
+                at_once.wait(_rig.PATIENCE_S)
+                with _pair.Meanwhile(
+                    functools.partial(near.try_import, _pair.key_of(small))
+                ) as importing:
+                    answer, asked = importing.answer()
                 assert (here.answer(), there.answer(), answer) == (0, 0, 0), turn
             for side, remote in remotes.items():
                 assert side.result(_pair.write(large[side], remote, 4096)) == -errno.ESTALE
