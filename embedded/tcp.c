@@ -175,11 +175,12 @@ static bool is_on_this_host(int socket)
 }
 
 /*
- * Between two machines the choice of a congestion control is the administrator's. Here there is no
- * link to be careful with: bytes that wait for bbr's pace cost a quarter of the rate and of the
- * processor, and a bound on what is unsent only wake-ups. Everybody may choose reno.
+ * Between two machines the congestion control is the administrator's choice, and little waits in
+ * the socket. Here there is no link to be careful with: bytes that wait for bbr's pace cost a
+ * quarter of the rate and of the processor, and a bound on what is unsent only wake-ups. Everybody
+ * may choose reno.
  */
-static void set_congestion(int socket)
+static void suit_the_way(int socket)
 {
 	static const char plain[] = "reno";
 
@@ -201,7 +202,7 @@ int dmp_tcp_fabric(int socket, struct dmp_fabric **fabric)
 		return -ENOMEM;
 	set(socket, IPPROTO_TCP, TCP_NODELAY, 1);
 	set(socket, IPPROTO_TCP, TCP_USER_TIMEOUT, UNANSWERED_MS);
-	set_congestion(socket);
+	suit_the_way(socket);
 	set(socket, IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE_IDLE_S);
 	set(socket, IPPROTO_TCP, TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S);
 	set(socket, IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_PROBES);

@@ -7,7 +7,7 @@
 #include <linux/module.h>
 
 #include "compat.h"
-#include "rdma_pair.h"
+#include "rdma_layout.h"
 
 DMP_EXPORT_TO_TESTS(dmp_pair_dial);
 DMP_EXPORT_TO_TESTS(dmp_pair_watch);
@@ -17,6 +17,7 @@ DMP_EXPORT_TO_TESTS(dmp_pair_door_take);
 DMP_EXPORT_TO_TESTS(dmp_pair_door_shut);
 DMP_EXPORT_TO_TESTS(dmp_pair_door_close);
 DMP_EXPORT_TO_TESTS(dmp_pair_put);
+DMP_EXPORT_TO_TESTS(dmp_pair_say);		/* what an honest peer would not */
 DMP_EXPORT_TO_TESTS(dmp_pair_flush);
 DMP_EXPORT_TO_TESTS(dmp_pair_get);
 DMP_EXPORT_TO_TESTS(dmp_pair_serve);

@@ -64,6 +64,29 @@ static void test_a_socket_is_made_fit(void)
 	close(sockets[1]);
 }
 
+/* What paces, or probes for a queue, has nothing to find between two ends of one host. */
+static void test_nothing_paces_two_ends_of_one_host(void)
+{
+	static const char others[][8] = { "bbr", "cubic", "dctcp" };
+	struct dmp_fabric *fabric;
+	char name[16] = "";
+	socklen_t length = sizeof(name);
+	unsigned int number;
+	int sockets[2];
+
+	connected(sockets);
+	/* So that there is something to change, where this machine has more than one. */
+	for (number = 0; number < sizeof(others) / sizeof(*others); number++)
+		if (!setsockopt(sockets[0], IPPROTO_TCP, TCP_CONGESTION, others[number],
+				(socklen_t)strlen(others[number])))
+			break;
+	CHECK(!dmp_tcp_fabric(sockets[0], &fabric));
+	CHECK(!getsockopt(sockets[0], IPPROTO_TCP, TCP_CONGESTION, name, &length));
+	CHECK(!strcmp(name, "reno"));
+	fabric->type->close(fabric);
+	close(sockets[1]);
+}
+
 static void test_tcp_gives_what_came_and_then_the_end(void)
 {
 	struct dmp_fabric *fabric;
@@ -167,6 +190,7 @@ static void test_close_takes_back_what_nobody_takes(void)
 int main(void)
 {
 	test_a_socket_is_made_fit();
+	test_nothing_paces_two_ends_of_one_host();
 	test_tcp_gives_what_came_and_then_the_end();
 	test_tcp_names_memory_that_went_away();
 	test_a_full_socket_takes_nothing();

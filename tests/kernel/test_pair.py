@@ -60,6 +60,7 @@ def test_moves_land_where_they_should_and_nowhere_else(
         "revoked-while-moving",
         "revoked-alone",
         "revoked-by-another-thread",
+        "revokes-too-many",
     ],
 )
 def test_a_region_is_granted_and_ends_as_its_owner_says(

@@ -14,6 +14,7 @@
 #include <linux/uaccess.h>
 
 #include "pair_talk.h"
+#include "rdma_layout.h"	/* dmp_pair_say(), to lie with */
 
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 13, 0)
 MODULE_IMPORT_NS(DMAPLANE_TESTS);
@@ -255,6 +256,36 @@ static int revoked_alone(void)
 	return revoked(2);
 }
 
+/* Side 0 has asked once, and is told of the end of two registrations: somebody lies. */
+static int revokes_too_many(void)
+{
+	const struct dmp_rdma_message lie = { .rkey = 1 };
+	struct dmp_pair_remote remote = { 0 };
+	u64 until_ns = talk_after_ms(8000);
+	struct place there = { 0 };
+	int error = talk_make_place(&there, DMP_KIND_PAGES, 4096);
+
+	if (!error) {
+		talk_open_region(&there, 0, DMP_ACCESS_REMOTE_WRITE);
+		error = talk_ask(&remote, "open");
+	}
+	if (!error)
+		error = CHECK(!dmp_pair_say(sides[1].pair, DMP_RDMA_REVOKE, &lie));
+	if (!error)
+		error = talk_stream(1000, 1000);	/* one may be about anything */
+	if (!error)
+		error = CHECK(!dmp_pair_say(sides[1].pair, DMP_RDMA_REVOKE, &lie));
+	while (!error && !sides[0].lost && ktime_get_ns() < until_ns)
+		error = talk_turn(1);
+	if (!error)
+		error = CHECK(sides[0].lost == -EPROTO);
+	talk_part(0);
+	talk_part(1);
+	dmp_pair_remote_free(&remote);
+	talk_free_place(&there);
+	return error;
+}
+
 /* ---- ends */
 
 /* All that was sent arrives, then the loss; moves that are posted are nobody's any more. */
@@ -440,6 +471,7 @@ static const struct {
 	{ "revoked-while-moving", revoked_while_moving },
 	{ "revoked-alone", revoked_alone },
 	{ "revoked-by-another-thread", talk_meddled },
+	{ "revokes-too-many", revokes_too_many },
 	{ "peer-closes", peer_closes },
 	{ "doors", doors, true },
 	{ "any-address", any_address, true },
