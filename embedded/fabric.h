@@ -72,6 +72,12 @@ struct dmp_fabric_type {
 	 */
 	int (*drain)(struct dmp_fabric *fabric);
 
+	/*
+	 * The processor that hands in what comes, where the peer's own process does that with its
+	 * own: a stream within one host. -1: another, or unknown. May be NULL.
+	 */
+	int (*processor)(struct dmp_fabric *fabric);
+
 	/* Direct: one slice. -ESTALE: the region was revoked. */
 	int (*move)(struct dmp_fabric *fabric, struct dmp_move *move);
 

@@ -31,6 +31,7 @@
 #define KEEPALIVE_PROBES	3
 #define UNANSWERED_MS		30000u
 #define UNSENT_BYTES		(512 << 10)	/* on a slow link a frame waits behind so much */
+#define UNSENT_HERE_BYTES	(128 << 10)	/* within one host: see suit_the_way() */
 #define CLOSE_CALLS_MAX		1024
 #define LAST_WORD_BYTES_MAX	4096
 
@@ -118,10 +119,43 @@ static void tcp_close(struct dmp_fabric *fabric)
 	free(fabric);
 }
 
+/* Both ends have the same address. */
+static bool is_on_this_host(int socket)
+{
+	struct sockaddr_storage here = { 0 }, there = { 0 };
+	socklen_t length = sizeof(here);
+
+	if (getsockname(socket, (struct sockaddr *)&here, &length))
+		return false;
+	length = sizeof(there);
+	if (getpeername(socket, (struct sockaddr *)&there, &length))
+		return false;
+	if (here.ss_family != there.ss_family)
+		return false;
+	if (here.ss_family == AF_INET)
+		return ((struct sockaddr_in *)&here)->sin_addr.s_addr ==
+		       ((struct sockaddr_in *)&there)->sin_addr.s_addr;
+	return here.ss_family == AF_INET6 &&
+	       IN6_ARE_ADDR_EQUAL(&((struct sockaddr_in6 *)&here)->sin6_addr,
+				  &((struct sockaddr_in6 *)&there)->sin6_addr);
+}
+
+static int tcp_processor(struct dmp_fabric *fabric)
+{
+	socklen_t length = sizeof(int);
+	int processor;
+
+	if (!is_on_this_host(fabric->fd) ||
+	    getsockopt(fabric->fd, SOL_SOCKET, SO_INCOMING_CPU, &processor, &length))
+		return -1;
+	return processor;
+}
+
 static const struct dmp_fabric_type tcp_type = {
 	.path = DMP_PATH_TCP,
 	.send = tcp_send,
 	.receive = tcp_receive,
+	.processor = tcp_processor,
 	.close = tcp_close,
 };
 
@@ -153,41 +187,23 @@ static void set_buffers(int socket)
 		set(socket, SOL_SOCKET, SO_SNDBUF, BUFFER_BYTES);
 }
 
-/* Both ends have the same address. */
-static bool is_on_this_host(int socket)
-{
-	struct sockaddr_storage here = { 0 }, there = { 0 };
-	socklen_t length = sizeof(here);
-
-	if (getsockname(socket, (struct sockaddr *)&here, &length))
-		return false;
-	length = sizeof(there);
-	if (getpeername(socket, (struct sockaddr *)&there, &length))
-		return false;
-	if (here.ss_family != there.ss_family)
-		return false;
-	if (here.ss_family == AF_INET)
-		return ((struct sockaddr_in *)&here)->sin_addr.s_addr ==
-		       ((struct sockaddr_in *)&there)->sin_addr.s_addr;
-	return here.ss_family == AF_INET6 &&
-	       IN6_ARE_ADDR_EQUAL(&((struct sockaddr_in6 *)&here)->sin6_addr,
-				  &((struct sockaddr_in6 *)&there)->sin6_addr);
-}
-
 /*
- * Between two machines the congestion control is the administrator's choice, and little waits in
- * the socket. Here there is no link to be careful with: bytes that wait for bbr's pace cost a
- * quarter of the rate and of the processor, and a bound on what is unsent only wake-ups. Everybody
- * may choose reno.
+ * Between two machines the congestion control is the administrator's choice. Within one there is no
+ * link to be careful with: bytes that wait for bbr's pace cost a quarter of the rate and of the
+ * processor. Everybody may choose reno.
+ *
+ * What waits in a socket for its window is sent by the processor that acknowledges, the reader's, and
+ * within one host is overtaken there by what we send meanwhile from ours. That is taken for loss, at
+ * a window too small for the socket ever to be free of it. So only little may wait.
  */
 static void suit_the_way(int socket)
 {
 	static const char plain[] = "reno";
+	bool here = is_on_this_host(socket);
 
-	if (is_on_this_host(socket))
+	if (here)
 		setsockopt(socket, IPPROTO_TCP, TCP_CONGESTION, plain, sizeof(plain) - 1);
-	else
-		set(socket, IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES);
+	set(socket, IPPROTO_TCP, TCP_NOTSENT_LOWAT, here ? UNSENT_HERE_BYTES : UNSENT_BYTES);
 }
 
 int dmp_tcp_fabric(int socket, struct dmp_fabric **fabric)

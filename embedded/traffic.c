@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "crowd.h"
 #include "libdmaplane.h"
 #include "network.h"
 
@@ -465,7 +466,8 @@ static void move_bytes_locked(struct dmp_embedded_endpoint *endpoint)
 		if (!endpoint->fabric->type->direct)
 			dmp_endpoint_time(endpoint, dmp_now_ns());
 		feed_locked(endpoint);
-		if (!endpoint->fabric || !dmp_stream_is_hungry(&endpoint->stream))
+		if (!endpoint->fabric || !dmp_stream_is_hungry(&endpoint->stream) ||
+		    dmp_crowd_look_locked(endpoint))
 			break;
 	}
 }

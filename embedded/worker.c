@@ -16,6 +16,7 @@
 #include <signal.h>
 
 #include "copy.h"
+#include "crowd.h"
 #include "network.h"
 #include "topology.h"
 #include "traffic.h"
@@ -357,8 +358,9 @@ static void *work(void *argument)
 
 		if (!channel->executing) {
 			channel->executing = true;
+			dmp_crowd_begin_locked(channel);
 			while (dmp_executor_round_locked(channel, &woke) != 0 || woke)
-				continue;
+				dmp_crowd_heed_locked(channel);
 			channel->executing = false;
 			if (channel->stop)
 				break;

@@ -395,6 +395,17 @@ class Endpoint(Scope):
         self._regions.add(made)
         return made
 
+    def _taken(
+        self,
+    ) -> tuple[PeerLostError | None, npt.NDArray[np.void], npt.NDArray[np.void]]:
+        """What was taken from the channel: why it is lost, completions of rows, immediates.
+
+        In this order. So what came before the end is given with it, and an immediate that landed
+        ahead of a completion is given with that.
+        """
+        lost = None if self._inbox.lost is None else self._lost_error()
+        return lost, self.channel._rows.give(None), self._inbox.take(None)
+
     # Looking at it, and ending it.
 
     @property

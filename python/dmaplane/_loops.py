@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
 """The asyncio side of a channel: event loops that watch its eventfd.
 
-A loop watches while one of its tasks awaits an operation, and takes completions when the
-eventfd is signalled; taking wakes the futures, whatever loop they are of. Who is alone and
-handles many at a time may expect() several: that is one wake-up for all. The Loops of a
-channel own the readers they add; the eventfd is the plane's, since a loop of another
-thread may know its number longer than the channel lives.
+A loop watches while one of its tasks awaits an operation, or something of it is a Watch, and takes
+completions when the eventfd is signalled; taking wakes the futures, whatever loop they are
+of, and watches have their turn (_watch.py). One that is alone and handles many at a time
+is signalled once for several. The Loops of a channel own the readers they add; the eventfd
+is the plane's, since a loop of another thread may know its number longer than the channel
+lives.
 """
 
 from __future__ import annotations
@@ -27,19 +28,17 @@ class Loops:
         self._taker = taker
         self._eventfd = eventfd
         self._watchers: dict[asyncio.AbstractEventLoop, int] = {}
-        self._expected = 1
 
     def __len__(self) -> int:
         return len(self._watchers)
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        """One more task of @loop awaits; unwatch() when it does not any more."""
+        """One more of @loop wants to hear; unwatch() when it does not any more."""
         watchers = self._watchers.get(loop, 0)
         self._watchers[loop] = watchers + 1
-        self._expected = 1
         if not watchers:
             loop.add_reader(self._eventfd, self._on_event)
-        self._arm_or_take()
+        self.arm()
 
     def unwatch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Undoes one watch()."""
@@ -50,28 +49,31 @@ class Loops:
             del self._watchers[loop]
             loop.remove_reader(self._eventfd)
 
-    def expect(self, count: int) -> None:
-        """By the only one who watches: less than @count completions need not wake him at once.
-
-        They do after some milliseconds, and what failed or is a message does not wait. Whoever
-        else begins to watch is woken by each; so count is asked for again before every wait.
-        """
-        if count != self._expected and sum(self._watchers.values()) == 1:
-            self._expected = count
-            self._arm_or_take()
-
     def _on_event(self) -> None:
         try:
             os.read(self._eventfd, 8)
         except BlockingIOError:
             pass  # another loop, or an earlier turn of this one, has read it
-        self._arm_or_take()
+        here = asyncio._get_running_loop()
+        for watch in [each for each in self._taker.watches if each.loop is here]:
+            watch.run()
+        self.arm()
 
-    def _arm_or_take(self) -> None:
-        """Takes what is there; armed for the next completion when it returns."""
-        while not self._rings.arm(self._expected):
+    def arm(self) -> None:
+        """Takes what is there; armed for what comes next when it returns, if anybody watches."""
+        while self._watchers and not self._rings.arm(self._patience()):
             if not self._taker.take_now():
                 return  # another thread is taking: it wakes the futures
+
+    def _patience(self) -> int:
+        """So many completions are worth a signal: what a watch says, where it is alone.
+
+        Fewer are signalled after some milliseconds; what failed, or is a message, at once.
+        """
+        watches = self._taker.watches
+        if len(watches) == 1 and sum(self._watchers.values()) == 1:
+            return watches[0].patience
+        return 1
 
     def end(self) -> bool:
         """Removes every reader; False if a loop of another thread has yet to do so."""

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Watch: one asyncio task that wants to hear of everything that comes by a channel.
+"""Watch: who wants to hear of everything that comes by a channel, in an event loop.
 
-Operations and immediates wake who awaits them. Rows have nobody: a task that drives rows,
-messages and immediates of one channel at once (a KV transfer) makes a Watch, looks at all of
-them, and waits for the watch to ring.
+Operations and immediates wake who awaits them. Rows have nobody: what drives rows, messages and
+immediates of one channel at once (a KV transfer) makes a Watch of a function, its turn. When it is
+called, what there was has been taken from the channel; it looks at all of it, and says
+how many completions or immediates are worth the next turn.
 
-Invariant: what comes after clear() rings. So clear, look, wait: nothing is missed between.
+Invariant: what comes after a turn has begun rings, and who rings is followed by a turn. So one that
+looks at everything misses nothing.
 
-Who owns what. The taker of the channel knows its watches and rings them; a watch owns its
+Who owns what. The taker of the channel knows its watches and rings them; Loops, when the eventfd
+is signalled, gives them their turn at once, without another round of the loop. A watch owns its
 place among the loop's readers (_loops.py), until close().
 """
 
@@ -19,56 +22,59 @@ from typing import TYPE_CHECKING
 from dmaplane._scope import Scope
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dmaplane._channel import Channel
 
 
 class Watch(Scope):
-    """Rings when anything came by @channel, or somebody called ring(). Made in a running loop."""
+    """Calls @turn when anything came by @channel, or somebody rang. Made in a running loop."""
 
-    __slots__ = ("_channel", "_event", "_loop", "_open", "_rung")
+    __slots__ = ("_channel", "_open", "_rung", "_turn", "loop", "patience")
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, turn: Callable[[], int]) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.patience = 1
+        """So many rows or immediates at once are soon enough; see Loops."""
         self._channel = channel
-        self._loop = asyncio.get_running_loop()
-        self._event = asyncio.Event()
+        self._turn = turn
         self._rung = False
         self._open = True
         channel._taker.watches.append(self)
-        channel._loops.watch(self._loop)
+        channel._loops.watch(self.loop)
 
     def _check(self) -> None:
         self._channel._check()
 
     def ring(self) -> None:
-        """Wakes the task, from any thread and any number of times."""
+        """A turn follows, from any thread and any number of times."""
         if self._rung:
             return
         self._rung = True
-        if asyncio._get_running_loop() is self._loop:
-            self._event.set()
+        if asyncio._get_running_loop() is self.loop:
+            self.loop.call_soon(self._called)
             return
         try:
-            self._loop.call_soon_threadsafe(self._event.set)
+            self.loop.call_soon_threadsafe(self._called)
         except RuntimeError:
-            pass  # the loop is closed, and nobody waits in it
+            pass  # the loop is closed, and nobody has a turn in it
 
-    def clear(self) -> None:
-        """From here on anything rings again."""
-        self._event.clear()
-        self._rung = False
+    def run(self) -> None:
+        """Its turn, whether or not somebody has rung."""
+        if self._open:
+            self._rung = True  # what is taken here need not ring
+            self._channel._taker.take_now()
+            self._rung = False
+            self.patience = self._turn()
 
-    async def wait(self, count: int = 1) -> None:
-        """Until it rings, or has rung since clear().
-
-        @count: so many rows or immediates at once are soon enough; see Loops.expect().
-        """
-        if not self._rung:
-            self._channel._loops.expect(count)
-        await self._event.wait()
+    def _called(self) -> None:
+        if self._rung:
+            self.run()
+            self._channel._loops.arm()
 
     def close(self) -> None:
         """Hears nothing any more; idempotent."""
         if self._open:
             self._open = False
             self._channel._taker.watches.remove(self)
-            self._channel._loops.unwatch(self._loop)
+            self._channel._loops.unwatch(self.loop)

@@ -2,11 +2,15 @@
 /*
  * test_tcp.c - the tcp fabric on sockets: what it takes, gives, and how it names an end
  */
+#define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
+#include <linux/sockios.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <sched.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -85,6 +89,55 @@ static void test_nothing_paces_two_ends_of_one_host(void)
 	CHECK(!strcmp(name, "reno"));
 	fabric->type->close(fabric);
 	close(sockets[1]);
+}
+
+/*
+ * What waits in the socket for its window is sent by whoever acknowledges, and overtaken there by
+ * what we send: see suit_the_way().
+ */
+static void test_little_waits_within_one_host(void)
+{
+	static char bytes[1 << 20];
+	struct iovec all = { .iov_base = bytes, .iov_len = sizeof(bytes) };
+	struct dmp_fabric *fabric;
+	int sockets[2], unsent = -1;
+
+	connected(sockets);
+	CHECK(!dmp_tcp_fabric(sockets[0], &fabric));
+	while (fabric->type->send(fabric, &all, 1) > 0)
+		continue;
+	CHECK(!ioctl(sockets[0], SIOCOUTQNSD, &unsent));
+	/* The kernel's last buffer may reach beyond what was asked for. */
+	CHECK(unsent >= 0 && unsent <= 256 << 10);
+	fabric->type->close(fabric);
+	close(sockets[1]);
+}
+
+static void test_it_knows_which_processor_its_peer_sends_from(void)
+{
+	char byte = 1;
+	struct iovec one = { .iov_base = &byte, .iov_len = 1 };
+	struct dmp_fabric *fabric;
+	cpu_set_t before, only;
+	int sockets[2], cpu;
+
+	CHECK(!sched_getaffinity(0, sizeof(before), &before));
+	for (cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+		if (!CPU_ISSET(cpu, &before))
+			continue;
+		CPU_ZERO(&only);
+		CPU_SET(cpu, &only);
+		CHECK(!sched_setaffinity(0, sizeof(only), &only));
+		connected(sockets);
+		CHECK(!dmp_tcp_fabric(sockets[0], &fabric));
+		CHECK(send(sockets[1], &byte, 1, 0) == 1);
+		wait_for_input(sockets[0]);
+		CHECK(fabric->type->receive(fabric, &one, 1) == 1);
+		CHECK(fabric->type->processor(fabric) == cpu);
+		fabric->type->close(fabric);
+		close(sockets[1]);
+	}
+	CHECK(!sched_setaffinity(0, sizeof(before), &before));
 }
 
 static void test_tcp_gives_what_came_and_then_the_end(void)
@@ -191,6 +244,8 @@ int main(void)
 {
 	test_a_socket_is_made_fit();
 	test_nothing_paces_two_ends_of_one_host();
+	test_little_waits_within_one_host();
+	test_it_knows_which_processor_its_peer_sends_from();
 	test_tcp_gives_what_came_and_then_the_end();
 	test_tcp_names_memory_that_went_away();
 	test_a_full_socket_takes_nothing();

@@ -19,7 +19,7 @@ from dmaplane.kv._ask import Asks, Offer
 from dmaplane.kv._wire import Kind
 
 sys.path.insert(0, str(Path(__file__).parent))
-from couple import HND, NHD, Couple, couple, run
+from couple import HND, LAYERS, NHD, Couple, couple, run
 from test_transfer_hostile import (
     ANNOUNCE,
     TOKENS,
@@ -54,6 +54,28 @@ def test_what_was_asked_for_with_a_room_comes_without_a_word_more(
                 theirs.stamp(to.blocks)
             await both.settles()
             await both.moves()
+
+    run(main())
+
+
+def test_who_is_written_to_makes_room_for_messages_later() -> None:
+    """Who posts while much comes in may have to move it first, and sees no layer meanwhile."""
+
+    async def main() -> None:
+        async with couple("tcp") as both:
+            pool, theirs = both.sender.pool, both.receiver.pool
+            with theirs.lease(60, holder="decode") as to, pool.lease(60, holder="p") as lease:
+                await both.receiver.ask("r", lease=to)
+                ask = await anext(both.sender.asks())
+                outgoing = both.sender.send(ask.request, lease, 700, ready=False)
+                incoming = await both.next()
+                assert len(both.receiver._unposted_recvs) == 1
+                for layer in range(LAYERS):
+                    outgoing.ready(layer)
+                await asyncio.gather(outgoing.done(), incoming.complete())
+            await both.settles()
+            assert not both.receiver._unposted_recvs
+            assert not both.sender._unposted_recvs
 
     run(main())
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""A watch rings for all that comes by its channel; how many at once is its reader's wish."""
+"""Whatever comes by a channel, or rings, is followed by a turn of who watches it."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
@@ -43,22 +44,34 @@ async def pair(
             yield Pair(near, far, source, near.region(region.key))
 
 
-async def until(watch: Watch, far: dmaplane.Endpoint, count: int, patience: int) -> int:
-    """How often the watch rang until so many immediates were here."""
-    rings = 0
-    while count:
-        watch.clear()
-        count -= len(far.immediates())
-        if count:
-            await watch.wait(patience)
-            rings += 1
-    return rings
+class Reader:
+    """Whose turn is to fetch immediates; so many at once are soon enough for it."""
+
+    def __init__(self, far: dmaplane.Endpoint, patience: int) -> None:
+        self.far, self.patience = far, patience
+        self.count = self.turns = 0
+        self.arrived = asyncio.Event()
+        self.watch = Watch(far.channel, self.turn)
+        self.watch.ring()
+
+    def turn(self) -> int:
+        self.turns += 1
+        lost, _, immediates = self.far._taken()
+        self.count += len(immediates)
+        if lost is not None or len(immediates):
+            self.arrived.set()
+        return self.patience
+
+    async def has(self, count: int) -> None:
+        while self.count < count:
+            self.arrived.clear()
+            await self.arrived.wait()
 
 
 @pytest.mark.parametrize(
     ("count", "patience"), [(3, 1000), (64, 16)], ids=["fewer-than-asked-for", "several-times"]
 )
-def test_the_watch_rings_until_all_are_here(
+def test_there_are_turns_until_all_are_here(
     plane: dmaplane.Plane,
     far_plane: dmaplane.Plane,
     listener: dmaplane.Listener,
@@ -67,12 +80,12 @@ def test_the_watch_rings_until_all_are_here(
 ) -> None:
     async def main() -> None:
         async with pair(plane, far_plane, listener) as both:
-            watch = Watch(both.far.channel)
-            heard = asyncio.create_task(until(watch, both.far, count, patience))
+            reader = Reader(both.far, patience)
             await asyncio.sleep(0)
             await both.write(count)
-            assert await heard <= count
-            watch.close()
+            await reader.has(count)
+            assert reader.turns <= count + 1
+            reader.watch.close()
 
     run(main())
 
@@ -82,15 +95,15 @@ def test_who_else_waits_on_the_channel_is_woken_by_each(
 ) -> None:
     async def main() -> None:
         async with pair(plane, far_plane, listener) as both:
-            watch = Watch(both.far.channel)
-            patient = asyncio.create_task(watch.wait(1000))
+            watch = Watch(both.far.channel, lambda: 1000)
+            watch.ring()
             await asyncio.sleep(0)
+            assert both.far.channel._loops._patience() == 1000
             waiting = asyncio.create_task(_next(both.far))
             await asyncio.sleep(0)
-            assert both.far.channel._loops._expected == 1
+            assert both.far.channel._loops._patience() == 1
             await both.write(1)
             assert (await waiting).immediate == 0
-            await patient
             watch.close()
 
     run(main())
@@ -101,16 +114,77 @@ def test_a_lost_peer_does_not_wait_for_company(
 ) -> None:
     async def main() -> None:
         async with pair(plane, far_plane, listener) as both:
-            watch = Watch(both.far.channel)
-            watch.clear()
-            patient = asyncio.create_task(watch.wait(1000))
+            reader = Reader(both.far, 1000)
             await asyncio.sleep(0)
             both.near.close()
-            await patient
+            await reader.arrived.wait()
             assert both.far.lost is not None
-            watch.close()
+            reader.watch.close()
 
     run(main())
+
+
+def test_whoever_rings_is_followed_by_a_turn(
+    plane: dmaplane.Plane, far_plane: dmaplane.Plane, listener: dmaplane.Listener
+) -> None:
+    """Who changes something and rings, from a thread or in a turn, has a turn that sees it."""
+
+    async def main() -> None:
+        async with pair(plane, far_plane, listener) as both:
+            seen = Seen(both.far.channel)
+            seen.ask()
+            await seen.all(2)
+            threads = [threading.Thread(target=seen.ask_often) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            await seen.all(2 + 4 * Seen.OFTEN)
+            for thread in threads:
+                thread.join()
+            turns = seen.turns
+            seen.ask()
+            seen.ask()
+            await asyncio.sleep(0.01)
+            assert seen.turns == turns + 1  # both share it
+            seen.watch.close()
+            seen.ask()
+            await asyncio.sleep(0.01)
+            assert seen.turns == turns + 1  # a closed one has none
+
+    run(main())
+
+
+class Seen:
+    """How much was asked for, and how much of that the last turn saw."""
+
+    OFTEN = 250
+
+    def __init__(self, channel: dmaplane.Channel) -> None:
+        self.lock = threading.Lock()
+        self.asked = self.seen = self.turns = 0
+        self.turned = asyncio.Event()
+        self.watch = Watch(channel, self.turn)
+
+    def ask(self) -> None:
+        with self.lock:
+            self.asked += 1
+        self.watch.ring()
+
+    def ask_often(self) -> None:
+        for _ in range(self.OFTEN):
+            self.ask()
+
+    def turn(self) -> int:
+        self.turns += 1
+        self.seen = self.asked
+        if self.turns == 1:
+            self.ask()
+        self.turned.set()
+        return 1000
+
+    async def all(self, count: int) -> None:
+        while self.seen < count:
+            await self.turned.wait()
+            self.turned.clear()
 
 
 async def _next(endpoint: dmaplane.Endpoint) -> Any:

@@ -384,7 +384,7 @@ def measure(plane_name: str, quick: bool, report: Callable[[str], None]) -> _res
             report("shm")
             firsts = [_result.median(measure_shm(measured, ground, rounds))]
             report("tcp")
-            firsts.append(_result.median(measure_tcp(measured, ground, max(3, rounds // 2))))
+            firsts.append(_result.median(measure_tcp(measured, ground, rounds)))
             case = "first layer, of the whole over the layers"
             measured.add(_result.single_row(case, "ratio", firsts), "kv/first-layer", max(firsts))
             report("posting")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """One end of a connection that moves KV caches: its messages, its turns, its end.
 
-Sender and Receiver are Conversations. A conversation has one task. Whenever something came by
-the channel, or somebody here wants something, the task takes a turn: all completions, all
-immediates, all messages, then whatever can be posted now. Between turns it sleeps (_watch.py).
-So the state of all transfers is changed by the event loop's thread alone, without a lock.
+Sender and Receiver are Conversations. Whenever something came by the channel, or somebody here
+wants something, a conversation has a turn (_watch.py): all completions, all immediates, all
+messages, then whatever can be posted now. So the state of all transfers is changed by the
+event loop's thread alone, without a lock.
 
 Order. A turn hears immediates before messages, and fetches messages first: an immediate that came
 before a message on the wire is never seen after it.
@@ -46,7 +46,7 @@ from dmaplane.kv import _wire
 from dmaplane.kv._wire import Hello, Kind, Message, Role
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
     from types import TracebackType
 
     import numpy.typing as npt
@@ -120,6 +120,8 @@ class Conversation(abc.ABC):
     """What both ends have in common. Use it in an `async with` block."""
 
     role: Role
+    _open: Mapping[int, object]
+    """Transfers by tag; the subclass's."""
 
     def __init__(self, endpoint: Endpoint, pool: Pool, *, transfers: int) -> None:
         if endpoint.plane is not pool.plane:
@@ -140,8 +142,8 @@ class Conversation(abc.ABC):
         self._loop = asyncio.get_running_loop()
         self._failure: DmaplaneError | None = None
         self._closed = False
-        self._task: asyncio.Task[None] | None = None
         self._watch: Watch | None = None
+        self._will_pump = self._will_flush = False  # a turn is on its way there
         self._threads: concurrent.futures.ThreadPoolExecutor | None = None
         self._jobs: set[asyncio.Future[Any]] = set()
         self._greeted: asyncio.Future[None] = self._loop.create_future()
@@ -169,12 +171,11 @@ class Conversation(abc.ABC):
     async def _begin(self, hello: Hello, timeout: float | None) -> None:
         """Says hello, and waits for the peer's; whatever goes wrong closes all of it."""
         try:
-            self._watch = Watch(self._channel)
+            self._watch = Watch(self._channel, self._on_turn)
             self._recvs = self._message_rows("recv", RECV, 0, RECVS)
             self._sends = self._message_rows("send", SEND, RECVS, SENDS)
             self._channel.push(self._recvs)
             self._say(Kind.HELLO, hello.encode())
-            self._task = self._loop.create_task(self._drive())
             try:
                 await asyncio.wait_for(asyncio.shield(self._greeted), timeout)
             except asyncio.TimeoutError:
@@ -254,26 +255,24 @@ class Conversation(abc.ABC):
 
     # ---- turns
 
-    async def _drive(self) -> None:
-        watch = self._watch
-        assert watch is not None
+    def _on_turn(self) -> int:
+        """A turn, and how many completions are worth the next one."""
         try:
-            while not self._closed:
-                watch.clear()
-                self._turn()
-                # Messages that have gone out are not worth a turn, but to who waits for that.
-                waits = self._outbox or self._is_leaving or not self._greeted.done()
-                await watch.wait(1 if waits else self._patience())
+            self._will_pump = self._will_flush = True
+            self._turn()
         except DmaplaneError as failure:
             self._end(failure)
         except BaseException as failure:
             self._end(ClosedError(f"the conversation broke off: {failure!r}"))
             raise
+        finally:
+            self._will_pump = self._will_flush = False
+        # Messages that have gone out are not worth a turn, but to who waits for that.
+        waits = self._closed or self._outbox or self._is_leaving or not self._greeted.done()
+        return 1 if waits else self._patience()
 
     def _turn(self) -> None:
-        lost = self.endpoint.lost  # first: what it was told before that is fetched below
-        rows = self._channel.completions()
-        immediates = self.endpoint.immediates()
+        lost, rows, immediates = self.endpoint._taken()
         if len(immediates):
             self._landed(immediates["immediate"])
         if len(rows):
@@ -281,9 +280,12 @@ class Conversation(abc.ABC):
         if lost is not None:
             raise lost
         self._flush()  # messages go ahead of what is posted now
+        self._will_pump = False
         self._pump()
         self._flush()
-        if self._unposted_recvs:  # last: nobody waits for that
+        self._will_flush = False
+        # Last, and while bytes come only when few are left: who pushes may have to move some.
+        if len(self._unposted_recvs) >= (RECVS // 2 if self._open else 1):
             self._channel.push(self._recvs[self._unposted_recvs])
             self._unposted_recvs.clear()
 
@@ -345,10 +347,12 @@ class Conversation(abc.ABC):
 
     def _say(self, kind: Kind, body: bytes = b"", *, tag: int = 0, serial: int = 0) -> None:
         self._outbox.append(_wire.pack(kind, body, tag=tag, serial=serial))
-        self._ring()
+        if not self._will_flush:
+            self._ring()
 
     def _ring(self) -> None:
-        if self._watch is not None:
+        """A turn follows; one that has yet to pump sees what the caller has done."""
+        if self._watch is not None and not self._will_pump:
             self._watch.ring()
 
     def _flush(self) -> None:
@@ -491,9 +495,7 @@ class Conversation(abc.ABC):
         return None if said or isinstance(failure, ClosedError) else failure
 
     async def _leave(self) -> None:
-        """Until the task and the thread have ended too."""
-        if self._task is not None and self._task is not asyncio.current_task():
-            await asyncio.wait([self._task])
+        """Until the thread has ended too."""
         while self._jobs:
             await asyncio.wait(list(self._jobs))
 

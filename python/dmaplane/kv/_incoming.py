@@ -140,8 +140,10 @@ class Incoming:
         if not self._layer_left[layer]:
             return
         self._waits += 1
+        before = self._missing()
         self._awaited.append(layer)
-        self._receiver._ring()  # it may be more patient than we are
+        if self._missing() < before:
+            self._receiver._ring()  # it is more patient than we are
         try:
             while self._layer_left[layer]:
                 self._raise_if_failed()
@@ -220,10 +222,16 @@ class Incoming:
             raise reason
 
     def _missing(self) -> int:
-        """Chunks still to land until who waits for the nearest layer, or for all, can go on."""
+        """Chunks still to land until who waits for the nearest layer, or for all, can go on.
+
+        Until the first of them has landed somebody is taken to wait for the first layer.
+        """
         end = len(self._landed)
-        if self._awaited:
-            end = (min(self._awaited) + 1) * self._announce.layer_chunks
+        nearest = min(self._awaited) if self._awaited else None
+        if nearest is None and self._chunks_left == self._announce.chunks:
+            nearest = 0
+        if nearest is not None:
+            end = (nearest + 1) * self._announce.layer_chunks
         return end - int(np.count_nonzero(self._landed[:end]))
 
     def _ring(self) -> None:

@@ -56,21 +56,27 @@ def _cut(near: Offsets, far: Offsets, length: Offsets, chunk_bytes: int) -> Piec
     ends = np.cumsum(length)
     stream, total = ends - length, int(ends[-1]) if len(ends) else 0
     begins = np.arange(0, total, chunk_bytes)
-    inside = stream[np.searchsorted(stream, begins, side="right") - 1] != begins
+    starts = np.searchsorted(stream, begins, side="right") - 1
+    skipped = begins - stream[starts]
+    inside = skipped != 0
     if inside.any():
-        every = np.sort(np.concatenate((stream, begins[inside])), kind="stable")
-        whose = np.searchsorted(stream, every, side="right") - 1
-        skipped = every - stream[whose]
-        near, far, stream = near[whose] + skipped, far[whose] + skipped, every
-        length = np.append(every[1:], total) - every
-    starts = np.append(np.searchsorted(stream, begins), len(stream))
+        whose = starts[inside]
+        pieces = np.bincount(whose, minlength=len(stream))
+        pieces += 1
+        run = np.repeat(np.arange(len(stream)), pieces)
+        starts += np.cumsum(inside)
+        near, far, stream = near[run], far[run], stream[run]
+        for each in (near, far, stream):
+            each[starts] += skipped
+        length = np.diff(stream, append=total)
+    starts = np.append(starts, len(stream))
     return Pieces(near, far, length, starts, int(np.diff(starts).max(initial=0)))
 
 
 def staged(plan: Plan, tokens: int, blocks: Offsets, chunk_bytes: int) -> Pieces:
     """From a stage, where the stream lies as it is. All that a receiver needs, too."""
-    runs = plan.gathered_copies(tokens, blocks)
-    return _cut(*_columns(runs), chunk_bytes)
+    near, far, length = plan.gathered_runs(tokens, blocks)
+    return _cut(near, far, length, chunk_bytes)
 
 
 def direct(
@@ -81,7 +87,7 @@ def direct(
     So the stream has its bytes in the order of the destination's memory, and so have the runs
     that cover the same bytes, once they rise.
     """
-    near, far, length = _columns(plan.copies(tokens, source, destination))
+    near, far, length = plan.runs(tokens, source, destination)
     if not _rise(far):
         order = np.argsort(far, kind="stable")
         near, far, length = near[order], far[order], length[order]
@@ -90,14 +96,6 @@ def direct(
 
 def _rise(offsets: Offsets) -> bool:
     return bool((offsets[1:] > offsets[:-1]).all())
-
-
-def _columns(runs: npt.NDArray[np.void]) -> tuple[Offsets, Offsets, Offsets]:
-    return (
-        runs["source"].astype(np.int64),
-        runs["destination"].astype(np.int64),
-        runs["length"].astype(np.int64),
-    )
 
 
 def layer_bytes(plan: Plan, tokens: int) -> int:
@@ -109,6 +107,6 @@ def layer_bytes(plan: Plan, tokens: int) -> int:
 def source_runs(plan: Plan, tokens: int, source: Offsets) -> tuple[Offsets, Offsets]:
     """Where the source has what it sends of a layer: offsets and lengths, in its own order."""
     anywhere = np.arange(plan.destination.blocks_for(tokens), dtype=np.int64)
-    near, _, length = _columns(plan.copies(tokens, source, anywhere))
+    near, _, length = plan.runs(tokens, source, anywhere)
     order = np.argsort(near, kind="stable")
     return near[order], length[order]

@@ -31,12 +31,15 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Blocks = npt.NDArray[np.int64]
+    Runs = npt.NDArray[np.int64]
     Copies = npt.NDArray[np.void]
 
 COPY: Final = np.dtype([("source", "<u8"), ("destination", "<u8"), ("length", "<u8")])
 """One run of bytes: from, to, and how many. Offsets within one layer's memory."""
-_SIGNED: Final = np.dtype([(name, "<i8") for name in ("source", "destination", "length")])
-"""The same while it is being made: block numbers are signed, and nothing here is negative."""
+_SOURCE: Final = 0
+"""Runs are the same as three rows of numbers, which is what numpy is quick with."""
+_DESTINATION: Final = 1
+_LENGTH: Final = 2
 SCATTERED_BYTES: Final = 4096
 """Shorter runs cost a network more than gathering them costs the sender."""
 
@@ -93,7 +96,7 @@ class _Weave:
             return self.unit * min(self.source.tokens, self.destination.tokens)
         return self.unit
 
-    def copies(self, first: int, end: int, source: Blocks, destination: Blocks) -> Copies:
+    def runs(self, first: int, end: int, source: Blocks, destination: Blocks) -> Runs:
         """Those of the tokens first .. end - 1, at least one. Block lists begin at token 0."""
         lists = (source, destination)
         if not self.along:
@@ -102,9 +105,9 @@ class _Weave:
             rows = self._by_block(first, end, lists)
         else:
             rows = self._by_segment(first, end, lists)
-        return _joined(rows).view(COPY)
+        return _joined(rows)
 
-    def _by_block(self, first: int, end: int, lists: tuple[Blocks, Blocks]) -> Copies:
+    def _by_block(self, first: int, end: int, lists: tuple[Blocks, Blocks]) -> Runs:
         """Whole blocks, and what there is of one before and of one after them."""
         size = self.source.tokens
         begin, stop = -(-first // size), end // size
@@ -112,46 +115,46 @@ class _Weave:
             return self._by_segment(first, end, lists)
         edge, middle = _turns(self.outer), (stop - begin) * _turns(self.whole)
         before = edge if first % size else 0
-        rows = np.empty(before + middle + (edge if end % size else 0), dtype=_SIGNED)
-        whole = rows[before : before + middle]
-        for field, side, blocks, steps in self._sides(lists, self.whole):
+        rows = _empty(before + middle + (edge if end % size else 0))
+        whole = rows[:, before : before + middle]
+        for which, side, blocks, steps in self._sides(lists, self.whole):
             at = blocks[begin:stop] * side.block
             at += side.start
-            np.add(at[:, None], steps, out=whole[field].reshape(len(at), len(steps)))
-        whole["length"] = self.whole_bytes
+            np.add(at[:, None], steps, out=whole[which].reshape(len(at), len(steps)))
+        whole[_LENGTH] = self.whole_bytes
         if first % size:
-            rows[:before] = self._by_segment(first, begin * size, lists)
+            rows[:, :before] = self._by_segment(first, begin * size, lists)
         if end % size:
-            rows[before + middle :] = self._by_segment(stop * size, end, lists)
+            rows[:, before + middle :] = self._by_segment(stop * size, end, lists)
         return rows
 
-    def _by_segment(self, first: int, end: int, lists: tuple[Blocks, Blocks]) -> Copies:
+    def _by_segment(self, first: int, end: int, lists: tuple[Blocks, Blocks]) -> Runs:
         """Runs of tokens that lie in one block on either side."""
         starts = _edges(first, end, self.source.tokens, self.destination.tokens)
         shape = len(starts), _turns(self.outer)
-        rows = np.empty(shape[0] * shape[1], dtype=_SIGNED)
-        for field, side, blocks, steps in self._sides(lists, self.outer):
+        rows = _empty(shape[0] * shape[1])
+        for which, side, blocks, steps in self._sides(lists, self.outer):
             block = starts // side.tokens
             at = blocks[block] * side.block
             block *= side.tokens * side.token
             at -= block  # so that the token counts from the list's beginning
             at += starts * side.token
             at += side.start
-            np.add(at[:, None], steps, out=rows[field].reshape(shape))
+            np.add(at[:, None], steps, out=rows[which].reshape(shape))
         tokens = np.diff(starts, append=end)
-        np.multiply(tokens[:, None], self.unit, out=rows["length"].reshape(shape))
+        np.multiply(tokens[:, None], self.unit, out=rows[_LENGTH].reshape(shape))
         return rows
 
-    def _by_token(self, first: int, end: int, lists: tuple[Blocks, Blocks]) -> Copies:
+    def _by_token(self, first: int, end: int, lists: tuple[Blocks, Blocks]) -> Runs:
         """A token at a time, in the order of the destination's memory."""
         here = self.destination.tokens
         lowest, highest = first // here, -(-end // here)
         token = np.arange(lowest * here, highest * here, dtype=np.int64)
         turns = _turns(self.outer), _turns(self.inner)
         shape = highest - lowest, turns[0], here, turns[1]
-        rows = np.empty(len(token) * turns[0] * turns[1], dtype=_SIGNED)
+        rows = _empty(len(token) * turns[0] * turns[1])
         inner = _steps(self.inner)
-        for (field, side, blocks, steps), within in zip(
+        for (which, side, blocks, steps), within in zip(
             self._sides(lists, self.outer), inner, strict=True
         ):
             block = np.minimum(token // side.tokens, len(blocks) - 1)
@@ -159,21 +162,21 @@ class _Weave:
             np.add(
                 at.reshape(-1, 1, here, 1),
                 steps[:, None, None] + within,
-                out=rows[field].reshape(shape),
+                out=rows[which].reshape(shape),
             )
-        rows["length"] = self.unit
+        rows[_LENGTH] = self.unit
         asked = (token >= first) & (token < end)
         if asked.all():
             return rows
         kept = np.broadcast_to(asked.reshape(-1, 1, here, 1), shape)
-        return _taken(rows, np.flatnonzero(kept))
+        return rows[:, np.flatnonzero(kept)]
 
     def _sides(
         self, lists: tuple[Blocks, Blocks], axes: tuple[_Axis, ...]
-    ) -> Iterator[tuple[str, _Side, Blocks, Blocks]]:
-        """For either side: its column, itself, its blocks, and where the loops lead there."""
-        fields = ("source", "destination")
-        return zip(fields, (self.source, self.destination), lists, _steps(axes), strict=True)
+    ) -> Iterator[tuple[int, _Side, Blocks, Blocks]]:
+        """For either side: which row, itself, its blocks, and where the loops lead there."""
+        which = (_SOURCE, _DESTINATION)
+        return zip(which, (self.source, self.destination), lists, _steps(axes), strict=True)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -225,12 +228,23 @@ class Plan:
         Both lists of blocks begin at token 0, and name each block once. Runs that follow one
         another on both sides are one. Costs a few passes over the array; no loop.
         """
+        return _packed(
+            self.runs(tokens, source_blocks, destination_blocks, first_token=first_token)
+        )
+
+    def runs(
+        self,
+        tokens: int,
+        source_blocks: Blocks,
+        destination_blocks: Blocks,
+        *,
+        first_token: int = 0,
+    ) -> Runs:
+        """The same as three rows: from, to, and how many bytes."""
         first, end = _span(tokens, first_token)
         source = _blocks("source_blocks", source_blocks, self.source, end)
         destination = _blocks("destination_blocks", destination_blocks, self.destination, end)
-        if not tokens:
-            return np.zeros(0, dtype=COPY)
-        return self._direct.copies(first, end, source, destination)
+        return self._direct.runs(first, end, source, destination) if tokens else _empty(0)
 
     def gather(
         self,
@@ -282,17 +296,24 @@ class Plan:
         first_token: int = 0,
     ) -> Copies:
         """As copies(), from what gather() left @stage_offset bytes into a stage."""
+        room = POOL_BYTES_MAX - self.stage_bytes(tokens, first_token=first_token)
+        if not 0 <= stage_offset <= room:
+            raise InvalidError("stage_offset", f"{stage_offset}", fix="0 or more, inside the stage")
+        rows = self.gathered_runs(tokens, destination_blocks, first_token=first_token)
+        rows[_SOURCE] += stage_offset
+        return _packed(rows)
+
+    def gathered_runs(
+        self, tokens: int, destination_blocks: Blocks, *, first_token: int = 0
+    ) -> Runs:
+        """As runs(), from what gather() left at the beginning of a stage."""
         first, end = _span(tokens, first_token)
         destination = _blocks("destination_blocks", destination_blocks, self.destination, end)
-        if not 0 <= stage_offset <= POOL_BYTES_MAX - self.stage_bytes(tokens, first_token=first):
-            raise InvalidError("stage_offset", f"{stage_offset}", fix="0 or more, inside the stage")
         if not tokens:
-            return np.zeros(0, dtype=COPY)
+            return _empty(0)
         skipped = first // self.stage.block_tokens
         staged = np.arange(self.stage.blocks_for(end), dtype=np.int64) - skipped
-        rows = self._gathered.copies(first, end, staged, destination)
-        rows["source"] += np.uint64(stage_offset)
-        return rows
+        return self._gathered.runs(first, end, staged, destination)
 
     def apply(
         self,
@@ -445,30 +466,30 @@ def _edges(first: int, end: int, one: int, other: int) -> Blocks:
     return np.concatenate((np.array([first], dtype=np.int64), edges))
 
 
-def _joined(rows: Copies) -> Copies:
+def _empty(count: int) -> Runs:
+    return np.empty((3, count), dtype=np.int64)
+
+
+def _joined(rows: Runs) -> Runs:
     """@rows, where each that goes on from the one before is part of it."""
-    if len(rows) < 2:
-        return rows
-    expected = rows["source"][:-1] + rows["length"][:-1]
-    begins = np.empty(len(rows), dtype=np.bool_)
-    begins[0] = True
-    np.not_equal(rows["source"][1:], expected, out=begins[1:])
-    np.add(rows["destination"][:-1], rows["length"][:-1], out=expected)
-    begins[1:] |= rows["destination"][1:] != expected
+    source, destination, length = rows
+    begins = np.ones(len(length), dtype=np.bool_)
+    step = source[1:] - source[:-1]
+    np.not_equal(step, length[:-1], out=begins[1:])
+    np.subtract(destination[1:], destination[:-1], out=step)
+    begins[1:] |= step != length[:-1]
     if begins.all():
         return rows
     at = np.flatnonzero(begins)
-    joined = _taken(rows, at)
-    joined["length"] = np.add.reduceat(rows["length"], at)
+    joined = rows[:, at]
+    joined[_LENGTH] = np.add.reduceat(length, at)
     return joined
 
 
-def _taken(rows: Copies, at: npt.NDArray[np.intp]) -> Copies:
-    """rows[at], by columns: numpy is slow at taking whole rows."""
-    taken = np.empty(len(at), dtype=rows.dtype)
-    for field in ("source", "destination", "length"):
-        taken[field] = rows[field][at]
-    return taken
+def _packed(rows: Runs) -> Copies:
+    packed = np.empty(rows.shape[1], dtype=COPY)
+    packed["source"], packed["destination"], packed["length"] = rows
+    return packed
 
 
 def _span(tokens: int, first_token: int) -> tuple[int, int]:
