@@ -13,8 +13,10 @@
 #include "endpoint_embedded.h"
 
 /*
- * Executor, before it takes much: does the peer's process send from this processor? Asked now and
- * then only; true: a worker should heed it first.
+ * Executor, before it takes much: does the peer's process send from this processor? Asked once
+ * after the worker has slept, and now and then only; true: it should heed that first. Later
+ * there is no telling: what waits in the peer's socket for its window is sent by the processor that
+ * acknowledges, which is ours.
  */
 bool dmp_crowd_look_locked(struct dmp_embedded_endpoint *endpoint);
 
@@ -23,7 +25,7 @@ void dmp_crowd_begin_locked(struct dmp_embedded_channel *channel);
 
 /*
  * Worker, between two rounds: leaves a processor that its peer sends from, and makes way after its
- * first round, which may have woken a peer here, and for who was told of all that he asked for.
+ * first round, which may have woken a peer here, and for who was told of the many he asked for.
  * Lock given up meanwhile.
  */
 void dmp_crowd_heed_locked(struct dmp_embedded_channel *channel);

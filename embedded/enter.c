@@ -236,7 +236,7 @@ static void signal_eventfd(struct dmp_embedded_channel *channel, bool patient)
 	}
 	channel->event_due_ns = 0;
 	channel->told_by_event = true;
-	channel->makes_way = wanted > 1 && told_unread(channel) >= wanted;
+	channel->makes_way |= wanted > 1 && told_unread(channel) >= wanted;
 	__atomic_store_n(&channel->control->event_armed, 0, __ATOMIC_RELAXED);
 	/* A full counter would block, and is readable already, which is all we want. */
 	if (poll(&room, 1, 0) == 1 && write(channel->eventfd, &one, sizeof(one)) < 0)

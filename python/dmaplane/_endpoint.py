@@ -401,8 +401,9 @@ class Endpoint(Scope):
         """What was taken from the channel: why it is lost, completions of rows, immediates.
 
         In this order. So what came before the end is given with it, and an immediate that landed
-        ahead of a completion is given with that.
+        ahead of a completion is given with that. ClosedError if it was closed here.
         """
+        self._inbox.check()
         lost = None if self._inbox.lost is None else self._lost_error()
         return lost, self.channel._rows.give(None), self._inbox.take(None)
 

@@ -55,9 +55,11 @@ class Loops:
         except BlockingIOError:
             pass  # another loop, or an earlier turn of this one, has read it
         here = asyncio._get_running_loop()
-        for watch in [each for each in self._taker.watches if each.loop is here]:
-            watch.run()
-        self.arm()
+        try:
+            for watch in [each for each in self._taker.watches if each.loop is here]:
+                watch.run()
+        finally:
+            self.arm()
 
     def arm(self) -> None:
         """Takes what is there; armed for what comes next when it returns, if anybody watches."""
@@ -70,7 +72,7 @@ class Loops:
 
         Fewer are signalled after some milliseconds; what failed, or is a message, at once.
         """
-        watches = self._taker.watches
+        watches = list(self._taker.watches)  # a loop of another thread may take its own away
         if len(watches) == 1 and sum(self._watchers.values()) == 1:
             return watches[0].patience
         return 1

@@ -17,8 +17,10 @@ place among the loop's readers (_loops.py), until close().
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
+from dmaplane._errors import DmaplaneError
 from dmaplane._scope import Scope
 
 if TYPE_CHECKING:
@@ -61,16 +63,22 @@ class Watch(Scope):
 
     def run(self) -> None:
         """Its turn, whether or not somebody has rung."""
-        if self._open:
-            self._rung = True  # what is taken here need not ring
-            self._channel._taker.take_now()
+        if not self._open:
+            return
+        self._rung = True  # what is taken here need not ring
+        try:
+            with contextlib.suppress(DmaplaneError):  # the turn will see why
+                self._channel._taker.take_now()
+        finally:
             self._rung = False
-            self.patience = self._turn()
+        self.patience = self._turn()
 
     def _called(self) -> None:
         if self._rung:
-            self.run()
-            self._channel._loops.arm()
+            try:
+                self.run()
+            finally:
+                self._channel._loops.arm()
 
     def close(self) -> None:
         """Hears nothing any more; idempotent."""

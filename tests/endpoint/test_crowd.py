@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""Where threads run is nobody's to say but the user's.
+"""A worker whose sender is on its processor goes to another one (embedded/crowd.c).
 
-A worker whose sender is on its processor goes to another one (embedded/crowd.c). What it may run on
-is afterwards what it was, and a caller's thread is never moved.
+What it may run on is afterwards what it was: where threads run is the user's to say.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import os
-import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -38,16 +37,22 @@ def tasks() -> set[int]:
     return {int(task.name) for task in Path("/proc/self/task").iterdir()}
 
 
+def processor(task: int) -> int:
+    """Where it ran last."""
+    return int(Path(f"/proc/self/task/{task}/stat").read_text().rpartition(")")[2].split()[36])
+
+
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="missing-device: a second processor")
 def test_a_worker_may_run_where_it_might_before() -> None:
-    """Whoever receives much begins where its sender runs; the sender is a caller, and stays."""
     allowed = os.sched_getaffinity(0)
     first = min(allowed)
     with dmaplane.open("embedded") as plane, dmaplane.open("embedded") as far_plane:
         known = tasks()
         near, far = joined(plane, far_plane)
+        time.sleep(0.1)  # a thread that was joined may still be there for a moment
         workers = tasks() - known
         assert workers
+        left = False
         with near, far, plane.buffer(BLOCK) as source, far_plane.buffer(BLOCK) as target:
             with target.region() as region:
                 remote = near.region(region.key)
@@ -66,8 +71,9 @@ def test_a_worker_may_run_where_it_might_before() -> None:
                             os.sched_setaffinity(worker, allowed)
                         assert not near.submit(rows, timeout=30)["result"].any()
                         assert len(far.immediates(BLOCKS, timeout=30)) == BLOCKS
-                        assert os.sched_getaffinity(threading.get_native_id()) == {first}
+                        left |= any(processor(worker) != first for worker in workers)
                         for worker in workers:
                             assert os.sched_getaffinity(worker) == allowed
+                    assert left
                 finally:
                     os.sched_setaffinity(0, allowed)

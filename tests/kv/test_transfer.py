@@ -316,6 +316,42 @@ def test_iterating_ends_when_the_peer_closes() -> None:
             assert [each async for each in both.receiver.says()] == []
             assert [each async for each in both.sender.asks()] == []
 
+    run(main())
+
+
+def test_iterating_ends_when_its_own_endpoint_is_closed() -> None:
+    async def main() -> None:
+        async with couple() as both:
+            both.receiver.endpoint.close()
+            assert [each async for each in both.receiver] == []
+            assert [each async for each in both.receiver.says()] == []
+            assert isinstance(both.receiver.lost, dmaplane.ClosedError)
+
+    run(main())
+
+
+def test_a_loop_that_ends_ends_what_was_left_open_in_it() -> None:
+    """Else a worker would keep the connection up, and the pool's region open."""
+    with (
+        dmaplane.open(plane="embedded") as ours,
+        dmaplane.open(plane="embedded") as theirs,
+        theirs.listen("127.0.0.1:0") as listener,
+        dmaplane.kv.Pool(ours, NHD, 8) as source,
+        dmaplane.kv.Pool(theirs, NHD, 8) as target,
+    ):
+
+        async def main() -> tuple[dmaplane.kv.Sender, dmaplane.kv.Receiver]:
+            near, far = await asyncio.gather(
+                ours.connect_async(listener.address), listener.accept_async()
+            )
+            return await asyncio.gather(
+                dmaplane.kv.Sender.open(near, source), dmaplane.kv.Receiver.open(far, target)
+            )
+
+        for end in run(main()):
+            assert end.closed
+            assert end.endpoint.closed
+
 
 def test_iterating_raises_when_the_peer_is_gone() -> None:
     async def main() -> None:

@@ -153,6 +153,30 @@ def test_whoever_rings_is_followed_by_a_turn(
     run(main())
 
 
+def test_a_take_that_fails_makes_nobody_deaf(
+    plane: dmaplane.Plane,
+    far_plane: dmaplane.Plane,
+    listener: dmaplane.Listener,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails() -> int:
+        raise dmaplane.ClosedError("closed by another thread")
+
+    async def main() -> None:
+        async with pair(plane, far_plane, listener) as both:
+            seen = Seen(both.far.channel)
+            with monkeypatch.context() as patch:
+                patch.setattr(both.far.channel._taker, "take_now", fails)
+                seen.watch.ring()
+                await seen.turned.wait()
+            await seen.all(1)
+            seen.ask()
+            await seen.all(2)
+            seen.watch.close()
+
+    run(main())
+
+
 class Seen:
     """How much was asked for, and how much of that the last turn saw."""
 

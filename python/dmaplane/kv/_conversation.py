@@ -142,6 +142,8 @@ class Conversation(abc.ABC):
         self._loop = asyncio.get_running_loop()
         self._failure: DmaplaneError | None = None
         self._closed = False
+        self._task: asyncio.Task[None] | None = None
+        self._over = asyncio.Event()
         self._watch: Watch | None = None
         self._will_pump = self._will_flush = False  # a turn is on its way there
         self._threads: concurrent.futures.ThreadPoolExecutor | None = None
@@ -176,6 +178,7 @@ class Conversation(abc.ABC):
             self._sends = self._message_rows("send", SEND, RECVS, SENDS)
             self._channel.push(self._recvs)
             self._say(Kind.HELLO, hello.encode())
+            self._task = self._loop.create_task(self._lasts())
             try:
                 await asyncio.wait_for(asyncio.shield(self._greeted), timeout)
             except asyncio.TimeoutError:
@@ -475,7 +478,7 @@ class Conversation(abc.ABC):
         self._closed, self._failure = True, failure
         if self._watch is not None:
             self._watch.close()
-            self._watch.ring()
+        self._over.set()
         self.endpoint.close()
         self._ended(failure)
         self._memory = None
@@ -494,8 +497,17 @@ class Conversation(abc.ABC):
         said = self._heard_bye and isinstance(failure, PeerLostError)
         return None if said or isinstance(failure, ClosedError) else failure
 
+    async def _lasts(self) -> None:
+        """Ends it with its loop, which cancels this, if nobody else has."""
+        try:
+            await self._over.wait()
+        finally:
+            self._end(ClosedError("its event loop has ended"))
+
     async def _leave(self) -> None:
-        """Until the thread has ended too."""
+        """Until the task and the thread have ended too."""
+        if self._task is not None and self._task is not asyncio.current_task():
+            await asyncio.wait([self._task])
         while self._jobs:
             await asyncio.wait(list(self._jobs))
 

@@ -169,7 +169,7 @@ class _Weave:
         if asked.all():
             return rows
         kept = np.broadcast_to(asked.reshape(-1, 1, here, 1), shape)
-        return rows[:, np.flatnonzero(kept)]
+        return np.take(rows, np.flatnonzero(kept), axis=1)
 
     def _sides(
         self, lists: tuple[Blocks, Blocks], axes: tuple[_Axis, ...]
@@ -481,7 +481,7 @@ def _joined(rows: Runs) -> Runs:
     if begins.all():
         return rows
     at = np.flatnonzero(begins)
-    joined = rows[:, at]
+    joined: Runs = np.take(rows, at, axis=1)  # by rows: an index would make columns of them
     joined[_LENGTH] = np.add.reduceat(length, at)
     return joined
 
