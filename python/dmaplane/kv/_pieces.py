@@ -73,6 +73,14 @@ def _cut(near: Offsets, far: Offsets, length: Offsets, chunk_bytes: int) -> Piec
     return Pieces(near, far, length, starts, int(np.diff(starts).max(initial=0)))
 
 
+def _cut_one(near: int, far: int, length: int, chunk_bytes: int) -> Pieces:
+    """The same of a single run."""
+    begins = np.arange(0, length, chunk_bytes)
+    lengths = np.full(len(begins), chunk_bytes)
+    lengths[-1] = length - int(begins[-1])
+    return Pieces(near + begins, far + begins, lengths, np.arange(len(begins) + 1), 1)
+
+
 def staged(plan: Plan, tokens: int, blocks: Offsets, chunk_bytes: int) -> Pieces:
     """From a stage, where the stream lies as it is. All that a receiver needs, too."""
     near, far, length = plan.gathered_runs(tokens, blocks)
@@ -87,6 +95,9 @@ def direct(
     So the stream has its bytes in the order of the destination's memory, and so have the runs
     that cover the same bytes, once they rise.
     """
+    one = plan.run(tokens, source, destination)
+    if one is not None:
+        return _cut_one(*one, chunk_bytes)
     near, far, length = plan.runs(tokens, source, destination)
     if not _rise(far):
         order = np.argsort(far, kind="stable")

@@ -246,6 +246,23 @@ class Plan:
         destination = _blocks("destination_blocks", destination_blocks, self.destination, end)
         return self._direct.runs(first, end, source, destination) if tokens else _empty(0)
 
+    def run(
+        self, tokens: int, source_blocks: Blocks, destination_blocks: Blocks
+    ) -> tuple[int, int, int] | None:
+        """What runs() would give where that is one run of whole blocks; found without arrays.
+
+        None where it is not, or cannot be told so quickly.
+        """
+        count, rest = divmod(tokens, self.source.block_tokens)
+        if rest or count <= 0 or not self.is_identity:
+            return None
+        near = _in_a_row(source_blocks, count, self.source)
+        far = _in_a_row(destination_blocks, count, self.destination)
+        if near is None or far is None:
+            return None
+        size = self._direct.whole_bytes
+        return near * size, far * size, count * size
+
     def gather(
         self,
         layer: npt.NDArray[Any],
@@ -468,6 +485,17 @@ def _edges(first: int, end: int, one: int, other: int) -> Blocks:
 
 def _empty(count: int) -> Runs:
     return np.empty((3, count), dtype=np.int64)
+
+
+def _in_a_row(blocks: Blocks, count: int, layout: Layout) -> int | None:
+    """The first of them, if they follow one another and their offsets have 63 bits."""
+    if len(blocks) < count:
+        return None
+    first, last = int(blocks[0]), int(blocks[count - 1])
+    if first < 0 or last - first != count - 1 or last >= POOL_BYTES_MAX // layout.block_bytes:
+        return None
+    rising = (blocks[1:count] > blocks[: count - 1]).all()
+    return first if rising else None
 
 
 def _joined(rows: Runs) -> Runs:

@@ -360,7 +360,7 @@ class Sender(Conversation):
         if not rows:
             return SENDS
         if not any(each._unposted or each._announce.checksum for each in self._turns):
-            return rows
+            return rows + 1  # they may wait for DONE
         return max(1, min(rows, max(rows // 2, _REFILL)))
 
     def _announce_queued(self) -> None:
