@@ -123,7 +123,7 @@ struct dmp_embedded_channel {
 	bool handed_over;		/* a caller has left the place to it, and wants no lease */
 	bool makes_way;			/* the worker, after this round: see crowd.h */
 	bool crowded;			/* its processor is its sender's, too: see crowd.h */
-	bool crowd_unknown;		/* nobody has looked since the worker slept */
+	bool crowd_unknown;		/* nobody has looked since the worker was idle */
 	uint64_t crowd_due_ns;		/* nobody looks before */
 	bool told_by_event;		/* by the eventfd, and nobody has waited in ENTER since */
 	uint64_t event_due_ns;		/* completions that wait for company are signalled; 0: none */

@@ -14,13 +14,13 @@
 
 /*
  * Executor, before it takes much: does the peer's process send from this processor? Asked once
- * after the worker has slept, and now and then only; true: it should heed that first. Later
+ * after the worker was idle, and now and then only; true: it should heed that first. Later
  * there is no telling: what waits in the peer's socket for its window is sent by the processor that
  * acknowledges, which is ours.
  */
 bool dmp_crowd_look_locked(struct dmp_embedded_endpoint *endpoint);
 
-/* Worker: it has slept, and begins. */
+/* Worker: it had nothing to do for a while, and begins. */
 void dmp_crowd_begin_locked(struct dmp_embedded_channel *channel);
 
 /*

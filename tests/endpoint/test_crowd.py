@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""A worker whose sender is on its processor goes to another one (embedded/crowd.c).
+"""Where threads may run is the user's to say, and stays as it was.
 
-What it may run on is afterwards what it was: where threads run is the user's to say.
+A worker whose sender is on its processor goes to another one: tests/embedded/test_crowd.c.
 """
 
 from __future__ import annotations
@@ -37,11 +37,6 @@ def tasks() -> set[int]:
     return {int(task.name) for task in Path("/proc/self/task").iterdir()}
 
 
-def processor(task: int) -> int:
-    """Where it ran last."""
-    return int(Path(f"/proc/self/task/{task}/stat").read_text().rpartition(")")[2].split()[36])
-
-
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="missing-device: a second processor")
 def test_a_worker_may_run_where_it_might_before() -> None:
     allowed = os.sched_getaffinity(0)
@@ -52,7 +47,6 @@ def test_a_worker_may_run_where_it_might_before() -> None:
         time.sleep(0.1)  # a thread that was joined may still be there for a moment
         workers = tasks() - known
         assert workers
-        left = False
         with near, far, plane.buffer(BLOCK) as source, far_plane.buffer(BLOCK) as target:
             with target.region() as region:
                 remote = near.region(region.key)
@@ -71,9 +65,7 @@ def test_a_worker_may_run_where_it_might_before() -> None:
                             os.sched_setaffinity(worker, allowed)
                         assert not near.submit(rows, timeout=30)["result"].any()
                         assert len(far.immediates(BLOCKS, timeout=30)) == BLOCKS
-                        left |= any(processor(worker) != first for worker in workers)
                         for worker in workers:
                             assert os.sched_getaffinity(worker) == allowed
-                    assert left
                 finally:
                     os.sched_setaffinity(0, allowed)

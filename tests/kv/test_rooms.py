@@ -67,9 +67,10 @@ def test_who_is_written_to_makes_room_for_messages_later() -> None:
             with theirs.lease(60, holder="decode") as to, pool.lease(60, holder="p") as lease:
                 await both.receiver.ask("r", lease=to)
                 ask = await anext(both.sender.asks())
-                outgoing = both.sender.send(ask.request, lease, 700, ready=False)
+                outgoing = both.sender.send(ask.request, lease, 700, checksum=False, ready=False)
                 incoming = await both.next()
                 assert len(both.receiver._unposted_recvs) == 1
+                assert both.receiver._patience() == incoming._announce.layer_chunks
                 for layer in range(LAYERS):
                     outgoing.ready(layer)
                 await asyncio.gather(outgoing.done(), incoming.complete())

@@ -36,10 +36,8 @@ if TYPE_CHECKING:
 
 COPY: Final = np.dtype([("source", "<u8"), ("destination", "<u8"), ("length", "<u8")])
 """One run of bytes: from, to, and how many. Offsets within one layer's memory."""
-_SOURCE: Final = 0
-"""Runs are the same as three rows of numbers, which is what numpy is quick with."""
-_DESTINATION: Final = 1
-_LENGTH: Final = 2
+_SOURCE, _DESTINATION, _LENGTH = range(3)
+"""Which row of Runs: the same as COPY, as three rows of numbers, which numpy is quick with."""
 SCATTERED_BYTES: Final = 4096
 """Shorter runs cost a network more than gathering them costs the sender."""
 
